@@ -1,0 +1,338 @@
+"""The configuration: its top-level schema, the checks across keys, and a run's identity.
+
+Only light modules are imported here, so that a mistake is answered before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import re
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from cifar_lightning.errors import UserError, bad_value, unknown_name
+
+CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+# Where a training is computed, what it is called and what follows it: none of it changes the
+# trained weights, so none of it is in a run's identity. Everything else is.
+NEUTRAL = {
+    "benchmark",
+    "channels_last",
+    "compile",
+    "id",
+    "outputs",
+    "rerun",
+    "data.cache_dir",
+    "data.connect_timeout",
+    "data.eval_batch_size",
+    "data.md5",
+    "data.mirrors",
+    "data.num_workers",
+    "data.root",
+    "trainer.accelerator",
+    "trainer.benchmark",
+    "trainer.deterministic",
+    "trainer.devices",  # enters as the number of processes
+    "trainer.num_nodes",
+    "trainer.profiler",
+    "trainer.strategy",
+}
+
+
+@dataclass
+class TrainConfig:
+    """Types of the top level of ``conf/train.yaml``, which holds the values."""
+
+    model: dict[str, Any] = MISSING
+    optim: dict[str, Any] = MISSING
+    scheduler: dict[str, Any] = MISSING
+    data: dict[str, Any] = MISSING
+    augment: dict[str, Any] = MISSING
+    trainer: dict[str, Any] = MISSING
+    benchmark: dict[str, Any] = MISSING
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    seed: int = MISSING
+    precision: str = MISSING
+    label_smoothing: float = MISSING
+    channels_last: bool = MISSING
+    compile: bool = MISSING
+    id: str | None = MISSING
+    outputs: str = MISSING
+    rerun: bool = MISSING
+
+
+# --- Checks ---------------------------------------------------------------------------------
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _number(holds: Callable[[Any], bool]) -> Callable[[object], bool]:
+    return lambda value: _is_number(value) and holds(value)
+
+
+def _whole(holds: Callable[[Any], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and holds(value)
+
+
+_POSITIVE = (_number(lambda v: v > 0), "a number above 0")
+_NOT_NEGATIVE = (_number(lambda v: v >= 0), "a number of 0 or more")
+_BELOW_ONE = (_number(lambda v: 0 <= v < 1), "0 or more, below 1")
+
+# Each key that is there must satisfy its rule; the text says what is allowed.
+RULES: dict[str, tuple[Callable[[object], bool], str]] = {
+    "epochs": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
+    "batch_size": (_whole(lambda v: v >= 2), "a whole number of at least 2"),
+    "seed": (_whole(lambda v: 0 <= v < 2**32), "a whole number from 0 to 2^32 - 1"),
+    "label_smoothing": _BELOW_ONE,
+    "precision": (lambda v: v in PRECISIONS, ", ".join(PRECISIONS)),
+    "id": (
+        lambda v: v is None or bool(re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,63}", str(v), re.ASCII)),
+        "up to 64 letters, digits and ._+-, a letter or digit first",
+    ),
+    "optim.lr": _POSITIVE,
+    "optim.momentum": _BELOW_ONE,
+    "optim.weight_decay": _NOT_NEGATIVE,
+    "scheduler.warmup": _BELOW_ONE,
+    "model.dropout": _BELOW_ONE,
+    "model.bn_momentum": (_number(lambda v: 0 < v <= 1), "above 0, at most 1"),
+    "model.bn_eps": _POSITIVE,
+    "data.val_fraction": (_number(lambda v: 0 < v < 1), "above 0, below 1"),
+    "data.num_workers": (_whole(lambda v: v >= 0), "a whole number of 0 or more"),
+    "data.eval_batch_size": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
+    "data.num_classes": (_whole(lambda v: v >= 2), "a whole number of at least 2"),
+    "data.connect_timeout": _POSITIVE,
+}
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Check the values of a resolved configuration that can be judged without torch.
+
+    Raises:
+        UserError: With the key, the value and what is allowed.
+    """
+    for key, (holds, allowed) in RULES.items():
+        value: Any = config
+        for part in key.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                break
+            value = value[part]
+        else:
+            if not holds(value):
+                raise bad_value(key, value, allowed)
+
+
+def check_component(name: str, node: Mapping[str, Any], given: tuple[str, ...] = ()) -> None:
+    """Check a component's keys and their types against the signature of its ``_target_``.
+
+    Args:
+        name: Where the component is, such as ``optim``.
+        node: Its resolved configuration; components inside it are checked too.
+        given: Arguments that the code adds when it builds the component.
+
+    Raises:
+        UserError: If the target does not exist, a key is none of its arguments, a needed one is
+            missing or a value has the wrong type.
+    """
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            check_component(f"{name}.{key}", value)
+    if "_target_" not in node:
+        return
+    from hydra.utils import get_object  # imports what the target names
+
+    try:
+        target = get_object(node["_target_"])
+    except Exception as error:
+        raise bad_value(f"{name}._target_", node["_target_"], "what can be imported") from error
+    parameters = _parameters(target)
+    settings = {key: value for key, value in node.items() if not key.startswith("_")}
+    for key, value in settings.items():
+        if key not in parameters or key in given:
+            allowed = [parameter for parameter in parameters if parameter not in given]
+            raise unknown_name(f"key in {name}", key, allowed)
+        if not _fits(value, parameters[key].annotation):
+            expected = _describe(parameters[key].annotation)
+            raise bad_value(f"{name}.{key}", value, expected)
+    for key, parameter in parameters.items():
+        needed = parameter.default is parameter.empty and not node.get("_partial_")
+        if needed and key not in settings and key not in given:
+            raise UserError(f"{name}.{key}: needed by {node['_target_']}")
+
+
+def _parameters(target: Any) -> dict[str, inspect.Parameter]:
+    """Collect named parameters with real annotations; ``**kwargs`` go on to the base class."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for level in target.__mro__ if inspect.isclass(target) else (target,):
+        function = level.__dict__.get("__init__") if inspect.isclass(level) else level
+        if function is None:
+            continue
+        hints = get_type_hints(function)
+        own = inspect.signature(function).parameters
+        for key, parameter in own.items():
+            if key != "self" and parameter.kind not in (
+                parameter.VAR_KEYWORD,
+                parameter.VAR_POSITIONAL,
+            ):
+                parameters[key] = parameter.replace(annotation=hints.get(key, Any))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
+            break
+    return parameters
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Tell whether a plain value can be of the annotated type; unclear annotations allow all."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return any(_fits(value, option) for option in get_args(annotation))
+    if get_origin(annotation) is Literal:
+        return value in get_args(annotation)
+    if annotation is float:
+        return _is_number(value)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation in (bool, str):
+        return isinstance(value, annotation)
+    if annotation is type(None):
+        return value is None
+    if get_origin(annotation) is list:
+        return isinstance(value, list) and all(
+            _fits(item, option) for item in value for option in get_args(annotation)
+        )
+    return True
+
+
+def _describe(annotation: Any) -> str:
+    return getattr(annotation, "__name__", str(annotation)).replace("typing.", "")
+
+
+# --- Identity -------------------------------------------------------------------------------
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """Make plain containers of the task's part of a composed configuration.
+
+    Raises:
+        UserError: If a needed value is missing.
+    """
+    keys = [field.name for field in fields(TrainConfig)]
+    task = OmegaConf.masked_copy(config, keys)
+    for key in OmegaConf.missing_keys(task):
+        raise UserError(f"{key}: needs a value, say {key}=...")
+    resolved = OmegaConf.to_container(task, resolve=True)
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def training_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep of a resolved configuration what changes the trained weights.
+
+    A value of None says that an optional feature is off and is left out, so that adding such a
+    feature renames no old run.
+    """
+
+    def kept(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        result = {}
+        for key, value in node.items():
+            if prefix + key in NEUTRAL or value is None:
+                continue
+            result[key] = kept(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        return result
+
+    training = kept(config, "")
+    training["augment"] = list(training["augment"].items())  # transforms work in this order
+    trainer = config["trainer"]
+    processes = [trainer.get("devices", 1), trainer.get("num_nodes", 1)]
+    if processes != [1, 1]:
+        training["processes"] = processes
+    return training
+
+
+def run_name(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
+    """Name a run: ``<model>-<optim>-<scheduler>-e<epochs>-s<seed>-<8 hex>``.
+
+    Args:
+        config: Resolved and checked.
+        choices: The option chosen in each group.
+    """
+    canonical = json.dumps(training_config(config), sort_keys=True)
+    hexdigest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
+    parts = [choices["model"], choices["optim"], choices["scheduler"]]
+    return "-".join([*parts, f"e{config['epochs']}", f"s{config['seed']}", hexdigest])
+
+
+def _resolve_run_name(_root_: DictConfig) -> str:
+    """Check the whole configuration and name its run.
+
+    Hydra asks for the name before it makes the run's folder, so a mistake leaves nothing behind.
+    """
+    config = resolve(_root_)
+    check(config)
+    hydra = _root_.get("hydra") or HydraConfig.get()
+    return run_name(config, hydra.runtime.choices)
+
+
+def register() -> None:
+    """Make the schema and the ``run_name`` resolver known to Hydra."""
+    ConfigStore.instance().store(name="schema", node=TrainConfig)
+    OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
+
+
+# --- Hydra's errors in one line -------------------------------------------------------------
+
+
+def explain(error: BaseException) -> UserError | None:
+    """Turn an error of composing a configuration into one line, or None if it is another."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    for link in chain:
+        if isinstance(link, UserError):
+            return link
+    for link in chain:
+        if isinstance(link, MissingConfigException) and link.options is not None:
+            group, _, option = (link.missing_cfg_file or "").rpartition("/")
+            options = [name for name in link.options if not name.startswith("_")]
+            return unknown_name(f"option of {group}", option, options)
+        if isinstance(link, ConfigKeyError | ConfigAttributeError):
+            return _explain_key(link)
+        if isinstance(link, ValidationError | MissingMandatoryValue):
+            return UserError(f"{link.full_key}: {_first_line(link)}")
+    for link in reversed(chain):
+        if isinstance(link, HydraException | OmegaConfBaseException):
+            return UserError(_first_line(link))
+    return None
+
+
+def _explain_key(error: OmegaConfBaseException) -> UserError:
+    full_key, parent = str(error.full_key or error.key), error.parent_node
+    where, _, key = full_key.rpartition(".")
+    names = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
+    return unknown_name(f"key in {where}" if where else "key", key, names)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]

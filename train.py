@@ -1,0 +1,19 @@
+"""Train one light network on CIFAR-10 and add its row to the results table.
+
+    python train.py model=mobilenetv3 optim=sgd
+
+``python train.py --help`` lists every setting.
+"""
+
+from cifar_lightning.command import command
+
+
+@command("train")
+def main(config):
+    from cifar_lightning.experiment import run  # imports torch: only for a good configuration
+
+    run(config)
+
+
+if __name__ == "__main__":
+    main()
