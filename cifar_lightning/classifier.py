@@ -1,0 +1,124 @@
+"""The LightningModule: loss, metrics and optimizer around a backbone that it is handed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from cifar_lightning.data import Batch
+
+Stage = Literal["train", "val", "test"]
+
+
+class ImageClassifier(LightningModule):
+    """Trains a backbone with cross-entropy.
+
+    Metrics accumulate on the device and are read once an epoch, so no step waits for the device.
+
+    Args:
+        backbone: Maps (B, 3, 32, 32) to (B, num_classes).
+        num_classes: Number of classes.
+        optimizer: Called with parameter groups.
+        scheduler: Called with the optimizer and ``total_steps``; stepped once per batch.
+        label_smoothing: Of the training loss; validation and test losses go without.
+        channels_last: Memory format while training.
+        compile: Compile the backbone for training.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
+        scheduler: Callable[..., LRScheduler],
+        label_smoothing: float,
+        channels_last: bool,
+        compile: bool,
+    ) -> None:
+        super().__init__()
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.backbone = backbone.to(memory_format=memory_format)  # type: ignore[call-overload]
+        if compile:
+            # In place: unlike torch.compile(backbone) it leaves the checkpoint's keys alone.
+            self.backbone.compile()
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.label_smoothing = label_smoothing
+        self.metrics = nn.ModuleDict()
+        for stage in ("train", "val", "test"):
+            self.metrics[f"{stage}/loss"] = MeanMetric()
+            self.metrics[f"{stage}/acc"] = MulticlassAccuracy(
+                num_classes, average="micro", validate_args=False
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.backbone(images)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._step(batch, "train", self.label_smoothing)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step(batch, "test")
+
+    def _step(self, batch: Batch, stage: Stage, label_smoothing: float = 0.0) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        self.metrics[f"{stage}/loss"].update(loss.detach(), weight=len(labels))
+        self.metrics[f"{stage}/acc"].update(logits.detach(), labels)
+        return loss
+
+    def _log_epoch(self, stage: Stage) -> None:
+        for name in (f"{stage}/loss", f"{stage}/acc"):
+            metric = self.metrics[name]
+            self.log(name, metric.compute())  # over all processes already
+            metric.reset()
+
+    def on_train_epoch_end(self) -> None:
+        self._log_epoch("train")
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_epoch("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_epoch("test")
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(parameter_groups(self.backbone))
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = self.scheduler(optimizer, total_steps=total_steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+
+def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
+    """Keep weight decay off BatchNorm and biases, which have one dimension.
+
+    Args:
+        network: Its learnable parameters are divided.
+
+    Returns:
+        Two groups: weights of convolutions and linear layers, decayed as the optimizer says, and
+        everything else with ``weight_decay`` 0.
+    """
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
+        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]

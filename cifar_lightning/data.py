@@ -1,0 +1,263 @@
+"""CIFAR-10 and data like it for training: the held-out split and the batches.
+
+Images stay in memory as uint8; a batch is cut out by its indices, moved to the device, and only
+there augmented and normalised.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, TensorDataset
+
+from cifar_lightning.errors import bad_value
+from cifar_lightning.sources import (
+    ImageData,
+    read_cifar10,
+    read_digits,
+    read_image_folder,
+    stratified_split,
+)
+
+Batch = tuple[Tensor, Tensor]
+SplitName = Literal["train", "val", "test"]
+
+
+def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
+    """Derive the seed of one epoch in one process, so that nothing depends on what ran before."""
+    return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
+
+
+class IndexBatches(Sampler[Tensor]):
+    """Yields the indices of one batch at a time, as a function of (seed, epoch, rank) alone.
+
+    Args:
+        indices: Shape (N,): the images this split consists of.
+        batch_size: Per process.
+        shuffle: True: an order of its own every epoch, the last incomplete batch dropped (it
+            would give BatchNorm too few images), every process the same number of batches.
+            False: each image exactly once over all processes, the last batch included.
+        seed: Of the order.
+        epoch: The first epoch; Lightning sets the following ones with `set_epoch`.
+        rank: This process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        indices: Tensor,
+        batch_size: int,
+        shuffle: bool,
+        seed: int = 0,
+        epoch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.indices = indices
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = epoch
+        self.rank = rank
+        self.world_size = world_size
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        if self.shuffle:
+            return len(self.indices) // (self.batch_size * self.world_size)
+        return -(-len(self.indices[self.rank :: self.world_size]) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        order = self.indices
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
+            order = order[torch.randperm(len(order), generator=generator)]
+            order = order[: len(self) * self.batch_size * self.world_size]
+        yield from order[self.rank :: self.world_size].split(self.batch_size)
+
+
+class Normalize:
+    """uint8 pixels to float32 with the data set's mean 0 and standard deviation 1.
+
+    Args:
+        mean: Per channel, of pixels in [0, 1].
+        std: Per channel.
+
+    Raises:
+        ValueError: If there are not three of each or a deviation is not positive.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(
+                f"mean={list(mean)}, std={list(std)}: allowed are 3 numbers each, std above 0"
+            )
+        self._shift = torch.tensor(mean).view(3, 1, 1) * 255
+        self._scale = 1 / (torch.tensor(std).view(3, 1, 1) * 255)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self._shift.device != images.device:
+            self._shift, self._scale = self._shift.to(images.device), self._scale.to(images.device)
+        return images.float().sub_(self._shift).mul_(self._scale)
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """Batches for training, validation and testing from any source of images.
+
+    Args:
+        name: What the results table calls the data set.
+        num_classes: Has to agree with what is read.
+        val_fraction: Share of the training images held out to choose the checkpoint.
+        split_seed: Of the held-out split; not the training's, so all seeds share the split.
+        batch_size: Of training, per process.
+        eval_batch_size: Of validation and testing, per process.
+        num_workers: Processes that cut batches; 0 is usually fastest.
+        seed: Of the training order.
+        mean: Per channel, of pixels in [0, 1].
+        std: Per channel.
+        augment: Transforms of uint8 batches, applied in order while training.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        num_classes: int,
+        val_fraction: float,
+        split_seed: int,
+        batch_size: int,
+        eval_batch_size: int,
+        num_workers: int,
+        seed: int,
+        mean: list[float],
+        std: list[float],
+        augment: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.num_classes = num_classes
+        self.val_fraction = val_fraction
+        self.split_seed = split_seed
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.normalize = Normalize(mean, std)
+        self.augment = dict(augment or {})
+
+    @abstractmethod
+    def read(self) -> ImageData:
+        """Read the whole data set into memory."""
+
+    @cached_property
+    def images(self) -> ImageData:
+        """The data set, read when it is first asked for.
+
+        Raises:
+            UserError: If it can't be read or does not fit the configuration.
+        """
+        images = self.read()
+        if len(images.classes) != self.num_classes:
+            raise bad_value(
+                "data.num_classes", self.num_classes, f"{len(images.classes)}, the classes found"
+            )
+        return images
+
+    @cached_property
+    def indices(self) -> dict[SplitName, Tensor]:
+        """Where each split's images are: train and val in ``images.train``, test in its own.
+
+        Raises:
+            UserError: If a split is too small to work with.
+        """
+        labels = self.images.train.labels
+        train, val = stratified_split(labels, self.val_fraction, self.split_seed)
+        if len(val.unique()) == 0 or len(train) == 0:
+            raise bad_value("data.val_fraction", self.val_fraction, "what leaves images in both")
+        if self.batch_size > len(train):
+            raise bad_value("batch_size", self.batch_size, f"2 to {len(train)}, the train split")
+        return {"train": train, "val": val, "test": torch.arange(len(self.images.test.labels))}
+
+    def loader(self, split: SplitName) -> DataLoader[Batch]:
+        """Make the loader of one split; batches are uint8 and lie on the CPU."""
+        source = self.images.test if split == "test" else self.images.train
+        training = split == "train"
+        trainer = self.trainer
+        sampler = IndexBatches(
+            self.indices[split],
+            self.batch_size if training else self.eval_batch_size,
+            shuffle=training,
+            seed=self.seed,
+            # With workers the first batches are drawn before Lightning calls `set_epoch`.
+            epoch=trainer.current_epoch if trainer else 0,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+        return DataLoader(
+            TensorDataset(source.images, source.labels),
+            batch_size=None,  # an element is a batch already
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # Its own, so that making an iterator draws nothing from the global one.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self.loader("train")
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self.loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self.loader("test")
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment (in training) and normalise a batch that already lies on its device."""
+        images, labels = batch
+        if self.trainer is not None and self.trainer.training:
+            for transform in self.augment.values():
+                images = transform(images)
+        return self.normalize(images), labels
+
+
+class CIFAR10DataModule(ImageDataModule):
+    """The original CIFAR-10 archive; arguments as for `sources.read_cifar10`."""
+
+    def __init__(
+        self, root: str, mirrors: list[str], md5: str, connect_timeout: float, **shared: Any
+    ) -> None:
+        super().__init__(**shared)
+        self.root, self.mirrors, self.md5 = root, mirrors, md5
+        self.connect_timeout = connect_timeout
+
+    def read(self) -> ImageData:
+        return read_cifar10(self.root, self.mirrors, self.md5, self.connect_timeout)
+
+
+class ImageFolderDataModule(ImageDataModule):
+    """A folder of images; arguments as for `sources.read_image_folder`."""
+
+    def __init__(self, root: str, cache_dir: str, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.root, self.cache_dir = root, cache_dir
+
+    def read(self) -> ImageData:
+        return read_image_folder(self.root, self.cache_dir)
+
+
+class DigitsDataModule(ImageDataModule):
+    """scikit-learn's handwritten digits."""
+
+    def read(self) -> ImageData:
+        return read_digits()
