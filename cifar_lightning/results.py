@@ -1,0 +1,344 @@
+"""Runs and measurements, their JSON files, and the results table that is derived from them.
+
+The JSON files are the truth; the table is a view, rebuilt whole each time, so a lost or damaged
+table costs nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from filelock import FileLock
+
+log = logging.getLogger(__name__)
+
+MEGA = 1e6  # MB, M parameters and M MACs are decimal
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file in one step: readers see the old or the new text, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+class _Record:
+    """A dataclass with a JSON form."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the record.
+
+        Raises:
+            ValueError: If the file is not a record of this kind.
+            FileNotFoundError: If there is none.
+        """
+        content = json.loads(path.read_text())
+        try:
+            return cls(**content)
+        except TypeError as error:
+            raise ValueError(f"{path}: not a {cls.__name__.lower()} ({error})") from error
+
+    def to_json(self) -> str:
+        assert dataclasses.is_dataclass(self)
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+
+@dataclass(frozen=True)
+class Run(_Record):
+    """One training: what was asked for, where it ran, and what came out.
+
+    Attributes:
+        name: Its identity, a function of the training configuration.
+        choices: The option chosen in each configuration group.
+        config: The resolved configuration.
+        status: ``running``, ``interrupted``, ``failed`` or ``finished``.
+        data_fingerprint: Of the images it was trained on.
+        code: Git commit and whether the tree had changes.
+        val_acc: Best validation accuracy in percent.
+        test_acc: Test accuracy of that checkpoint in percent.
+        train_seconds: Time in training and validation, over all continuations.
+    """
+
+    name: str
+    id: str | None
+    choices: dict[str, str]
+    config: dict[str, Any]
+    status: str
+    started: str
+    data_fingerprint: str
+    code: dict[str, Any]
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    params: int
+    macs: int
+    error: str | None = None
+    val_acc: float | None = None
+    test_acc: float | None = None
+    train_seconds: float | None = None
+
+    FILE: ClassVar[str] = "run.json"
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read the run of a folder; errors as `read`."""
+        return cls.read(folder / cls.FILE)
+
+    def save(self, folder: Path) -> Self:
+        write_atomically(folder / self.FILE, self.to_json())
+        return self
+
+    @property
+    def label(self) -> str:
+        """The ID in the table: the user's, else the eight hex digits of the name."""
+        return self.id or self.name.rpartition("-")[2]
+
+
+@dataclass(frozen=True)
+class Measurement(_Record):
+    """One variant of one run on one device.
+
+    Attributes:
+        status: ``ok``, ``disturbed``, ``unsupported`` or ``failed``.
+        reason: Why it is not ``ok``.
+        device: The hardware's name for people.
+        hardware: The same as part of a file name.
+        clock: ``cuda_event`` or ``perf_counter``.
+        protocol: ``full`` or ``quick``.
+        test_acc: In percent, evaluated under this variant on the whole test split.
+        latency: Fields of `latency.LatencyStats`.
+        size_bytes: Of the file that this variant ships.
+        environment: Versions, machine and every flag that was set.
+        samples_ms: Every sample, in the order taken.
+    """
+
+    run: str
+    variant: str
+    status: str
+    reason: str | None
+    device: str
+    hardware: str
+    threads: int
+    clock: str
+    protocol: str
+    protocol_version: int
+    test_acc: float | None
+    latency: dict[str, Any]
+    size_bytes: int | None
+    code: dict[str, Any]
+    environment: dict[str, Any]
+    samples_ms: list[float] = field(repr=False)
+
+    FOLDER: ClassVar[str] = "measurements"
+
+    @property
+    def configuration(self) -> tuple[str, str, int]:
+        """What was measured, whatever the protocol."""
+        return self.variant, self.hardware, self.threads
+
+    def save(self, run_folder: Path) -> Path:
+        """Write it into its run's folder, in place of an earlier one of the same kind."""
+        name = f"{self.variant}@{self.hardware}-t{self.threads}-{self.protocol}.json"
+        path = run_folder / self.FOLDER / name
+        write_atomically(path, self.to_json())
+        return path
+
+
+# --- The table ------------------------------------------------------------------------------
+
+CSV_COLUMNS = (
+    "id",
+    "run",
+    "model",
+    "optim",
+    "scheduler",
+    "epochs",
+    "seed",
+    "dataset",
+    "variant",
+    "val_acc",
+    "test_acc",
+    "lat_mean_ms",
+    "lat_p50_ms",
+    "lat_p95_ms",
+    "lat_std_ms",
+    "lat_n",
+    "lat_converged",
+    "size_mb",
+    "params",
+    "macs",
+    "device",
+    "threads",
+    "clock",
+    "protocol",
+    "torch",
+    "status",
+    "error",
+    "started",
+)
+
+Row = dict[str, Any]
+
+
+def rows_of(folder: Path) -> list[Row]:
+    """Make the table's rows of one run: one a measurement, and one for a failed run without any.
+
+    A run that is still under way gives none, and of two protocols on the same hardware only
+    ``full`` is shown.
+    """
+    try:
+        run = Run.load(folder)
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        log.warning("%s is damaged and left out (%s)", folder / Run.FILE, error)
+        return []
+    measurements = list(_measurements(folder))
+    fully = {m.configuration for m in measurements if m.protocol == "full"}
+    shown = [m for m in measurements if m.protocol == "full" or m.configuration not in fully]
+    if not shown and run.status == "failed":
+        return [_row(run, None)]
+    return [_row(run, measurement) for measurement in shown]
+
+
+def _measurements(folder: Path) -> Iterator[Measurement]:
+    for path in sorted((folder / Measurement.FOLDER).glob("*.json")):
+        try:
+            yield Measurement.read(path)
+        except ValueError as error:
+            log.warning("%s is damaged and left out (%s)", path, error)
+
+
+def _row(run: Run, measurement: Measurement | None) -> Row:
+    row: Row = dict.fromkeys(CSV_COLUMNS)
+    row |= {key: run.choices.get(key) for key in ("model", "optim", "scheduler")}
+    row |= {
+        "id": run.label,
+        "run": run.name,
+        "epochs": run.config["epochs"],
+        "seed": run.config["seed"],
+        "dataset": run.config["data"]["name"],
+        "val_acc": run.val_acc,
+        "params": run.params,
+        "macs": run.macs,
+        "status": run.status,
+        "error": run.error,
+        "started": run.started,
+    }
+    if measurement is not None:
+        latency = measurement.latency
+        row |= {f"lat_{key}": latency.get(key) for key in ("mean_ms", "p50_ms", "p95_ms")}
+        row |= {f"lat_{key}": latency.get(key) for key in ("std_ms", "n", "converged")}
+        row |= {
+            "variant": measurement.variant,
+            "test_acc": measurement.test_acc,
+            "size_mb": measurement.size_bytes and measurement.size_bytes / MEGA,
+            "device": measurement.device,
+            "threads": measurement.threads,
+            "clock": measurement.clock,
+            "protocol": measurement.protocol,
+            "torch": measurement.environment["versions"]["torch"],
+            "status": measurement.status,
+            "error": measurement.reason,
+        }
+    return row
+
+
+def write_table(outputs: Path) -> list[Row]:
+    """Rebuild ``results.csv`` and ``results.md`` from every run under ``outputs``.
+
+    Listing, building and replacing happen under one file lock, so of several writers the last one
+    has seen what all the others wrote.
+
+    Returns:
+        The rows, runs in the order in which they were started.
+    """
+    with FileLock(outputs / ".results.lock"):
+        rows = [row for folder in (outputs / "runs").iterdir() for row in rows_of(folder)]
+        rows.sort(key=lambda row: (row["started"], row["run"], str(row["variant"])))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: _plain(value) for key, value in row.items()} for row in rows)
+        write_atomically(outputs / "results.csv", text.getvalue())
+        write_atomically(outputs / "results.md", markdown(rows))
+    return rows
+
+
+def _plain(value: object) -> object:
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def markdown(rows: list[Row]) -> str:
+    """Draw the table for people. What is not there is a dash."""
+    header = (
+        "ID",
+        "Variant",
+        "Acc. (%)",
+        "Lat. mean (ms)",
+        "Lat. p95 (ms)",
+        "Size (MB)",
+        "Params (M)",
+        "MACs (M)",
+        "Device",
+    )
+    lines = [header] + [_cells(row) for row in rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    numeric = range(2, 8)
+    rule = [
+        "-" * (width - 1) + ":" if column in numeric else "-" * width
+        for column, width in enumerate(widths)
+    ]
+    drawn = [
+        "| "
+        + " | ".join(
+            cell.rjust(width) if column in numeric else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        + " |"
+        for line in (header, tuple(rule), *lines[1:])
+    ]
+    return "\n".join(drawn) + "\n"
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    def number(value: float | None, digits: int) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    def millions(value: int | None) -> float | None:
+        return None if value is None else value / MEGA
+
+    device = row["device"] or "-"
+    if row["device"] and row["clock"] == "perf_counter":
+        device += f", {row['threads']} thread" + ("s" if row["threads"] != 1 else "")
+    if row["protocol"] == "quick":
+        device += " (quick)"
+    if row["lat_converged"] is False:
+        device += " (not converged)"
+    variant = row["variant"] or "-"
+    if row["status"] not in ("ok", "finished"):
+        variant += f" ({row['status']})"
+    return (
+        str(row["id"]),
+        variant,
+        number(row["test_acc"], 2),
+        number(row["lat_mean_ms"], 3),
+        number(row["lat_p95_ms"], 3),
+        number(row["size_mb"], 2),
+        number(millions(row["params"]), 2),
+        number(millions(row["macs"]), 2),
+        device.replace("|", "/"),
+    )
