@@ -5,11 +5,14 @@
 ``python train.py --help`` lists every setting.
 """
 
+from omegaconf import DictConfig
+
 from cifar_lightning.command import command
 
 
 @command("train")
-def main(config):
+def main(config: DictConfig) -> None:
+    """Bring the configured run to its row of the results table."""
     from cifar_lightning.experiment import run  # imports torch: only for a good configuration
 
     run(config)

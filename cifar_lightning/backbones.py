@@ -7,6 +7,8 @@ network is one function here and one file in ``conf/model``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torchvision import models
@@ -42,10 +44,7 @@ def mobilenet_v3_small(
     Raises:
         ValueError: If the output stride is out of reach or the width is not positive.
     """
-    _check_width(width)
-    network = models.mobilenet_v3_small(
-        weights=None, num_classes=num_classes, width_mult=width, dropout=dropout
-    )
+    network = _mobilenet(models.mobilenet_v3_small, num_classes, width, dropout)
     return adapt(network, output_stride, bn_momentum, bn_eps)
 
 
@@ -58,10 +57,7 @@ def mobilenet_v3_large(
     bn_eps: float,
 ) -> nn.Module:
     """Build MobileNetV3-Large (Howard et al. 2019); arguments as for `mobilenet_v3_small`."""
-    _check_width(width)
-    network = models.mobilenet_v3_large(
-        weights=None, num_classes=num_classes, width_mult=width, dropout=dropout
-    )
+    network = _mobilenet(models.mobilenet_v3_large, num_classes, width, dropout)
     return adapt(network, output_stride, bn_momentum, bn_eps)
 
 
@@ -74,10 +70,7 @@ def mobilenet_v2(
     bn_eps: float,
 ) -> nn.Module:
     """Build MobileNetV2 (Sandler et al. 2018); arguments as for `mobilenet_v3_small`."""
-    _check_width(width)
-    network = models.mobilenet_v2(
-        weights=None, num_classes=num_classes, width_mult=width, dropout=dropout
-    )
+    network = _mobilenet(models.mobilenet_v2, num_classes, width, dropout)
     return adapt(network, output_stride, bn_momentum, bn_eps)
 
 
@@ -178,6 +171,9 @@ def _downsampling_steps(network: nn.Module) -> list[list[nn.Conv2d | nn.MaxPool2
     return [steps[resolution] for resolution in sorted(steps, reverse=True)]
 
 
-def _check_width(width: float) -> None:
+def _mobilenet(
+    build: Callable[..., nn.Module], num_classes: int, width: float, dropout: float
+) -> nn.Module:
     if not 0 < width <= 4:
         raise ValueError(f"width={width}: allowed is above 0, at most 4")
+    return build(weights=None, num_classes=num_classes, width_mult=width, dropout=dropout)

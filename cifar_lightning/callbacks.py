@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
@@ -18,7 +16,6 @@ from cifar_lightning.data import ImageDataModule, epoch_seed
 from cifar_lightning.errors import bad_value, unknown_name
 from cifar_lightning.latency import PROTOCOLS
 from cifar_lightning.measure import latency_scalars, measure
-from cifar_lightning.results import write_table
 from cifar_lightning.variants import VARIANTS
 
 log = logging.getLogger(__name__)
@@ -93,7 +90,7 @@ class RunProgressBar(ProgressBar):
     def _estimate(self, trainer: Trainer) -> None:
         assert self._bar is not None
         per_step = (time.perf_counter() - self._warm_since) / (self.ESTIMATE_STEP - self.WARM_STEPS)
-        remaining = (self._bar.total - trainer.global_step) * per_step
+        remaining = ((self._bar.total or 0) - trainer.global_step) * per_step
         if self._enabled:
             log.info("about %s for the training", duration(remaining))
 
@@ -130,7 +127,7 @@ class Benchmark(Callback):
     def __init__(self, variants: list[str], threads: list[int], protocol: str) -> None:
         for variant in variants:
             if variant not in VARIANTS:
-                raise unknown_name("variant", variant, VARIANTS)
+                raise unknown_name(f"benchmark.variants={variant}", "variant", variant, VARIANTS)
         if protocol not in PROTOCOLS:
             raise bad_value("benchmark.protocol", protocol, ", ".join(PROTOCOLS))
         if not threads or min(threads) < 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningModule
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from cifar_lightning.data import Batch
@@ -46,7 +46,7 @@ class ImageClassifier(LightningModule):
     ) -> None:
         super().__init__()
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.backbone = backbone.to(memory_format=memory_format)  # type: ignore[call-overload]
+        self.backbone = backbone.to(memory_format=memory_format)
         if compile:
             # In place: unlike torch.compile(backbone) it leaves the checkpoint's keys alone.
             self.backbone.compile()
@@ -77,13 +77,16 @@ class ImageClassifier(LightningModule):
         images, labels = batch
         logits = self(images)
         loss = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        self.metrics[f"{stage}/loss"].update(loss.detach(), weight=len(labels))
-        self.metrics[f"{stage}/acc"].update(logits.detach(), labels)
+        self._metric(f"{stage}/loss").update(loss.detach(), weight=len(labels))
+        self._metric(f"{stage}/acc").update(logits.detach(), labels)
         return loss
+
+    def _metric(self, name: str) -> Metric:
+        return cast(Metric, self.metrics[name])
 
     def _log_epoch(self, stage: Stage) -> None:
         for name in (f"{stage}/loss", f"{stage}/acc"):
-            metric = self.metrics[name]
+            metric = self._metric(name)
             self.log(name, metric.compute())  # over all processes already
             metric.reset()
 
@@ -120,5 +123,8 @@ def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     return [
         {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
-        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [parameter for parameter in parameters if parameter.ndim <= 1],
+            "weight_decay": 0.0,
+        },
     ]

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from cifar_lightning import config
-from cifar_lightning.errors import CifarLightningError, UserError
+from cifar_lightning.errors import CifarLightningError, Interrupted, UserError
 
 
 def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -30,12 +31,14 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
 
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         config.register()
+        composed: list[DictConfig] = []
 
         @wraps(task)
         def tidy_task(cfg: DictConfig) -> None:
+            composed.append(cfg)
             try:
                 task(cfg)
-            except UserError:
+            except (UserError, KeyboardInterrupt):
                 _remove_leftovers()
                 raise
 
@@ -46,18 +49,28 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
         @wraps(task)
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, instead of printing and exiting with 1
+            composed.clear()
             try:
                 hydra_main()
+            except KeyboardInterrupt:
+                _end(Interrupted("interrupted"))
             except Exception as error:
                 known = error if isinstance(error, CifarLightningError) else config.explain(error)
+                if known is None and not composed:
+                    # Hydra does not wrap everything that it finds wrong with a command line.
+                    known = UserError(" ".join(str(error).split()))
                 if known is None:
                     raise
-                print(f"error: {known}", file=sys.stderr)
-                sys.exit(known.exit_status)
+                _end(known)
 
         return main
 
     return decorate
+
+
+def _end(error: CifarLightningError) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_status)
 
 
 def _remove_leftovers() -> None:

@@ -23,7 +23,6 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
-    MissingMandatoryValue,
     OmegaConfBaseException,
     ValidationError,
 )
@@ -172,7 +171,7 @@ def check_component(name: str, node: Mapping[str, Any], given: tuple[str, ...] =
     for key, value in settings.items():
         if key not in parameters or key in given:
             allowed = [parameter for parameter in parameters if parameter not in given]
-            raise unknown_name(f"key in {name}", key, allowed)
+            raise unknown_name(f"{name}.{key}", "key", key, allowed)
         if not _fits(value, parameters[key].annotation):
             expected = _describe(parameters[key].annotation)
             raise bad_value(f"{name}.{key}", value, expected)
@@ -316,23 +315,33 @@ def explain(error: BaseException) -> UserError | None:
         if isinstance(link, MissingConfigException) and link.options is not None:
             group, _, option = (link.missing_cfg_file or "").rpartition("/")
             options = [name for name in link.options if not name.startswith("_")]
-            return unknown_name(f"option of {group}", option, options)
+            return unknown_name(f"{group}={option}", "option", option, options)
         if isinstance(link, ConfigKeyError | ConfigAttributeError):
             return _explain_key(link)
-        if isinstance(link, ValidationError | MissingMandatoryValue):
-            return UserError(f"{link.full_key}: {_first_line(link)}")
-    for link in reversed(chain):
+        if isinstance(link, ValidationError):
+            return _explain_type(link)
+    for link in chain:
         if isinstance(link, HydraException | OmegaConfBaseException):
-            return UserError(_first_line(link))
+            return UserError(_one_line(link))
     return None
 
 
 def _explain_key(error: OmegaConfBaseException) -> UserError:
     full_key, parent = str(error.full_key or error.key), error.parent_node
-    where, _, key = full_key.rpartition(".")
+    key = full_key.rpartition(".")[2]
     names = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
-    return unknown_name(f"key in {where}" if where else "key", key, names)
+    shown = [name for name in names if not name.startswith("_") and name != "hydra"]
+    return unknown_name(full_key, "key", key, shown)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]
+def _explain_type(error: ValidationError) -> UserError:
+    expected = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+    annotation = str(TrainConfig.__annotations__.get(str(error.full_key), ""))
+    if annotation in expected:
+        return bad_value(str(error.full_key), error.value, expected[annotation])
+    return UserError(f"{error.full_key}: {_one_line(error)}")
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith("See https"))

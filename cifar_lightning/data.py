@@ -9,13 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
 from cifar_lightning.errors import bad_value
 from cifar_lightning.sources import (
@@ -203,7 +203,7 @@ class ImageDataModule(LightningDataModule, ABC):
             world_size=trainer.world_size if trainer else 1,
         )
         return DataLoader(
-            TensorDataset(source.images, source.labels),
+            cast(Dataset[Batch], TensorDataset(source.images, source.labels)),
             batch_size=None,  # an element is a batch already
             sampler=sampler,
             num_workers=self.num_workers,

@@ -33,15 +33,16 @@ def bad_value(key: str, value: object, allowed: str) -> UserError:
     return UserError(f"{key}={value}: allowed is {allowed}")
 
 
-def unknown_name(what: str, name: str, allowed: Iterable[object]) -> UserError:
+def unknown_name(subject: str, kind: str, name: str, allowed: Iterable[object]) -> UserError:
     """Make the error for a name that does not exist, offering the nearest one that does.
 
     Args:
-        what: What the name stands for, such as ``key`` or ``option of model``.
-        name: The name as the user wrote it.
+        subject: What the user wrote, such as ``model=mobilnet`` or ``optim.lrr``.
+        kind: What the name stands for, such as ``key`` or ``option``.
+        name: The name itself.
         allowed: Every valid name.
     """
     names = sorted(str(candidate) for candidate in allowed)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return UserError(f"{name}: no such {what}; {hint}allowed: {', '.join(names) or 'none'}")
+    hint = f"did you mean {near[0]}? " if near else ""
+    return UserError(f"{subject}: no such {kind}; {hint}allowed: {', '.join(names) or 'none'}")

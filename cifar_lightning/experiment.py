@@ -38,11 +38,14 @@ from cifar_lightning.results import MEGA, Row, Run, markdown, rows_of, write_tab
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
-# What the code gives a trainer; the configuration can't give it a second time.
+# What the code gives a trainer or can't do without; the configuration has no say in it.
 TRAINER_GIVEN = (
+    "barebones",
     "callbacks",
     "default_root_dir",
+    "enable_checkpointing",
     "enable_model_summary",
+    "fast_dev_run",
     "logger",
     "num_sanity_val_steps",
     "use_distributed_sampler",
@@ -106,7 +109,8 @@ def run(cfg: DictConfig) -> None:
         data_fingerprint=fingerprint,
         code=provenance.code(),
         versions=provenance.versions(),
-        machine=provenance.machine() | {"device": device_name(experiment.trainer.strategy.root_device)},
+        machine=provenance.machine()
+        | {"device": device_name(experiment.trainer.strategy.root_device)},
         params=count_parameters(experiment.classifier.backbone),
         macs=count_macs(experiment.classifier.backbone),
     ).save(folder)
@@ -114,7 +118,6 @@ def run(cfg: DictConfig) -> None:
         record = fit(experiment, record, last)
         record = test(experiment, record)
     except (KeyboardInterrupt, SystemExit) as stop:
-        record.load(folder)
         replace(Run.load(folder), status="interrupted").save(folder)
         raise Interrupted(
             f"{folder.name}: interrupted; the same command again continues it"
@@ -146,7 +149,9 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
     optimizer = _construct("optim", config)
     scheduler = _construct("scheduler", config)
     _try_optimizer(optimizer, scheduler, backbone)
-    augment = {key: _construct("augment", {"augment": config["augment"][key]}) for key in config["augment"]}
+    augment = {
+        key: _construct("augment", {"augment": config["augment"][key]}) for key in config["augment"]
+    }
     data = _construct("data", config, augment=augment)
     classifier = ImageClassifier(
         backbone,
@@ -280,9 +285,9 @@ def _check_devices(config: dict[str, Any]) -> None:
     if accelerator in ("gpu", "cuda") and not gpus:
         raise bad_value("trainer.accelerator", accelerator, "cpu or auto: there is no GPU here")
     available = (os.cpu_count() or 1) if on_cpu else max(gpus, 1)
-    if isinstance(devices, int) and not isinstance(devices, bool):
-        if not (devices == -1 or 1 <= devices <= available):
-            raise bad_value("trainer.devices", devices, f"1 to {available} on this machine")
+    counted = isinstance(devices, int) and devices != -1
+    if counted and not 1 <= devices <= available:
+        raise bad_value("trainer.devices", devices, f"1 to {available} on this machine")
     if on_cpu and config["precision"] == "16-mixed":
         raise bad_value("precision", "16-mixed", "32-true or bf16-mixed on a CPU")
 
@@ -332,7 +337,11 @@ def _quiet() -> None:
     """Keep Lightning's general advice off the console; what matters is said in our own words."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*smaller than the logging interval.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*LeafSpec.*",
+    ):
         warnings.filterwarnings("ignore", message)
 
 

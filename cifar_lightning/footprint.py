@@ -26,4 +26,4 @@ def count_macs(network: nn.Module, input_shape: tuple[int, ...] = (1, 3, 32, 32)
     clone = copy.deepcopy(network).cpu().eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         clone(torch.zeros(input_shape))
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2

@@ -249,9 +249,7 @@ def collect(
             return samples
 
 
-def _time_with_clock(
-    call: Callable[[], object], device: torch.device, count: int
-) -> list[float]:
+def _time_with_clock(call: Callable[[], object], device: torch.device, count: int) -> list[float]:
     synchronize = torch.mps.synchronize if device.type == "mps" else _nothing
     samples = []
     for _ in range(count):
@@ -267,9 +265,7 @@ def _nothing() -> None:
     """A CPU has finished when the call returns."""
 
 
-def _time_with_events(
-    call: Callable[[], object], device: torch.device, count: int
-) -> list[float]:
+def _time_with_events(call: Callable[[], object], device: torch.device, count: int) -> list[float]:
     starts = [torch.cuda.Event(enable_timing=True) for _ in range(count)]
     ends = [torch.cuda.Event(enable_timing=True) for _ in range(count)]
     with torch.cuda.device(device):

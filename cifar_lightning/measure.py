@@ -125,7 +125,11 @@ def device_name(device: torch.device) -> str:
     """Name the hardware for people and tables."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{provenance.cpu_model()} ({device.type})" if device.type != "cpu" else provenance.cpu_model()
+    return (
+        f"{provenance.cpu_model()} ({device.type})"
+        if device.type != "cpu"
+        else provenance.cpu_model()
+    )
 
 
 @contextmanager

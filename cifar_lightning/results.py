@@ -35,8 +35,9 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+@dataclass(frozen=True)
 class _Record:
-    """A dataclass with a JSON form."""
+    """What has a JSON form."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -53,7 +54,6 @@ class _Record:
             raise ValueError(f"{path}: not a {cls.__name__.lower()} ({error})") from error
 
     def to_json(self) -> str:
-        assert dataclasses.is_dataclass(self)
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
 

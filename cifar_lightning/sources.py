@@ -60,7 +60,7 @@ class ImageData:
         """Sixteen hex digits that change when any pixel, label or class name does."""
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for tensor in (self.train.images, self.train.labels, self.test.images, self.test.labels):
-            digest.update(tensor.contiguous().numpy())
+            digest.update(memoryview(tensor.contiguous().numpy()))
         return digest.hexdigest()[:16]
 
 
@@ -192,7 +192,7 @@ def _fetch(url: str, part: Path, timeout: float) -> bool:
             return True
         raise
     with response:
-        continued = response.status == 206
+        continued: bool = response.status == 206
         done = start if continued else 0
         length = response.headers.get("Content-Length")
         total = done + int(length) if length else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,8 @@ Variant = Callable[[nn.Module, torch.device], AbstractContextManager[Forward]]
 
 # NOTE: three switches, one by one. The global one has not reached convolutions in some releases,
 # and once all three are set, touching the older `allow_tf32` raises.
-_PRECISION_SWITCHES = (
-    torch.backends.cudnn.conv,
+_PRECISION_SWITCHES: tuple[Any, ...] = (
+    torch.backends.cudnn.conv,  # type: ignore[attr-defined]  # made at run time
     torch.backends.cudnn.rnn,
     torch.backends.cuda.matmul,
 )
