@@ -226,7 +226,7 @@ def fit(experiment: Experiment, record: Run, last: Path | None) -> Run:
     assert score is not None
     return replace(
         record,
-        val_acc=100 * float(score),
+        val_acc=percent(float(score)),
         train_seconds=experiment.timer.time_elapsed("train"),
     ).save(experiment.folder)
 
@@ -240,9 +240,14 @@ def test(experiment: Experiment, record: Run) -> Run:
         weights_only=True,
         verbose=False,
     )
-    return replace(record, status="finished", test_acc=100 * metrics["test/acc"]).save(
+    return replace(record, status="finished", test_acc=percent(metrics["test/acc"])).save(
         experiment.folder
     )
+
+
+def percent(share: float) -> float:
+    """Turn a float32 share into percent without its rounding error."""
+    return round(100 * share, 4)
 
 
 # --- Building -------------------------------------------------------------------------------

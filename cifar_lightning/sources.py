@@ -60,7 +60,7 @@ class ImageData:
         """Sixteen hex digits that change when any pixel, label or class name does."""
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for tensor in (self.train.images, self.train.labels, self.test.images, self.test.labels):
-            digest.update(memoryview(tensor.contiguous().numpy()))
+            digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
 
