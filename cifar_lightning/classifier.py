@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
@@ -102,12 +103,24 @@ class ImageClassifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(parameter_groups(self.backbone))
-        total_steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = self.scheduler(optimizer, total_steps=total_steps)
+        scheduler = self.scheduler(optimizer, total_steps=self._total_steps())
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _total_steps(self) -> int:
+        """Count the optimizer's steps in the whole training.
+
+        NOTE: Lightning's ``estimated_stepping_batches`` would make the training iterator here,
+        before a checkpoint is restored; with workers, a continued run would then begin with the
+        first epoch's images.
+        """
+        trainer = self.trainer
+        batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        limit = trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return math.ceil(batches / trainer.accumulate_grad_batches) * int(trainer.max_epochs or 0)
 
 
 def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:

@@ -8,76 +8,100 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning import config
 from cifar_lightning.errors import CifarLightningError, Interrupted, UserError
 
+Task = Callable[[DictConfig], None]
 
-def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+
+def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
     """Make a command out of a function of the composed configuration.
 
-    A mistake of the user ends it with one line on stderr and status 2, and what the command had
-    made is removed again. Other errors of ours end it with one line and their own status.
+    An error of ours ends a job with one line on stderr; the other jobs of a multirun go on, and
+    the command ends with the status of the first error. What a mistake of the user's had left
+    behind is removed again.
 
     Args:
         config_name: The file in ``conf``, without its ending.
     """
 
-    def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
+    def decorate(task: Task) -> Callable[[], None]:
         config.register()
-        composed: list[DictConfig] = []
+        started: list[DictConfig] = []
+        statuses: list[int] = []
+
+        def report(error: CifarLightningError) -> None:
+            print(f"error: {error}", file=sys.stderr)
+            statuses.append(error.exit_status)
 
         @wraps(task)
-        def tidy_task(cfg: DictConfig) -> None:
-            composed.append(cfg)
+        def job(cfg: DictConfig) -> None:
+            started.append(cfg)
             try:
                 task(cfg)
-            except (UserError, KeyboardInterrupt):
+            except (UserError, KeyboardInterrupt) as error:
                 _remove_leftovers()
-                raise
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                report(error)
+            except Interrupted:
+                raise  # no further job of a multirun
+            except CifarLightningError as error:
+                report(error)
 
         hydra_main = hydra.main(
             version_base="1.3", config_path=str(config.CONF_DIR), config_name=config_name
-        )(tidy_task)
+        )(job)
 
         @wraps(task)
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, instead of printing and exiting with 1
-            composed.clear()
+            started.clear()
+            statuses.clear()
+            HydraConfig.instance().cfg = None
             try:
                 hydra_main()
             except KeyboardInterrupt:
-                _end(Interrupted("interrupted"))
+                report(Interrupted("interrupted"))
             except Exception as error:
                 known = error if isinstance(error, CifarLightningError) else config.explain(error)
-                if known is None and not composed:
+                if known is None and not started:
                     # Hydra does not wrap everything that it finds wrong with a command line.
                     known = UserError(" ".join(str(error).split()))
                 if known is None:
                     raise
-                _end(known)
+                _remove_leftovers()
+                report(known)
+            if statuses:
+                sys.exit(statuses[0])
 
         return main
 
     return decorate
 
 
-def _end(error: CifarLightningError) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(error.exit_status)
+class RememberSweep(Callback):
+    """Makes a multirun's settings known before its first job, so that it can be tidied up."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        HydraConfig.instance().set_config(config)
 
 
 def _remove_leftovers() -> None:
     """Remove what Hydra made for a job that never became a run."""
+    if not HydraConfig.initialized():
+        return
     settings = HydraConfig.get()
-    folder = Path(settings.runtime.output_dir)
-    if not (folder / "run.json").exists():
+    job_folder = OmegaConf.select(settings, "runtime.output_dir", throw_on_missing=False)
+    if job_folder and not (folder := Path(job_folder)).joinpath("run.json").exists():
         shutil.rmtree(folder / str(settings.output_subdir), ignore_errors=True)
         (folder / "train.log").unlink(missing_ok=True)
         _remove_empty(folder)

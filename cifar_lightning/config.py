@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -30,6 +30,7 @@ from omegaconf.errors import (
 from cifar_lightning.errors import UserError, bad_value, unknown_name
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
+NAMING_GROUPS = ("model", "optim", "scheduler")  # their options are in a run's name
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 # Where a training is computed, what it is called and what follows it: none of it changes the
@@ -237,7 +238,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     """
     keys = [field.name for field in fields(TrainConfig)]
     task = OmegaConf.masked_copy(config, keys)
-    for key in OmegaConf.missing_keys(task):
+    for key in sorted(OmegaConf.missing_keys(task)):
         raise UserError(f"{key}: needs a value, say {key}=...")
     resolved = OmegaConf.to_container(task, resolve=True)
     assert isinstance(resolved, dict)
@@ -277,7 +278,7 @@ def run_name(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
     """
     canonical = json.dumps(training_config(config), sort_keys=True)
     hexdigest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
-    parts = [choices["model"], choices["optim"], choices["scheduler"]]
+    parts = [choices[group] for group in NAMING_GROUPS]
     return "-".join([*parts, f"e{config['epochs']}", f"s{config['seed']}", hexdigest])
 
 
@@ -289,7 +290,11 @@ def _resolve_run_name(_root_: DictConfig) -> str:
     config = resolve(_root_)
     check(config)
     hydra = _root_.get("hydra") or HydraConfig.get()
-    return run_name(config, hydra.runtime.choices)
+    choices = hydra.runtime.choices
+    for group in NAMING_GROUPS:
+        if not isinstance(choices.get(group), str):
+            raise UserError(f"{group}: needs exactly one option, say {group}=...")
+    return run_name(config, choices)
 
 
 def register() -> None:
@@ -320,6 +325,8 @@ def explain(error: BaseException) -> UserError | None:
             return _explain_key(link)
         if isinstance(link, ValidationError):
             return _explain_type(link)
+        if isinstance(link, OverrideParseException):
+            return UserError(f"{link.override}: can't be read ({_one_line(link)})")
     for link in chain:
         if isinstance(link, HydraException | OmegaConfBaseException):
             return UserError(_one_line(link))

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
@@ -33,6 +33,12 @@ SplitName = Literal["train", "val", "test"]
 def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
     """Derive the seed of one epoch in one process, so that nothing depends on what ran before."""
     return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
+
+
+def epochs_done(trainer: Trainer) -> int:
+    """Count the finished epochs, right also while a continued run is being set up."""
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    return int(progress.processed)
 
 
 class IndexBatches(Sampler[Tensor]):
@@ -198,7 +204,7 @@ class ImageDataModule(LightningDataModule, ABC):
             shuffle=training,
             seed=self.seed,
             # With workers the first batches are drawn before Lightning calls `set_epoch`.
-            epoch=trainer.current_epoch if trainer else 0,
+            epoch=epochs_done(trainer) if trainer else 0,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -21,7 +20,7 @@ from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -38,18 +37,27 @@ from cifar_lightning.results import MEGA, Row, Run, markdown, rows_of, write_tab
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
-# What the code gives a trainer or can't do without; the configuration has no say in it.
-TRAINER_GIVEN = (
-    "barebones",
-    "callbacks",
-    "default_root_dir",
-    "enable_checkpointing",
-    "enable_model_summary",
-    "fast_dev_run",
-    "logger",
-    "num_sanity_val_steps",
-    "use_distributed_sampler",
-)
+# Each component, with the arguments that the code gives it or can't do without: the configuration
+# has no say in those.
+GIVEN: dict[str, tuple[str, ...]] = {
+    "model": (),
+    "optim": ("params",),
+    "scheduler": ("optimizer", "total_steps"),
+    "augment": (),
+    "data": ("augment",),
+    "benchmark": (),
+    "trainer": (
+        "barebones",
+        "callbacks",
+        "default_root_dir",
+        "enable_checkpointing",
+        "enable_model_summary",
+        "fast_dev_run",
+        "logger",
+        "num_sanity_val_steps",
+        "use_distributed_sampler",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ def run(cfg: DictConfig) -> None:
     record = Run(
         name=folder.name,
         id=config["id"],
-        choices={key: str(hydra.runtime.choices[key]) for key in ("model", "optim", "scheduler")},
+        choices={key: str(hydra.runtime.choices[key]) for key in configuration.NAMING_GROUPS},
         config=config,
         status="running",
         started=before.started if before else datetime.now(UTC).isoformat(timespec="seconds"),
@@ -140,19 +148,16 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
     Raises:
         UserError: If a component's keys or values are wrong.
     """
-    for name in ("model", "optim", "scheduler", "benchmark", "trainer", "augment", "data"):
-        given = {"trainer": TRAINER_GIVEN, "data": ("augment",)}.get(name, ())
+    for name, given in GIVEN.items():
         configuration.check_component(name, config[name], given)
     _check_devices(config)
     seed_everything(config["seed"], verbose=False)
-    backbone = _construct("model", config)
-    optimizer = _construct("optim", config)
-    scheduler = _construct("scheduler", config)
+    backbone = _construct("model", config["model"])
+    optimizer = _construct("optim", config["optim"])
+    scheduler = _construct("scheduler", config["scheduler"])
     _try_optimizer(optimizer, scheduler, backbone)
-    augment = {
-        key: _construct("augment", {"augment": config["augment"][key]}) for key in config["augment"]
-    }
-    data = _construct("data", config, augment=augment)
+    augment = {key: _construct(f"augment.{key}", node) for key, node in config["augment"].items()}
+    data = _construct("data", config["data"], augment=augment)
     classifier = ImageClassifier(
         backbone,
         num_classes=config["data"]["num_classes"],
@@ -179,12 +184,12 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
     logger = TensorBoardLogger(folder, name="", version="tensorboard")
     trainer = _construct(
         "trainer",
-        config,
+        config["trainer"],
         callbacks=[
             EpochSeed(config["seed"]),
             RunProgressBar(),
             timer,
-            _construct("benchmark", config),
+            _construct("benchmark", config["benchmark"]),
             best,
             last,
         ],
@@ -201,7 +206,7 @@ def fit(experiment: Experiment, record: Run, last: Path | None) -> Run:
     """Train to the end and write the best backbone's weights."""
     trainer = experiment.trainer
     if last is None:
-        text = yaml.safe_dump(record.config, sort_keys=False)
+        text = OmegaConf.to_yaml(OmegaConf.create(record.config))
         logger = trainer.loggers[0]
         assert isinstance(logger, TensorBoardLogger)
         logger.experiment.add_text("configuration", f"```yaml\n{text}```")
@@ -253,12 +258,14 @@ def percent(share: float) -> float:
 # --- Building -------------------------------------------------------------------------------
 
 
-def _construct(name: str, config: dict[str, Any], **given: Any) -> Any:
+def _construct(name: str, node: dict[str, Any], **given: Any) -> Any:
     """Instantiate one component; what its constructor refuses is the user's mistake."""
     try:
-        return instantiate(config[name], **given, _convert_="all")
+        return instantiate(node, **given, _convert_="all")
     except (InstantiationException, MisconfigurationException) as error:
         cause = error.__cause__ or error
+        if isinstance(cause, UserError):
+            raise cause from error
         if isinstance(cause, ValueError | TypeError | MisconfigurationException):
             raise _refused(name, cause) from error
         raise

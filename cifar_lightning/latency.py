@@ -211,7 +211,7 @@ def warm_up(
         protocol: Sets the least and the longest warm-up.
         now: Seconds on a clock.
     """
-    start, calls, before = now(), 0, math.inf
+    start, calls, before = now(), 0, math.nan  # nothing agrees with nan
     while True:
         median = statistics.median(take(BLOCK))
         calls += BLOCK

@@ -1,0 +1,45 @@
+# `make` lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo train test test-slow lint tensorboard clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
+
+setup: $(INSTALLED) ## make .venv and install the project with pinned versions
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "error: $(PYTHON) is $$($(PYTHON) -V), needed is Python 3.11 to 3.13; say make PYTHON=python3.11 ..." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+demo: setup ## train on handwritten digits, about a minute after the installation, no download
+	$(BIN)/python train.py experiment=demo $(ARGS)
+
+train: setup ## train: make train ARGS="model=shufflenetv2 optim=adamw"
+	$(BIN)/python train.py $(ARGS)
+
+test: setup ## run the fast tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: setup ## run the tests that take minutes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: setup ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+tensorboard: setup ## watch the training curves at http://localhost:6006
+	$(BIN)/tensorboard --logdir outputs/runs $(ARGS)
+
+clean: ## remove caches and the virtual environment; outputs and data stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,114 @@
+"""Real small data and ways to run the commands."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+import train
+from cifar_lightning import config
+from cifar_lightning.sources import read_digits
+
+ROOT = Path(__file__).resolve().parent.parent
+# All of CIFAR-10 as an archive of class folders, where it lies beside the checkout.
+CIFAR10_COPY = ROOT.parent / "shared" / "data" / "cifar10-jpeg.tar.xz"
+
+# The smallest real training: digits, a narrow network without early resolution.
+TINY = (
+    "data=digits",
+    "model.output_stride=32",
+    "model.width=0.35",
+    "augment=crop",
+    "benchmark=quick",
+    "trainer.accelerator=cpu",
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def command(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
+    """Run ``train.py`` in this process, with its results in a folder of the test's own."""
+
+    def run(*overrides: str) -> Ended:
+        flags = [override for override in overrides if override.startswith("-")]
+        rest = [override for override in overrides if not override.startswith("-")]
+        monkeypatch.setattr(sys, "argv", ["train.py", *flags, f"outputs={outputs}", *rest])
+        for handler in list(logging.root.handlers):  # an earlier command's, on a closed stream
+            if type(handler) in (logging.StreamHandler, logging.FileHandler):
+                logging.root.removeHandler(handler)
+        capsys.readouterr()
+        try:
+            train.main()
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return Ended(status, out, err)
+
+    return run
+
+
+@pytest.fixture
+def resolved() -> Callable[..., tuple[dict, dict]]:
+    """Compose and resolve a configuration; return it with the groups' choices."""
+    config.register()
+
+    def make(*overrides: str) -> tuple[dict, dict]:
+        with initialize_config_dir(str(config.CONF_DIR), version_base="1.3"):
+            composed = compose("train", list(overrides), return_hydra_config=True)
+        return config.resolve(composed), dict(composed.hydra.runtime.choices)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 training and 10 test images a class: of CIFAR-10 where its copy is there, else digits."""
+    base = tmp_path_factory.mktemp("images")
+    if CIFAR10_COPY.exists():
+        wanted = {"train": 30, "test": 10}
+        seen: Counter[tuple[str, str]] = Counter()
+        with tarfile.open(CIFAR10_COPY) as archive:
+            for member in archive:
+                if not member.isfile():
+                    continue
+                split, name = Path(member.name).parts[-3:-1]
+                seen[split, name] += 1
+                if seen[split, name] <= wanted[split]:
+                    target = base / split / name / Path(member.name).name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(archive.extractfile(member).read())
+        return base
+    digits = read_digits()
+    for split, part, count in (("train", digits.train, 30), ("test", digits.test, 10)):
+        for label, name in enumerate(digits.classes):
+            (base / split / name).mkdir(parents=True)
+            for index in torch.nonzero(part.labels == label).flatten()[:count]:
+                pixels = part.images[index].permute(1, 2, 0).numpy()
+                Image.fromarray(pixels).save(base / split / name / f"{int(index):04d}.png")
+    return base

@@ -1,0 +1,103 @@
+import pytest
+import torch
+from torch import nn
+
+from cifar_lightning import backbones
+from cifar_lightning.footprint import count_macs, count_parameters
+
+COMMON = {"dropout": 0.2, "bn_momentum": 0.1, "bn_eps": 1e-5}
+NETWORKS = [
+    (backbones.mobilenet_v3_small, {"width": 1.0}),
+    (backbones.mobilenet_v3_large, {"width": 1.0}),
+    (backbones.mobilenet_v2, {"width": 1.0}),
+    (backbones.shufflenet_v2, {"width": 1.0}),
+    (backbones.resnet18, {}),
+]
+
+
+# Counted on torchvision's networks with 10 classes at 32x32.
+@pytest.mark.parametrize(
+    ("build", "output_stride", "width", "params", "mega_macs"),
+    [
+        (backbones.mobilenet_v3_small, 32, 1.0, 1_528_106, 2.17),
+        (backbones.mobilenet_v3_small, 16, 1.0, 1_528_106, 5.50),
+        (backbones.mobilenet_v3_small, 8, 1.0, 1_528_106, 17.51),
+        (backbones.mobilenet_v3_small, 4, 1.0, 1_528_106, 60.76),
+        (backbones.mobilenet_v3_small, 8, 0.5, 409_394, 5.55),
+        (backbones.mobilenet_v3_large, 8, 1.0, 4_214_842, 66.46),
+        (backbones.mobilenet_v2, 8, 1.0, 2_236_682, 87.98),
+        (backbones.shufflenet_v2, 8, 0.5, 352_042, 10.90),
+        (backbones.shufflenet_v2, 8, 1.0, 1_263_854, 45.00),
+        (backbones.resnet18, 8, None, 11_173_962, 555.42),
+    ],
+)
+def test_known_sizes(build, output_stride, width, params, mega_macs):
+    widths = {} if width is None else {"width": width}
+    network = build(num_classes=10, output_stride=output_stride, **widths, **COMMON)
+    assert count_parameters(network) == params
+    assert round(count_macs(network) / 1e6, 2) == mega_macs
+
+
+@pytest.mark.parametrize(("build", "widths"), NETWORKS)
+@pytest.mark.parametrize("output_stride", [4, 8])
+def test_last_feature_map_has_the_output_stride(build, widths, output_stride):
+    network = build(num_classes=10, output_stride=output_stride, **widths, **COMMON).eval()
+    sizes = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _m, _i, output: sizes.append(output.shape[-1]))
+    network(torch.zeros(1, 3, 32, 32))
+    # Squeeze-excitation works on 1x1 maps; the features are the last map larger than that.
+    assert [size for size in sizes if size > 1][-1] == 32 // output_stride
+
+
+@pytest.mark.parametrize(("build", "widths"), NETWORKS)
+def test_gradients_reach_every_parameter(build, widths):
+    network = build(num_classes=7, output_stride=8, **widths, **COMMON)
+    logits = network(torch.randn(2, 3, 32, 32))
+    assert logits.shape == (2, 7)
+    logits.square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize(("build", "widths"), NETWORKS)
+def test_batch_norm_and_dropout_are_settings(build, widths):
+    settings = {"dropout": 0.3, "bn_momentum": 0.05, "bn_eps": 2e-5}
+    network = build(num_classes=10, output_stride=8, **widths, **settings)
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {(norm.momentum, norm.eps) for norm in norms} == {(0.05, 2e-5)}
+    assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [0.3]
+
+
+def test_adapting_adds_no_residual_connection():
+    plain = backbones.mobilenet_v2(num_classes=10, output_stride=32, width=1.0, **COMMON)
+    adapted = backbones.mobilenet_v2(num_classes=10, output_stride=8, width=1.0, **COMMON)
+
+    def residuals(network):
+        return [m.use_res_connect for m in network.modules() if hasattr(m, "use_res_connect")]
+
+    assert residuals(plain) == residuals(adapted)
+    strides = [m.stride for m in adapted.modules() if isinstance(m, nn.Conv2d)]
+    assert strides.count((2, 2)) == 3
+
+
+@pytest.mark.parametrize("output_stride", [0, -8, 3, 12, 64])
+def test_output_stride_out_of_reach(output_stride):
+    with pytest.raises(ValueError, match=f"output_stride={output_stride}: allowed is 1, 2, 4, 8"):
+        backbones.mobilenet_v3_small(
+            num_classes=10, output_stride=output_stride, width=1.0, **COMMON
+        )
+
+
+def test_resnet_has_no_more_than_8():
+    with pytest.raises(ValueError, match=r"output_stride=16: allowed is 1, 2, 4, 8$"):
+        backbones.resnet18(num_classes=10, output_stride=16, **COMMON)
+
+
+def test_width_that_the_network_lacks():
+    with pytest.raises(ValueError, match=r"width=0\.7: allowed is 0\.5, 1\.0, 1\.5, 2\.0"):
+        backbones.shufflenet_v2(num_classes=10, output_stride=8, width=0.7, **COMMON)
+    with pytest.raises(ValueError, match="width=-1"):
+        backbones.mobilenet_v2(num_classes=10, output_stride=8, width=-1, **COMMON)

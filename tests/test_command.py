@@ -1,0 +1,143 @@
+"""Mistakes of the user: one line, status 2, nothing left behind."""
+
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, TINY
+
+BAD = {
+    # What was typed: how the line begins, and what it offers.
+    "epochs=ten": "epochs=ten: allowed is a whole number",
+    "epochs=0": "epochs=0: allowed is a whole number of at least 1",
+    "epochs=1.5": "epochs=1.5: allowed is a whole number",
+    "epochs=null": "epochs",
+    "batch_size=-1": "batch_size=-1: allowed is",
+    "seed=-1": "seed=-1: allowed is",
+    "rerun=maybe": "rerun=maybe: allowed is true or false",
+    "label_smoothing=1.5": "label_smoothing=1.5: allowed is 0 or more, below 1",
+    "precision=fp12": "precision=fp12: allowed is 32-true, bf16-mixed, 16-mixed",
+    "precision=16-mixed": "precision=16-mixed: allowed is 32-true or bf16-mixed on a CPU",
+    "id=../x": "id=../x: allowed is up to 64 letters",
+    "id=a|b": "id=a|b: allowed is",
+    "optim.lr=abc": "optim.lr=abc: allowed is a number above 0",
+    "optim.lr=-1": "optim.lr=-1: allowed is",
+    "optim.lr=nan": "optim.lr=nan: allowed is",
+    "optim.lr=true": "optim.lr=True: allowed is",
+    "optim.momentum=2": "optim.momentum=2: allowed is",
+    "optim.nesterov=5": "optim.nesterov=5: allowed is bool",
+    "optim.lrr=1": "optim.lrr: no such key; did you mean lr?",
+    "+optim.lrr=1": "optim.lrr: no such key; did you mean lr?",
+    "+optim.params=1": "optim.params: no such key",
+    "scheduler.warmup=1": "scheduler.warmup=1: allowed is",
+    "scheduler=[cosine,step]": "scheduler: needs exactly one option",
+    "model=mobilnetv3": "model=mobilnetv3: no such option; did you mean mobilenetv3?",
+    "model=": "model",
+    "model=null": "",
+    "modle=resnet18": "modle: no such key; did you mean model?",
+    "experiment=quik": "experiment=quik: no such option; did you mean quick?",
+    "model.output_stride=12": "model.output_stride=12: allowed is 1, 2, 4, 8, 16, 32",
+    "model.output_stride=64": "model.output_stride=64: allowed is 1, 2, 4, 8, 16, 32",
+    "model.output_stride=a": "model.output_stride=a: allowed is int",
+    "model.width=0": "model.width=0: allowed is above 0",
+    "model.width=wide": "model.width=wide: allowed is float",
+    "model._target_=os.nothing": "model._target_=os.nothing: allowed is",
+    "augment.crop.padding=-3": "augment.crop.padding=-3: allowed is 0 or more",
+    "augment.crop.pad=3": "augment.crop.pad: no such key; did you mean padding?",
+    "benchmark.protocol=slow": "benchmark.protocol=slow: allowed is full, quick",
+    "benchmark.variants=[fp23]": "benchmark.variants=fp23: no such variant; did you mean fp32?",
+    "benchmark.threads=[0]": "benchmark.threads=[0]: allowed is",
+    "trainer.devices=99": "trainer.devices=99: allowed is 1 to",
+    "trainer.accelerator=abacus": "trainer",
+    "trainer.max_epoch=3": "trainer.max_epoch: no such key; did you mean max_epochs?",
+    "+trainer.fast_dev_run=true": "trainer.fast_dev_run: no such key",
+    "data.mean=[1,2]": "data.mean=[1, 2]",
+    "data.num_classes=9": "data.num_classes=9: allowed is 10",
+    "batch_size=100000": "batch_size=100000: allowed is 2 to",
+    "seed=a=b": "seed=a=b: can't be read",
+    "model.width=[1": "model.width=[1: can't be read",
+    "data=imagefolder": "data.name: needs a value, say data.name=...",
+    "hydra/launcher=joblib": "hydra/launcher=joblib: no such option",
+}
+
+
+def assert_refused(ended, outputs, begins):
+    assert ended.status == 2, ended
+    lines = ended.err.strip().splitlines()
+    assert len(lines) == 1, ended.err
+    assert lines[0].startswith(f"error: {begins}"), lines[0]
+    assert not outputs.exists()
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_bad_overrides(override, command, outputs):
+    assert_refused(command(*TINY, override), outputs, BAD[override])
+
+
+def test_a_bad_multirun_leaves_nothing(command, outputs):
+    assert_refused(command("-m", *TINY, "seed=0,1", "optim.lr=-1"), outputs, "optim.lr=-1")
+    assert_refused(
+        command("-m", *TINY, "model.output_stride=5,7"), outputs, "model.output_stride=5"
+    )
+
+
+def test_bad_width_of_shufflenet(command, outputs):
+    ended = command("data=digits", "model=shufflenetv2", "model.width=0.7")
+    assert_refused(ended, outputs, "model.width=0.7: allowed is 0.5, 1.0, 1.5, 2.0")
+
+
+def test_a_folder_that_is_none(command, outputs, tmp_path):
+    ended = command("data=imagefolder", "data.name=x", f"data.root={tmp_path}/no")
+    assert_refused(ended, outputs, f"data.root={tmp_path}/no: there is no folder")
+
+
+def test_a_truncated_image(command, outputs, image_folder, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(image_folder, images)
+    victim = sorted((images / "train").glob("*/*"))[7]
+    victim.write_bytes(victim.read_bytes()[:-300])
+    ended = command("data=imagefolder", "data.name=x", f"data.root={images}")
+    assert ended.status == 2
+    assert f"error: {victim}: this image can't be read" in ended.err
+    assert not outputs.exists()
+
+
+def test_no_network(command, outputs, tmp_path):
+    # Port 9 of this machine: nobody listens there.
+    ended = command(f"data.root={tmp_path / 'data'}", "data.mirrors=[http://127.0.0.1:9/x]")
+    assert_refused(
+        ended, outputs, f"data.root={tmp_path / 'data'}: no cifar-10-python.tar.gz there"
+    )
+    assert "http://127.0.0.1:9/x" in ended.err
+    assert "data=digits" in ended.err
+
+
+def test_an_archive_with_a_wrong_checksum(command, outputs, tmp_path):
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    archive.write_bytes(b"no archive")
+    assert_refused(command(f"data.root={tmp_path}"), outputs, f"{archive}: md5 is")
+
+
+def start(*arguments):
+    return subprocess.run(
+        [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def test_a_real_mistake_is_answered_at_once(outputs):
+    begin = time.perf_counter()
+    done = start(f"outputs={outputs}", "epohcs=3")
+    seconds = time.perf_counter() - begin
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: epohcs: no such key; did you mean epochs?")
+    assert not outputs.exists()
+    assert seconds < 5  # it is about 1 s on an idle machine; importing torch alone takes longer
+
+
+def test_help_lists_the_groups():
+    done = start("--help")
+    assert done.returncode == 0
+    for word in ("model: mobilenetv2", "optim: adamw, sgd", "label_smoothing", "output_stride"):
+        assert word in done.stdout

@@ -1,0 +1,133 @@
+import pytest
+from conftest import ROOT
+
+from cifar_lightning import config
+from cifar_lightning.errors import UserError
+from cifar_lightning.experiment import build
+
+OPTIONS = {
+    group: sorted(path.stem for path in (ROOT / "conf" / group).glob("[!_]*.yaml"))
+    for group in ("model", "optim", "scheduler", "augment", "benchmark", "trainer", "experiment")
+}
+
+
+def name_of(resolved, *overrides):
+    return config.run_name(*resolved(*overrides))
+
+
+@pytest.mark.parametrize(
+    "override", [f"{group}={option}" for group in OPTIONS for option in OPTIONS[group]]
+)
+def test_every_configuration_is_instantiated(override, resolved, tmp_path):
+    settings, _ = resolved(override, "trainer.accelerator=cpu")
+    config.check(settings)
+    experiment = build(settings, tmp_path)
+    assert experiment.trainer.max_epochs == settings["epochs"]
+
+
+@pytest.mark.parametrize("option", ["cifar10", "imagefolder", "digits"])
+def test_every_data_configuration_is_instantiated(option, resolved, tmp_path):
+    extra = ("data.name=mine", "data.root=there") if option == "imagefolder" else ()
+    settings, _ = resolved(f"data={option}", *extra, "trainer.accelerator=cpu")
+    config.check(settings)
+    assert build(settings, tmp_path).data.name in ("cifar10", "mine", "digits")
+
+
+def test_names_are_stable(resolved):
+    # Changing these renames every run that users have: they would be trained again.
+    assert name_of(resolved) == "mobilenetv3-sgd-cosine-e30-s0-6a8e0800"
+    assert name_of(resolved, "experiment=demo") == "mobilenetv3-sgd-cosine-e12-s0-368a65b7"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "id=B1",
+        "outputs=elsewhere",
+        "benchmark=quick",
+        "benchmark.threads=[1,2]",
+        "channels_last=false",
+        "compile=true",
+        "rerun=true",
+        "data.root=elsewhere",
+        "data.num_workers=2",
+        "data.eval_batch_size=10",
+        "trainer.accelerator=cpu",
+        "trainer.deterministic=true",
+        "trainer.profiler=simple",
+    ],
+)
+def test_what_leaves_the_weights_alone_leaves_the_name(override, resolved):
+    assert name_of(resolved, override) == name_of(resolved)
+
+
+def test_what_changes_the_weights_changes_the_name(resolved):
+    overrides = [
+        "model=mobilenetv2",
+        "model.output_stride=16",
+        "model.bn_momentum=0.01",
+        "optim=adamw",
+        "optim.lr=0.2",
+        "scheduler=step",
+        "scheduler.warmup=0",
+        "augment=none",
+        "augment=crop",
+        "augment=[flip,crop]",
+        "data=digits",
+        "data.name=other",
+        "data.val_fraction=0.2",
+        "data.mean=[0,0,0]",
+        "epochs=31",
+        "batch_size=127",
+        "seed=1",
+        "precision=bf16-mixed",
+        "label_smoothing=0",
+        "trainer.devices=2",
+        "+trainer.gradient_clip_val=1",
+    ]
+    names = {name_of(resolved, override) for override in overrides} | {name_of(resolved)}
+    assert len(names) == len(overrides) + 1
+
+
+def test_a_feature_that_is_off_renames_nothing(resolved):
+    assert name_of(resolved, "+model.drop_path=null") == name_of(resolved)
+
+
+def test_name_shows_choices_epochs_and_seed(resolved):
+    name = name_of(
+        resolved, "model=resnet18", "optim=adamw", "scheduler=step", "epochs=7", "seed=3"
+    )
+    assert name.startswith("resnet18-adamw-step-e7-s3-")
+
+
+def takes(number: float, names: list[str], flag: bool = False, limit: int | None = None) -> None:
+    """A component for the tests below."""
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"number": 1, "names": ["a"], "flg": True}, "part.flg: no such key; did you mean flag?"),
+        ({"number": "x", "names": ["a"]}, "part.number=x: allowed is float"),
+        ({"number": float("nan"), "names": ["a"]}, "part.number=nan: allowed is float"),
+        ({"number": True, "names": ["a"]}, "part.number=True: allowed is float"),
+        ({"number": 1, "names": "a"}, "part.names=a: allowed is list"),
+        ({"number": 1, "names": [1]}, "part.names=[1]: allowed is list"),
+        ({"number": 1, "names": [], "limit": 1.5}, "part.limit=1.5: allowed is int | None"),
+        ({"names": []}, "part.number: needed by"),
+    ],
+)
+def test_a_component_takes_what_its_signature_says(settings, message):
+    with pytest.raises(UserError) as caught:
+        config.check_component("part", {"_target_": f"{__name__}.takes", **settings})
+    assert str(caught.value).startswith(message)
+
+
+def test_a_good_component_passes():
+    node = {"_target_": f"{__name__}.takes", "number": 1, "names": ["a"], "limit": None}
+    config.check_component("part", node)
+
+
+def test_a_target_that_is_not_there():
+    with pytest.raises(UserError, match=r"part\._target_=no\.such\.thing"):
+        config.check_component("part", {"_target_": "no.such.thing"})

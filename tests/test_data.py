@@ -1,0 +1,139 @@
+import pytest
+import torch
+
+from cifar_lightning.data import DigitsDataModule, IndexBatches, Normalize, epoch_seed
+from cifar_lightning.errors import UserError
+from cifar_lightning.sources import stratified_split
+
+
+def digits(**settings):
+    defaults = {
+        "name": "digits",
+        "num_classes": 10,
+        "val_fraction": 0.1,
+        "split_seed": 0,
+        "batch_size": 64,
+        "eval_batch_size": 100,
+        "num_workers": 0,
+        "seed": 0,
+        "mean": [0.3] * 3,
+        "std": [0.3] * 3,
+    }
+    return DigitsDataModule(**defaults | settings)
+
+
+def test_split_is_disjoint_whole_stratified_and_stable():
+    labels = torch.randint(10, (5000,), generator=torch.Generator().manual_seed(3))
+    train, val = stratified_split(labels, 0.1, seed=0)
+    assert torch.equal(torch.cat([train, val]).sort().values, torch.arange(5000))
+    for label in range(10):
+        count = int((labels == label).sum())
+        assert int((labels[val] == label).sum()) == round(0.1 * count)
+    torch.manual_seed(99)  # nothing global decides
+    assert torch.equal(stratified_split(labels, 0.1, seed=0)[1], val)
+    assert not torch.equal(stratified_split(labels, 0.1, seed=1)[1], val)
+
+
+def test_cifar_sizes_give_45000_and_5000():
+    train, val = stratified_split(torch.arange(10).repeat(5000), 0.1, seed=0)
+    assert (len(train), len(val)) == (45000, 5000)
+
+
+def test_the_split_does_not_depend_on_the_training_seed():
+    assert torch.equal(digits(seed=0).indices["val"], digits(seed=1).indices["val"])
+
+
+def batches(**settings):
+    defaults = {"indices": torch.arange(103), "batch_size": 10, "shuffle": True, "seed": 0}
+    return IndexBatches(**defaults | settings)
+
+
+def test_training_order_is_a_function_of_seed_and_epoch():
+    first = torch.cat(list(batches()))
+    assert len(first) == 100  # the incomplete batch is dropped
+    assert len(first.unique()) == 100
+    assert torch.equal(torch.cat(list(batches())), first)
+    assert not torch.equal(torch.cat(list(batches(epoch=1))), first)
+    assert not torch.equal(torch.cat(list(batches(seed=1))), first)
+    later = batches()
+    later.set_epoch(1)
+    assert torch.equal(torch.cat(list(later)), torch.cat(list(batches(epoch=1))))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_every_image_is_evaluated_exactly_once(world_size):
+    parts = [batches(shuffle=False, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for part in parts:
+        assert len(list(part)) == len(part)
+    seen = torch.cat([index for part in parts for index in part])
+    assert torch.equal(seen.sort().values, torch.arange(103))
+
+
+def test_processes_train_on_different_images_in_equally_many_batches():
+    parts = [batches(rank=rank, world_size=2) for rank in range(2)]
+    assert len(parts[0]) == len(parts[1]) == 5
+    a, b = (torch.cat(list(part)) for part in parts)
+    assert len(torch.cat([a, b]).unique()) == 100
+
+
+def test_epoch_seeds_differ():
+    seeds = {epoch_seed(s, e, r) for s in range(5) for e in range(50) for r in range(3)}
+    assert len(seeds) == 5 * 50 * 3
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loader_gives_the_split_whole(num_workers):
+    module = digits(num_workers=num_workers)
+    labels = torch.cat([labels for _, labels in module.test_dataloader()])
+    assert torch.equal(labels, module.images.test.labels)
+    images, _ = next(iter(module.train_dataloader()))
+    assert images.dtype == torch.uint8
+    assert images.shape == (64, 3, 32, 32)
+
+
+def test_making_a_loader_draws_nothing_from_the_global_generator():
+    module = digits()
+    state = torch.get_rng_state()
+    list(module.val_dataloader())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_normalize_is_torchvisions():
+    from torchvision.transforms.v2 import functional
+
+    images = torch.randint(256, (4, 3, 5, 5), dtype=torch.uint8)
+    mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    expected = functional.normalize(
+        functional.to_dtype(images, torch.float32, scale=True), mean, std
+    )
+    torch.testing.assert_close(Normalize(mean, std)(images), expected)
+    with pytest.raises(ValueError, match="std above 0"):
+        Normalize(mean, [0.1, 0.0, 0.1])
+
+
+def test_augments_in_training_only():
+    module = digits(augment={"black": torch.zeros_like})
+
+    class FakeTrainer:
+        training = True
+
+    module.trainer = FakeTrainer()
+    batch = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8), torch.zeros(2)
+    black = module.on_after_batch_transfer(batch, 0)[0]
+    FakeTrainer.training = False
+    white = module.on_after_batch_transfer(batch, 0)[0]
+    assert torch.all(black < 0)
+    assert torch.all(white > 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 5000}, "batch_size=5000: allowed is 2 to"),
+        ({"num_classes": 7}, "data.num_classes=7: allowed is 10"),
+        ({"val_fraction": 0.001}, "data.val_fraction=0.001"),
+    ],
+)
+def test_what_does_not_fit_the_data(settings, message):
+    with pytest.raises(UserError, match=message):
+        _ = digits(**settings).indices

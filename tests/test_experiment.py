@@ -1,0 +1,199 @@
+"""Whole runs on real digits."""
+
+import signal
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cifar_lightning.classifier import ImageClassifier
+from cifar_lightning.data import DigitsDataModule
+from cifar_lightning.measure import evaluate, load_backbone
+from cifar_lightning.results import Measurement, Run
+
+COMMAND = (*TINY, "epochs=3", "batch_size=128", "optim.lr=0.2")
+
+
+def only_run(outputs):
+    (folder,) = (outputs / "runs").iterdir()
+    return folder
+
+
+def stop_in_epoch(monkeypatch, epoch):
+    """Press Ctrl-C in the middle of an epoch."""
+    step = ImageClassifier.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.current_epoch == epoch and batch_idx == 3:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", interrupted)
+
+
+@pytest.fixture
+def keep_signals():
+    """Lightning ignores SIGINT after the first one."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+def test_from_the_command_to_the_row(command, outputs):
+    ended = command(*COMMAND, "id=first")
+    assert ended.status == 0, ended.err
+    folder = only_run(outputs)
+    first_line = ended.out.splitlines()[0]
+    assert first_line.startswith(f"{folder.name} in {folder} on ")
+    assert "M parameters" in first_line
+    assert "about " in ended.out  # the estimated duration
+    for name in ("best.ckpt", "last.ckpt", "weights.safetensors", "results.md", "| first |"):
+        assert name in ended.out
+
+    run = Run.load(folder)
+    assert run.status == "finished"
+    assert run.code["commit"]
+    (path,) = (folder / "measurements").iterdir()
+    measurement = Measurement.read(path)
+    assert measurement.status == "ok"
+    # What Lightning tested, what was measured and what a fresh backbone says: one number.
+    assert measurement.test_acc == pytest.approx(run.test_acc, abs=1e-3)
+    data = DigitsDataModule(**{k: v for k, v in run.config["data"].items() if k != "_target_"})
+    fresh = load_backbone(folder)
+    assert evaluate(fresh, data, torch.device("cpu")) == pytest.approx(run.test_acc, abs=1e-3)
+    assert len(measurement.samples_ms) == measurement.latency["n"] >= 200
+    assert measurement.environment["flags"]["threads"] == 1
+    assert torch.get_num_threads() >= 1
+
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    for split in ("train", "val"):
+        assert len(events.Scalars(f"{split}/loss")) == len(events.Scalars(f"{split}/acc")) == 3
+    assert {"lr", "test/acc", "latency/fp32-t1/mean_ms", "latency/fp32-t1/p95_ms"} <= scalars
+    assert "configuration/text_summary" in events.Tags()["tensors"]
+
+
+def test_the_same_command_again_shows_the_row(command, outputs, monkeypatch):
+    command(*COMMAND)
+    folder = only_run(outputs)
+    weights = (folder / "weights.safetensors").read_bytes()
+    (outputs / "results.csv").unlink()
+    monkeypatch.setattr(ImageClassifier, "training_step", None)  # training would fail
+    again = command(*COMMAND, "id=named")
+    assert again.status == 0
+    assert "is finished" in again.out
+    assert "| named |" in again.out
+    assert Run.load(folder).id == "named"
+    assert (folder / "weights.safetensors").read_bytes() == weights
+    assert len((outputs / "results.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_continued_run_equals_an_uninterrupted_one(
+    workers, command, outputs, tmp_path, monkeypatch, keep_signals
+):
+    settings = (*COMMAND, f"data.num_workers={workers}")
+    reference = tmp_path / "reference"
+    assert command(*settings, f"outputs={reference}").status == 0
+    with monkeypatch.context() as patch:
+        stop_in_epoch(patch, 2)
+        stopped = command(*settings)
+    assert stopped.status == 130
+    assert "the same command again continues it" in stopped.err
+    folder = only_run(outputs)
+    assert Run.load(folder).status == "interrupted"
+    assert not (folder / "weights.safetensors").exists()
+    assert not (outputs / "results.csv").exists()
+
+    again = command(*settings)
+    assert again.status == 0, again.err
+    assert "continuing after epoch 2" in again.out
+    other = only_run(reference)
+    assert other.name == folder.name
+    assert len((outputs / "results.csv").read_text().splitlines()) == 2
+    ours, theirs = (load_file(f / "weights.safetensors") for f in (folder, other))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    checkpoints = [
+        torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (folder, other)
+    ]
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        torch.testing.assert_close(*(c[part] for c in checkpoints), rtol=0, atol=0)
+    assert Run.load(folder).val_acc == Run.load(other).val_acc
+    assert Run.load(folder).test_acc == Run.load(other).test_acc
+
+
+def test_a_run_that_fails_says_so_and_has_a_row(command, outputs, monkeypatch):
+    def fail(self, batch, batch_idx):
+        raise RuntimeError("out of something")
+
+    monkeypatch.setattr(ImageClassifier, "validation_step", fail)
+    ended = command(*COMMAND)
+    assert ended.status == 1
+    assert "RuntimeError: out of something" in ended.err.splitlines()[-1]
+    folder = only_run(outputs)
+    assert Run.load(folder).status == "failed"
+    assert "Traceback" in (folder / "train.log").read_text()
+    assert ",failed," in (outputs / "results.csv").read_text()
+
+
+def test_a_damaged_checkpoint(command, outputs, monkeypatch, keep_signals):
+    with monkeypatch.context() as patch:
+        stop_in_epoch(patch, 1)
+        command(*COMMAND)
+    folder = only_run(outputs)
+    last = folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    ended = command(*COMMAND)
+    assert ended.status == 2
+    assert ended.err == f"error: {last}: damaged; start over with rerun=true\n"
+    assert command(*COMMAND, "rerun=true").status == 0
+    assert Run.load(folder).status == "finished"
+
+
+def test_other_data_under_the_same_name(command, outputs, monkeypatch, keep_signals):
+    with monkeypatch.context() as patch:
+        stop_in_epoch(patch, 1)
+        command(*COMMAND)
+    read = DigitsDataModule.read
+
+    def changed(self):
+        data = read(self)
+        data.train.images[0] += 1
+        return data
+
+    monkeypatch.setattr(DigitsDataModule, "read", changed)
+    ended = command(*COMMAND)
+    assert ended.status == 2
+    assert "was trained on other data" in ended.err
+    assert Run.load(only_run(outputs)).status == "interrupted"
+
+
+def test_a_multirun_gives_a_row_each(command, outputs):
+    ended = command("-m", *TINY, "epochs=1", "batch_size=128", "seed=0,1")
+    assert ended.status == 0, ended.err
+    assert len(list((outputs / "runs").iterdir())) == 2
+    assert len((outputs / "results.csv").read_text().splitlines()) == 3
+
+
+def test_own_images(command, outputs, image_folder):
+    ended = command(
+        "data=imagefolder",
+        "data.name=few",
+        f"data.root={image_folder}",
+        *TINY[1:],
+        "epochs=1",
+        "batch_size=32",
+    )
+    assert ended.status == 0, ended.err
+    assert "few" in (outputs / "results.csv").read_text()
+
+
+def test_everything_that_is_loaded_is_loaded_safely():
+    for path in (ROOT / "cifar_lightning").glob("*.py"):
+        source = path.read_text()
+        assert source.count("torch.load(") == source.count("weights_only=True)[") + source.count(
+            'map_location="cpu", weights_only=True)\n'
+        )
