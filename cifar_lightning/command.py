@@ -100,7 +100,8 @@ def _remove_leftovers() -> None:
     if not HydraConfig.initialized():
         return
     settings = HydraConfig.get()
-    job_folder = OmegaConf.select(settings, "runtime.output_dir", throw_on_missing=False)
+    no_job = OmegaConf.is_missing(settings.runtime, "output_dir")
+    job_folder = None if no_job else settings.runtime.output_dir
     if job_folder and not (folder := Path(job_folder)).joinpath("run.json").exists():
         shutil.rmtree(folder / str(settings.output_subdir), ignore_errors=True)
         (folder / "train.log").unlink(missing_ok=True)

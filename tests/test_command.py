@@ -78,9 +78,12 @@ def test_bad_overrides(override, command, outputs):
 
 def test_a_bad_multirun_leaves_nothing(command, outputs):
     assert_refused(command("-m", *TINY, "seed=0,1", "optim.lr=-1"), outputs, "optim.lr=-1")
-    assert_refused(
-        command("-m", *TINY, "model.output_stride=5,7"), outputs, "model.output_stride=5"
-    )
+    ended = command("-m", *TINY, "model.output_stride=5,7")
+    assert ended.status == 2
+    first, second = ended.err.splitlines()
+    assert first.startswith("error: model.output_stride=5: allowed is")
+    assert second.startswith("error: model.output_stride=7: allowed is")
+    assert not outputs.exists()
 
 
 def test_bad_width_of_shufflenet(command, outputs):
