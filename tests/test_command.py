@@ -36,6 +36,7 @@ BAD = {
     "model=mobilnetv3": "model=mobilnetv3: no such option; did you mean mobilenetv3?",
     "model=": "model",
     "model=null": "",
+    "experimnt=quick": "experimnt: no such key; did you mean experiment?",
     "modle=resnet18": "modle: no such key; did you mean model?",
     "experiment=quik": "experiment=quik: no such option; did you mean quick?",
     "model.output_stride=12": "model.output_stride=12: allowed is 1, 2, 4, 8, 16, 32",
