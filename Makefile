@@ -5,7 +5,7 @@ ARGS ?=
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train test test-slow lint tensorboard clean
+.PHONY: help setup demo train test test-slow gpu-check lint tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -31,6 +31,10 @@ test: setup ## run the fast tests
 
 test-slow: setup ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+gpu-check: ## on a machine with a GPU: gpu tests and latencies, with the torch that is there
+	$(PYTHON) -m pytest -m gpu tests/test_company.py tests/test_latency.py tests/test_variants.py
+	PYTHONPATH=. $(PYTHON) bench/gpu_check.py $(ARGS)
 
 lint: setup ## check style and types
 	$(BIN)/ruff check .

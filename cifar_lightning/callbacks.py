@@ -12,11 +12,8 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from cifar_lightning.data import ImageDataModule, epoch_seed
-from cifar_lightning.errors import bad_value, unknown_name
-from cifar_lightning.latency import PROTOCOLS
-from cifar_lightning.measure import latency_scalars, measure
-from cifar_lightning.variants import VARIANTS
+from cifar_lightning.data import epoch_seed
+from cifar_lightning.measure import Request, measure
 
 log = logging.getLogger(__name__)
 
@@ -113,10 +110,10 @@ class RunProgressBar(ProgressBar):
 
 
 class Benchmark(Callback):
-    """After testing, measures the tested run and rebuilds the results table.
+    """After testing, measures the tested run.
 
     Args:
-        variants: Ways to execute the backbone, out of `variants.VARIANTS`.
+        variants: Ways to execute the backbone, as `variants.check` knows them.
         threads: Numbers of CPU threads to measure with.
         protocol: ``full`` or ``quick``.
 
@@ -125,31 +122,24 @@ class Benchmark(Callback):
     """
 
     def __init__(self, variants: list[str], threads: list[int], protocol: str) -> None:
-        for variant in variants:
-            if variant not in VARIANTS:
-                raise unknown_name(f"benchmark.variants={variant}", "variant", variant, VARIANTS)
-        if protocol not in PROTOCOLS:
-            raise bad_value("benchmark.protocol", protocol, ", ".join(PROTOCOLS))
-        if not threads or min(threads) < 1:
-            raise bad_value("benchmark.threads", threads, "numbers of at least 1")
-        self.variants, self.threads, self.protocol = variants, threads, protocol
+        self.request = Request(variants, threads, protocol).checked("benchmark.")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        assert isinstance(trainer.datamodule, ImageDataModule)  # type: ignore[attr-defined]
-        folder = Path(trainer.default_root_dir)
-        log.info("measuring latency (%s protocol)", self.protocol)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        log.info("measuring latency (%s protocol)", self.request.protocol)
         measurements = measure(
-            folder,
-            trainer.datamodule,  # type: ignore[attr-defined]
-            self.variants,
-            self.threads,
-            trainer.strategy.root_device,
-            self.protocol,
+            Path(trainer.default_root_dir), data, self.request, trainer.strategy.root_device
         )
+        scalars = {
+            f"latency/{m.variant}-t{m.threads}/{key}": m.latency[key]
+            for m in measurements
+            for key in ("mean_ms", "p95_ms")
+            if m.latency.get(key) is not None
+        }
         for logger in trainer.loggers:
-            logger.log_metrics(latency_scalars(measurements), step=trainer.global_step)
+            logger.log_metrics(scalars, step=trainer.global_step)
 
 
 def duration(seconds: float) -> str:

@@ -22,7 +22,7 @@ from cifar_lightning.errors import CifarLightningError, Interrupted, UserError
 Task = Callable[[DictConfig], None]
 
 
-def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
+def command(config_name: str, listed: tuple[str, ...] = ()) -> Callable[[Task], Callable[[], None]]:
     """Make a command out of a function of the composed configuration.
 
     An error of ours ends a job with one line on stderr; the other jobs of a multirun go on, and
@@ -31,6 +31,7 @@ def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
 
     Args:
         config_name: The file in ``conf``, without its ending.
+        listed: Keys for which ``key=a,b`` means a list, not a sweep.
     """
 
     def decorate(task: Task) -> Callable[[], None]:
@@ -67,6 +68,7 @@ def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
             started.clear()
             statuses.clear()
             HydraConfig.instance().cfg = None
+            sys.argv[1:] = [_as_list(argument, listed) for argument in sys.argv[1:]]
             try:
                 hydra_main()
             except KeyboardInterrupt:
@@ -88,6 +90,12 @@ def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
     return decorate
 
 
+def _as_list(argument: str, listed: tuple[str, ...]) -> str:
+    """Write ``key=a,b`` as ``key=[a,b]``."""
+    key, _, value = argument.partition("=")
+    return f"{key}=[{value}]" if key in listed and "," in value and value[0] != "[" else argument
+
+
 class RememberSweep(Callback):
     """Makes a multirun's settings known before its first job, so that it can be tidied up."""
 
@@ -102,7 +110,11 @@ def _remove_leftovers() -> None:
     settings = HydraConfig.get()
     no_job = OmegaConf.is_missing(settings.runtime, "output_dir")
     job_folder = None if no_job else settings.runtime.output_dir
-    if job_folder and not (folder := Path(job_folder)).joinpath("run.json").exists():
+    if (
+        job_folder
+        and settings.output_subdir
+        and not (folder := Path(job_folder)).joinpath("run.json").exists()
+    ):
         shutil.rmtree(folder / str(settings.output_subdir), ignore_errors=True)
         (folder / "train.log").unlink(missing_ok=True)
         _remove_empty(folder)

@@ -82,6 +82,20 @@ class TrainConfig:
     rerun: bool = MISSING
 
 
+@dataclass
+class MeasureConfig:
+    """Types of ``conf/measure.yaml``."""
+
+    run: Any = MISSING
+    variants: list[str] = MISSING
+    threads: list[int] = MISSING
+    protocol: str = MISSING
+    device: str = MISSING
+    repeats: int = MISSING
+    outputs: str = MISSING
+    data_root: str | None = MISSING
+
+
 # --- Checks ---------------------------------------------------------------------------------
 
 
@@ -124,6 +138,7 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "data.eval_batch_size": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
     "data.num_classes": (_whole(lambda v: v >= 2), "a whole number of at least 2"),
     "data.connect_timeout": _POSITIVE,
+    "repeats": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
 }
 
 
@@ -298,8 +313,10 @@ def _resolve_run_name(_root_: DictConfig) -> str:
 
 
 def register() -> None:
-    """Make the schema and the ``run_name`` resolver known to Hydra."""
-    ConfigStore.instance().store(name="schema", node=TrainConfig)
+    """Make the schemas and the ``run_name`` resolver known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=TrainConfig)
+    store.store(name="measure_schema", node=MeasureConfig)
     OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
 
 
@@ -345,7 +362,8 @@ def _explain_key(error: OmegaConfBaseException) -> UserError:
 
 def _explain_type(error: ValidationError) -> UserError:
     expected = {"int": "a whole number", "float": "a number", "bool": "true or false"}
-    annotation = str(TrainConfig.__annotations__.get(str(error.full_key), ""))
+    annotations = TrainConfig.__annotations__ | MeasureConfig.__annotations__
+    annotation = str(annotations.get(str(error.full_key), ""))
     if annotation in expected:
         return bad_value(str(error.full_key), error.value, expected[annotation])
     return UserError(f"{error.full_key}: {_one_line(error)}")

@@ -146,11 +146,36 @@ class LatencyStats:
 
 @dataclass(frozen=True)
 class Latency:
-    """One measurement: the statistics and the samples they were made from."""
+    """One measurement: the statistics and the samples they were made from.
+
+    Attributes:
+        wall: On CUDA, the same calls by the wall clock, synchronisation included.
+    """
 
     stats: LatencyStats
     samples_ms: list[float]
     clock: str
+    wall: LatencyStats | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much longer the first of two calls takes than the second, measured in turns.
+
+    Attributes:
+        mean_ms: Mean of the paired differences.
+        mean_ci_ms: Half width of its 95 % confidence interval.
+        n: Number of pairs.
+    """
+
+    mean_ms: float
+    mean_ci_ms: float
+    n: int
+
+    @property
+    def tie(self) -> bool:
+        """Whether the interval holds zero."""
+        return abs(self.mean_ms) <= self.mean_ci_ms
 
 
 def _mean_half_width(samples: Sequence[float]) -> float | None:
@@ -172,7 +197,10 @@ def _percentile_interval(ordered: Sequence[float], p: float) -> tuple[float, flo
 
 
 def measure_latency(
-    call: Callable[[], object], device: torch.device, protocol: Protocol
+    call: Callable[[], object],
+    device: torch.device,
+    protocol: Protocol,
+    between: Callable[[], None] = lambda: None,
 ) -> Latency:
     """Time a call again and again on a device until its statistics are certain enough.
 
@@ -183,20 +211,85 @@ def measure_latency(
         call: Does the work once; its result is dropped.
         device: Where the work happens.
         protocol: When to start counting and when to stop.
+        between: Called after every block of samples, outside what is timed: to watch the machine,
+            or to raise an exception that ends the measurement.
     """
-    timer, clock = (
-        (_time_with_events, "cuda_event")
-        if device.type == "cuda"
-        else (_time_with_clock, "perf_counter")
-    )
+    walls: list[float] = []
 
     def take(count: int) -> list[float]:
-        return timer(call, device, count)
+        if device.type == "cuda":
+            samples, wall = _time_with_events(call, device, count)
+            walls.extend(wall)
+        else:
+            samples = _time_with_clock(call, device, count)
+        between()
+        return samples
 
     with _no_garbage_collection():
         warm_up(take, protocol)
+        walls.clear()
         samples = collect(take, protocol)
-    return Latency(LatencyStats.from_samples(samples, protocol), samples, clock)
+    return Latency(
+        LatencyStats.from_samples(samples, protocol),
+        samples,
+        clock="cuda_event" if device.type == "cuda" else "perf_counter",
+        wall=LatencyStats.from_samples(walls, protocol) if walls else None,
+    )
+
+
+def compare_latencies(
+    first: Callable[[], object],
+    second: Callable[[], object],
+    device: torch.device,
+    protocol: Protocol,
+    between: Callable[[], None] = lambda: None,
+) -> Difference:
+    """Time two calls in turns, so that whatever the machine does meets both alike.
+
+    Who goes first changes with every pair. It stops by the protocol's rule for the mean, with the
+    first call's mean as the measure of what is small.
+
+    Args:
+        first: Does the one work.
+        second: Does the other.
+        device: Where both happen.
+        protocol: When to start counting and when to stop.
+        between: Called after every block of pairs.
+    """
+
+    def once(call: Callable[[], object]) -> float:
+        if device.type == "cuda":
+            return _time_with_events(call, device, 1)[0][0]
+        return _time_with_clock(call, device, 1)[0]
+
+    firsts, differences = list[float](), list[float]()
+
+    def take(count: int) -> list[float]:
+        for index in range(count):
+            if index % 2:
+                b, a = once(second), once(first)
+            else:
+                a, b = once(first), once(second)
+            firsts.append(a)
+            differences.append(a - b)
+        between()
+        return firsts[-count:]
+
+    with _no_garbage_collection():
+        warm_up(take, protocol)
+        firsts.clear()
+        differences.clear()
+        start = time.perf_counter()
+        while True:
+            take(BLOCK)
+            elapsed = time.perf_counter() - start
+            half = _mean_half_width(differences)
+            if half is None:
+                continue
+            narrow = half <= protocol.mean_tolerance * statistics.fmean(firsts)
+            enough = len(differences) >= protocol.samples and elapsed >= protocol.sampling_s
+            if (enough and narrow) or elapsed >= protocol.sampling_max_s:
+                return Difference(statistics.fmean(differences), half, len(differences))
 
 
 def warm_up(
@@ -265,17 +358,23 @@ def _nothing() -> None:
     """A CPU has finished when the call returns."""
 
 
-def _time_with_events(call: Callable[[], object], device: torch.device, count: int) -> list[float]:
+def _time_with_events(
+    call: Callable[[], object], device: torch.device, count: int
+) -> tuple[list[float], list[float]]:
+    """Time calls by events on the device and by the wall clock, both in milliseconds."""
     starts = [torch.cuda.Event(enable_timing=True) for _ in range(count)]
     ends = [torch.cuda.Event(enable_timing=True) for _ in range(count)]
+    walls = []
     with torch.cuda.device(device):
         for start, end in zip(starts, ends, strict=True):
             torch.cuda.synchronize()
+            wall = time.perf_counter_ns()
             start.record()
             call()
             end.record()
             torch.cuda.synchronize()
-    return [start.elapsed_time(end) for start, end in zip(starts, ends, strict=True)]
+            walls.append((time.perf_counter_ns() - wall) / 1e6)
+    return [start.elapsed_time(end) for start, end in zip(starts, ends, strict=True)], walls
 
 
 @contextmanager

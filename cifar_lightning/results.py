@@ -11,6 +11,7 @@ import dataclasses
 import io
 import json
 import logging
+import operator
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,9 +20,12 @@ from typing import Any, ClassVar, Self
 
 from filelock import FileLock
 
+from cifar_lightning.errors import UserError, bad_value, unknown_name
+
 log = logging.getLogger(__name__)
 
 MEGA = 1e6  # MB, M parameters and M MACs are decimal
+LAUNCH_BOUND_ABOVE = 1.3  # eager over replayed
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -123,6 +127,13 @@ class Measurement(_Record):
         size_bytes: Of the file that this variant ships.
         environment: Versions, machine and every flag that was set.
         samples_ms: Every sample, in the order taken.
+        preparation_s: What happens once: compiling, capturing, exporting, calibrating.
+        notes: What else the variant has to say.
+        load: ``mean`` and ``peak`` of what other processes used meanwhile; see `company.Load`.
+        state: Of the device ``before`` and ``after``; see `company.device_state`.
+        wall: On CUDA, `latency.LatencyStats` of the same calls by the wall clock.
+        graph_ms: On CUDA, the mean of replaying the same call as a CUDA graph.
+        repeats: ``mean_ms``, ``p50_ms``, ``p95_ms`` of each of several fresh processes.
     """
 
     run: str
@@ -141,8 +152,28 @@ class Measurement(_Record):
     code: dict[str, Any]
     environment: dict[str, Any]
     samples_ms: list[float] = field(repr=False)
+    preparation_s: float | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    load: dict[str, float] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+    wall: dict[str, Any] | None = None
+    graph_ms: float | None = None
+    repeats: list[dict[str, float]] = field(default_factory=list)
 
     FOLDER: ClassVar[str] = "measurements"
+
+    @property
+    def launch_bound(self) -> bool | None:
+        """Whether the device mostly waits for kernels to be launched."""
+        if self.graph_ms is None:
+            return None
+        return bool(self.latency["mean_ms"] > LAUNCH_BOUND_ABOVE * self.graph_ms)
+
+    @property
+    def spread(self) -> float | None:
+        """Largest minus smallest p95 of the fresh processes, over their median, in percent."""
+        p95 = sorted(repeat["p95_ms"] for repeat in self.repeats)
+        return 100 * (p95[-1] - p95[0]) / p95[len(p95) // 2] if len(p95) > 1 else None
 
     @property
     def configuration(self) -> tuple[str, str, int]:
@@ -176,7 +207,13 @@ CSV_COLUMNS = (
     "lat_p95_ms",
     "lat_std_ms",
     "lat_n",
+    "lat_ci_ms",
     "lat_converged",
+    "lat_processes",
+    "lat_spread_pct",
+    "launch_bound",
+    "speedup",
+    "prep_s",
     "size_mb",
     "params",
     "macs",
@@ -211,7 +248,56 @@ def rows_of(folder: Path) -> list[Row]:
     shown = [m for m in measurements if m.protocol == "full" or m.configuration not in fully]
     if not shown and run.status == "failed":
         return [_row(run, None)]
-    return [_row(run, measurement) for measurement in shown]
+    rows = [_row(run, measurement) for measurement in shown]
+    _add_speedups(rows)
+    return rows
+
+
+def _add_speedups(rows: list[Row]) -> None:
+    """Divide fp32's mean latency by each row's, on the same device with the same protocol."""
+    like = operator.itemgetter("device", "threads", "protocol")
+    baselines = {like(row): row["lat_mean_ms"] for row in rows if row["variant"] == "fp32"}
+    for row in rows:
+        if row["lat_mean_ms"] and baselines.get(like(row)):
+            row["speedup"] = baselines[like(row)] / row["lat_mean_ms"]
+
+
+def find_run(outputs: Path, query: str) -> Path:
+    """Find the folder of one finished run.
+
+    Args:
+        outputs: Where to look.
+        query: An ID, the beginning of a run's name, or a folder.
+
+    Raises:
+        UserError: If there is none, more than one, or it is not finished.
+    """
+    if (Path(query) / Run.FILE).is_file():
+        folder, run = Path(query), _load_or_refuse(Path(query))
+    else:
+        runs = {
+            path.parent: _load_or_refuse(path.parent)
+            for path in sorted((outputs / "runs").glob(f"*/{Run.FILE}"))
+        }
+        found = [folder for folder, run in runs.items() if query in (run.label, run.name)]
+        found = found or [f for f, run in runs.items() if query and run.name.startswith(query)]
+        if not found:
+            names = {name for run in runs.values() for name in (run.label, run.name)}
+            raise unknown_name(f"run={query}", f"run in {outputs}", query, names)
+        if len(found) > 1:
+            names = {runs[folder].name for folder in found}
+            raise bad_value("run", query, f"one of {', '.join(sorted(names))}: it means them all")
+        folder, run = found[0], runs[found[0]]
+    if run.status != "finished":
+        raise UserError(f"run={query}: {run.name} is {run.status}, needed is a finished run")
+    return folder
+
+
+def _load_or_refuse(folder: Path) -> Run:
+    try:
+        return Run.load(folder)
+    except ValueError as error:
+        raise UserError(f"{folder / Run.FILE}: damaged ({error})") from error
 
 
 def _measurements(folder: Path) -> Iterator[Measurement]:
@@ -242,6 +328,13 @@ def _row(run: Run, measurement: Measurement | None) -> Row:
         latency = measurement.latency
         row |= {f"lat_{key}": latency.get(key) for key in ("mean_ms", "p50_ms", "p95_ms")}
         row |= {f"lat_{key}": latency.get(key) for key in ("std_ms", "n", "converged")}
+        row |= {
+            "lat_ci_ms": latency.get("mean_ci_ms"),
+            "lat_processes": len(measurement.repeats) or None,
+            "lat_spread_pct": measurement.spread,
+            "launch_bound": measurement.launch_bound,
+            "prep_s": measurement.preparation_s,
+        }
         row |= {
             "variant": measurement.variant,
             "test_acc": measurement.test_acc,

@@ -1,4 +1,7 @@
-"""Real small data and ways to run the commands."""
+"""Real small data and ways to run the commands.
+
+What only some tests need is imported by their fixtures: the GPU tests run without Hydra, too.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image
-
-import train
-from cifar_lightning import config
-from cifar_lightning.sources import read_digits
 
 ROOT = Path(__file__).resolve().parent.parent
 # All of CIFAR-10 as an archive of class folders, where it lies beside the checkout.
@@ -53,6 +51,7 @@ def command(
     outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Ended]:
     """Run ``train.py`` in this process, with its results in a folder of the test's own."""
+    import train
 
     def run(*overrides: str) -> Ended:
         flags = [override for override in overrides if override.startswith("-")]
@@ -76,6 +75,10 @@ def command(
 @pytest.fixture
 def resolved() -> Callable[..., tuple[dict, dict]]:
     """Compose and resolve a configuration; return it with the groups' choices."""
+    from hydra import compose, initialize_config_dir
+
+    from cifar_lightning import config
+
     config.register()
 
     def make(*overrides: str) -> tuple[dict, dict]:
@@ -89,6 +92,8 @@ def resolved() -> Callable[..., tuple[dict, dict]]:
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """30 training and 10 test images a class: of CIFAR-10 where its copy is there, else digits."""
+    from cifar_lightning.sources import read_digits
+
     base = tmp_path_factory.mktemp("images")
     if CIFAR10_COPY.exists():
         wanted = {"train": 30, "test": 10}

@@ -13,6 +13,7 @@ ORDER = (
     "command",
     "results",
     "provenance",
+    "company",
     "augment",
     "sources",
     "data",

@@ -2,19 +2,23 @@ import gc
 import math
 import statistics
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import torch.utils.benchmark
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cifar_lightning import backbones
 from cifar_lightning.latency import (
     BLOCK,
     PROTOCOLS,
     LatencyStats,
     Protocol,
     collect,
+    compare_latencies,
     measure_latency,
     warm_up,
 )
@@ -165,6 +169,71 @@ def test_garbage_collection_is_off_meanwhile_and_as_before_after(enabled):
         assert gc.isenabled() == enabled
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("slower", [0, 1])
+def test_turns_tell_which_is_slower(slower):
+    protocol = Protocol("test", 50, 0.0, 0.1, samples=200, sampling_s=0.0, sampling_max_s=0.5)
+    pauses = [0.001, 0.001]
+    pauses[slower] = 0.0015
+    found = compare_latencies(*(partial(time.sleep, p) for p in pauses), CPU, protocol)
+    assert not found.tie
+    assert (found.mean_ms > 0) == (slower == 0)
+    assert abs(abs(found.mean_ms) - 0.5) < 0.3
+
+
+def test_turns_of_the_same_work_are_a_tie_or_nearly():
+    protocol = Protocol("test", 50, 0.0, 0.1, samples=400, sampling_s=0.0, sampling_max_s=0.5)
+    found = compare_latencies(partial(time.sleep, 0.001), partial(time.sleep, 0.001), CPU, protocol)
+    assert abs(found.mean_ms) < 0.1
+
+
+def test_an_exception_between_blocks_ends_it():
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_latency(lambda: None, CPU, FULL, stop)
+    assert gc.isenabled()
+
+
+BACKBONES = {
+    "mobilenet_v3_small": {"width": 1.0},
+    "mobilenet_v3_large": {"width": 1.0},
+    "mobilenet_v2": {"width": 1.0},
+    "shufflenet_v2": {"width": 1.0},
+    "resnet18": {},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKBONES)
+def test_agrees_with_torchs_timer(name):
+    """Medians of blocks taken in turns; the best of three, as other programs disturb both."""
+    network = getattr(backbones, name)(
+        10, output_stride=8, dropout=0.0, bn_momentum=0.1, bn_eps=1e-5, **BACKBONES[name]
+    ).eval()
+    image = torch.rand(1, 3, 32, 32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    timer = torch.utils.benchmark.Timer(
+        "network(image)", globals={"network": network, "image": image}, num_threads=1
+    )
+    protocol = Protocol("block", 50, 0.0, 0.0, samples=100, sampling_s=0.0, sampling_max_s=10)
+    differences = []
+    try:
+        with torch.inference_mode():
+            for _ in range(3):
+                ours, theirs = [], []
+                for _ in range(5):
+                    ours += measure_latency(lambda: network(image), CPU, protocol).samples_ms[:100]
+                    theirs += [1000 * timer.timeit(1).median for _ in range(100)]
+                ratio = statistics.median(ours) / statistics.median(theirs)
+                differences.append(abs(ratio - 1))
+    finally:
+        torch.set_num_threads(threads)
+    print(f"{name}: {[f'{100 * difference:.1f} %' for difference in differences]}")
+    assert min(differences) < 0.05
 
 
 @pytest.mark.gpu

@@ -1,46 +1,246 @@
+import sys
+
 import pytest
 import torch
 from torch import nn
 
-from cifar_lightning.variants import VARIANTS, flags
+from cifar_lightning import backbones, variants
+from cifar_lightning.errors import UserError
+from cifar_lightning.variants import PARTS, Kind, Unsupported, check, flags, prepare
 
-DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+CPU = torch.device("cpu")
+COMMON = {"output_stride": 16, "dropout": 0.1, "bn_momentum": 0.1, "bn_eps": 1e-5}
+NETWORKS = {
+    "mobilenet_v3_small": {"width": 0.35},
+    "mobilenet_v3_large": {"width": 0.35},
+    "mobilenet_v2": {"width": 0.35},
+    "shufflenet_v2": {"width": 0.5},
+    "resnet18": {"output_stride": 8},
+}
+# Largest difference of logits over their largest value.
+TOLERANCE = {
+    "fp32": 1e-6,
+    "channels_last": 1e-4,
+    "fused": 1e-4,
+    "fused+channels_last": 1e-4,
+    "onnx": 1e-4,
+    "fused+onnx": 1e-4,
+    "fp16": 0.02,
+    "bf16": 0.1,
+    "autocast_bf16": 0.1,
+    "autocast_fp16": 0.02,
+    "int8": 0.25,
+}
+GPU = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    ],
+)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("device", DEVICES)
-def test_flags_are_restored(name, device):
-    network = nn.Conv2d(3, 4, 1)
+def network(name="mobilenet_v3_small", seed=0):
+    """A network whose BatchNorms have seen images, as a trained one's have."""
+    torch.manual_seed(seed)
+    built = getattr(backbones, name)(10, **COMMON | NETWORKS[name])
+    built.train()
+    with torch.no_grad():
+        for _ in range(8):
+            built(torch.randn(16, 3, 32, 32))
+    return built.eval()
+
+
+def calibration():
+    return torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def logits_of(variant, built, images, device=CPU):
+    with prepare(variant, built, device, calibration) as prepared, torch.inference_mode():
+        return [prepared.forward(batch.to(device)).clone().cpu() for batch in images], prepared
+
+
+def assert_close(found, expected, tolerance):
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("variant", TOLERANCE)
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_logits_are_the_backbones(variant, device):
+    images = torch.randn(1, 3, 32, 32), torch.randn(100, 3, 32, 32)
+    with torch.no_grad():
+        expected = [network()(batch) for batch in images]
+    try:
+        found, prepared = logits_of(variant, network(), images, torch.device(device))
+    except Unsupported as reason:
+        if device == "cpu":
+            raise AssertionError(f"{variant} runs on every CPU: {reason}") from reason
+        return
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_close(ours, theirs, TOLERANCE[variant])
+    assert prepared.size_bytes > 0
+
+
+@pytest.mark.parametrize("variant", ["tf32", "cuda_graph", "fp16+cuda_graph", "fused+cuda_graph"])
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_logits_on_a_gpu(variant):
+    images = torch.randn(1, 3, 32, 32), torch.randn(100, 3, 32, 32), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = [network()(batch) for batch in images]
+    found, _ = logits_of(variant, network(), images, torch.device("cuda"))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_close(ours, theirs, 0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["compile", "fused+compile", "fp16+compile"])
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_compiled_logits(variant, device):
+    images = torch.randn(1, 3, 32, 32), torch.randn(100, 3, 32, 32), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = [network()(batch) for batch in images]
+    found, prepared = logits_of(variant, network(), images, torch.device(device))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_close(ours, theirs, 0.02 if "fp16" in variant else 1e-4)
+    assert prepared.preparation_s > 0
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_fusing_leaves_no_batch_norm(name):
+    images = torch.randn(4, 3, 32, 32)
+    built = network(name)
+    with torch.no_grad():
+        expected = built(images)
+    with prepare("fused", built, CPU, calibration) as prepared, torch.inference_mode():
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in prepared.forward.modules())
+        assert_close(prepared.forward(images), expected, 1e-4)
+        assert prepared.notes["fusing_error"] < 1e-3
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_large", "shufflenet_v2", "resnet18"])
+def test_int8_mostly_decides_alike(name):
+    images = torch.randn(100, 3, 32, 32)
+    with torch.no_grad():
+        expected = network(name)(images)
+    (found,), prepared = logits_of("int8", network(name), [images])
+    assert (found.argmax(1) == expected.argmax(1)).float().mean() > 0.7
+    assert prepared.preparation_s > 0
+    assert prepared.notes["max_abs_difference"] > 0
+
+
+def test_sizes_are_those_of_the_files():
+    sizes = {}
+    for variant in ("fp32", "channels_last", "fused", "fp16", "onnx", "int8"):
+        with prepare(variant, network(), CPU, calibration) as prepared:
+            sizes[variant] = prepared.size_bytes
+    parameters = sum(parameter.numel() for parameter in network().parameters())
+    assert 4 * parameters < sizes["fp32"] == sizes["channels_last"] < 4.6 * parameters
+    assert sizes["fp16"] < 0.6 * sizes["fp32"]
+    assert sizes["fused"] < sizes["fp32"]
+    assert 4 * 0.9 * parameters < sizes["onnx"]  # the weights are in the file
+    assert sizes["int8"] < 0.6 * sizes["onnx"]
+
+
+@pytest.mark.parametrize("variant", ["fp32", "fused", "bf16+channels_last", "onnx"])
+def test_flags_are_restored(variant):
     before = flags()
-    with VARIANTS[name](network, torch.device(device)) as forward:
-        forward(torch.zeros(1, 3, 8, 8, device=device))
+    with prepare(variant, network(), CPU, calibration) as prepared:
+        prepared.forward(torch.zeros(1, 3, 32, 32))
     assert flags() == before
-    for error in (RuntimeError, KeyboardInterrupt):
-        with pytest.raises(error), VARIANTS[name](network, torch.device(device)):
+    for error in (RuntimeError, KeyboardInterrupt) if variant != "onnx" else ():
+        with pytest.raises(error), prepare(variant, network(), CPU, calibration):
             raise error
         assert flags() == before
 
 
-def test_fp32_is_true_fp32():
-    with VARIANTS["fp32"](nn.Conv2d(3, 4, 1), torch.device("cpu")):
+def test_flags_are_restored_when_preparing_fails(monkeypatch):
+    def fail(build):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(PARTS, "fp32", (Kind.NUMBERS, fail))
+    before = flags()
+    with pytest.raises(KeyboardInterrupt), prepare("fp32", network(), CPU, calibration):
+        pass
+    assert flags() == before
+
+
+def test_all_but_tf32_is_true_fp32():
+    with prepare("channels_last", network(), CPU, calibration):
         inside = flags()
     assert {value for key, value in inside.items() if "precision" in key} == {"ieee"}
-
-
-def test_fp32_evaluates_the_network():
-    network = nn.Sequential(nn.Dropout(0.9)).train()
-    with VARIANTS["fp32"](network, torch.device("cpu")) as forward:
-        assert torch.equal(forward(torch.ones(100)), torch.ones(100))
+    assert variants.convolution_error(CPU) < 1e-5
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_fp32_convolution_agrees_with_float64():
-    torch.manual_seed(0)
-    network = nn.Conv2d(256, 256, 3, padding=1, bias=False)
-    images = torch.randn(8, 256, 16, 16)
-    exact = network.double()(images.double())
-    with VARIANTS["fp32"](network.float(), torch.device("cuda")) as forward:
-        found = forward(images.cuda()).cpu().double()
-    # TF32 has 10 bits of mantissa: its error is about 1e-3 of the largest value.
-    assert (found - exact).abs().max() / exact.abs().max() < 1e-5
+def test_the_proof_tells_fp32_from_tf32():
+    device = torch.device("cuda")
+    with prepare("fp32", network(), device, calibration):
+        assert variants.convolution_error(device) < 1e-5
+    with prepare("tf32", network(), device, calibration):
+        assert variants.convolution_error(device) > 1e-5
+
+
+def test_names_are_put_in_order():
+    assert check("compile+fp16") == check("fp16+compile") == "fp16+compile"
+    assert check("fp32+fused") == "fused"
+    assert check("fp32") == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fp23", "variants=fp23: no such variant; did you mean fp32?"),
+        ("fp16+compil", "variants=fp16+compil: no such variant; did you mean compile?"),
+        ("", "variants=: no such variant"),
+        ("fp16+bf16", "variants=fp16+bf16: allowed is one of fp16 and bf16"),
+        ("compile+cuda_graph", "variants=compile+cuda_graph: allowed is one of"),
+        ("onnx+fp16", "variants=onnx+fp16: allowed is onnx without fp16"),
+        ("int8+onnx", "variants=int8+onnx: allowed is one of"),
+        (
+            "int8+channels_last",
+            "variants=int8+channels_last: allowed is int8 without channels_last",
+        ),
+        ("fused+fused", "variants=fused+fused: allowed is one of"),
+    ],
+)
+def test_names_that_make_no_sense(name, message):
+    with pytest.raises(UserError) as caught:
+        check(name)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("variant", ["tf32", "cuda_graph", "fp16+cuda_graph"])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what a machine without a GPU says")
+def test_what_needs_a_gpu_says_so(variant):
+    with (
+        pytest.raises(Unsupported, match="needs a GPU"),
+        prepare(variant, network(), CPU, calibration),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
+def test_a_missing_package_names_the_extra(package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with (
+        pytest.raises(Unsupported, match=r"needs .*pip install 'cifar-lightning\[onnx\]'"),
+        prepare("onnx", network(), CPU, calibration),
+    ):
+        pass
+
+
+def test_adding_a_variant_takes_one_line(monkeypatch):
+    def doubled(build):
+        inner = build.forward
+        build.forward = lambda images: 2 * inner(images)
+
+    monkeypatch.setitem(PARTS, "doubled", (Kind.EXECUTION, doubled))
+    assert check("doubled+fused") == "fused+doubled"
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = 2 * network()(images)
+    (found,), _ = logits_of("doubled", network(), [images])
+    assert_close(found, expected, 1e-6)

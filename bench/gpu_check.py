@@ -1,0 +1,113 @@
+"""Latency of every backbone in every GPU variant, on random weights and images.
+
+    make gpu-check
+
+Needs torch and torchvision as the machine has them, and no data set. Prints a Markdown table with
+the card's name. Accuracy is not looked at: the weights are random.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from cifar_lightning import backbones, variants
+from cifar_lightning.company import DISTURBED_ABOVE, Load, device_lock, device_state
+from cifar_lightning.latency import PROTOCOLS, measure_latency
+
+COMMON: dict[str, Any] = {
+    "num_classes": 10,
+    "output_stride": 8,
+    "dropout": 0.0,
+    "bn_momentum": 0.1,
+    "bn_eps": 1e-5,
+}
+BACKBONES = {
+    "mobilenetv3": partial(backbones.mobilenet_v3_small, width=1.0, **COMMON),
+    "mobilenetv3_large": partial(backbones.mobilenet_v3_large, width=1.0, **COMMON),
+    "mobilenetv2": partial(backbones.mobilenet_v2, width=1.0, **COMMON),
+    "shufflenetv2": partial(backbones.shufflenet_v2, width=1.0, **COMMON),
+    "resnet18": partial(backbones.resnet18, **COMMON),
+}
+VARIANTS = (
+    "fp32",
+    "tf32",
+    "fp16",
+    "bf16",
+    "autocast_fp16",
+    "channels_last",
+    "fused",
+    "cuda_graph",
+    "fp16+cuda_graph",
+    "fused+cuda_graph",
+    "compile",
+    "fp16+compile",
+    "onnx",
+)
+
+
+def rows(device: torch.device, protocol: str) -> Iterator[str]:
+    """Yield a line of the table for each backbone and variant."""
+    torch.manual_seed(0)
+    image = torch.rand(1, 3, 32, 32, device=device)
+    for label, build in BACKBONES.items():
+        baseline: float | None = None
+        for name in VARIANTS:
+            network: nn.Module = build().eval()
+            torch.compiler.reset()
+            try:
+                with (
+                    device_lock(device),
+                    variants.prepare(name, network, device, lambda: torch.rand(64, 3, 32, 32)) as p,
+                    torch.inference_mode(),
+                ):
+                    forward = p.forward
+                    load = Load(device)
+                    latency = measure_latency(
+                        partial(forward, image), device, PROTOCOLS[protocol], load.sample
+                    )
+            except variants.Unsupported as reason:
+                yield f"| {label} | {name} | - | - | - | - | - | {reason} |"
+                continue
+            except Exception as error:  # the other variants are measured all the same
+                line = str(error).splitlines()[0] if str(error) else ""
+                yield f"| {label} | {name} | - | - | - | - | - | {type(error).__name__}: {line} |"
+                continue
+            stats = latency.stats
+            baseline = baseline or stats.mean_ms
+            wall = f"{latency.wall.mean_ms:.3f}" if latency.wall else "-"
+            preparation = "-" if p.preparation_s is None else f"{p.preparation_s:.1f}"
+            remarks = [] if stats.converged else ["not converged"]
+            remarks += ["disturbed"] if load.mean > DISTURBED_ABOVE else []
+            yield (
+                f"| {label} | {name} | {stats.mean_ms:.3f} | {stats.p95_ms or 0:.3f} | {wall} "
+                f"| {baseline / stats.mean_ms:.2f} | {preparation} | {', '.join(remarks)} |"
+            )
+
+
+def main() -> None:
+    """Print the table, or say why not."""
+    if not torch.cuda.is_available():
+        print("error: there is no GPU that torch can use here", file=sys.stderr)
+        sys.exit(2)
+    protocol = sys.argv[1] if len(sys.argv) > 1 else "full"
+    if protocol not in PROTOCOLS:
+        print(f"error: {protocol}: allowed is {', '.join(PROTOCOLS)}", file=sys.stderr)
+        sys.exit(2)
+    device = torch.device("cuda:0")
+    print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, {protocol} protocol")
+    print(f"state before: {device_state(device)}\n")
+    print("| Backbone | Variant | Mean (ms) | p95 (ms) | Wall (ms) | Speed-up | Prep. (s) | |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |")
+    for row in rows(device, protocol):
+        print(row, flush=True)
+    print(f"\nstate after: {device_state(device)}")
+
+
+if __name__ == "__main__":
+    main()
