@@ -21,6 +21,10 @@ def only_run(outputs):
     return folder
 
 
+def no_training(self, batch, batch_idx):
+    raise AssertionError("nothing is left to train")
+
+
 def stop_in_epoch(monkeypatch, epoch):
     """Press Ctrl-C in the middle of an epoch."""
     step = ImageClassifier.training_step
@@ -81,7 +85,7 @@ def test_the_same_command_again_shows_the_row(command, outputs, monkeypatch):
     folder = only_run(outputs)
     weights = (folder / "weights.safetensors").read_bytes()
     (outputs / "results.csv").unlink()
-    monkeypatch.setattr(ImageClassifier, "training_step", None)  # training would fail
+    monkeypatch.setattr(ImageClassifier, "training_step", no_training)
     again = command(*COMMAND, "id=named")
     assert again.status == 0
     assert "is finished" in again.out
@@ -123,6 +127,24 @@ def test_a_continued_run_equals_an_uninterrupted_one(
         torch.testing.assert_close(*(c[part] for c in checkpoints), rtol=0, atol=0)
     assert Run.load(folder).val_acc == Run.load(other).val_acc
     assert Run.load(folder).test_acc == Run.load(other).test_acc
+
+
+def test_an_interrupted_measurement_is_continued_without_training(
+    command, outputs, monkeypatch, keep_signals
+):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cifar_lightning.callbacks.measure", interrupted)
+        assert command(*COMMAND).status == 130
+    run = Run.load(only_run(outputs))
+    assert run.status == "interrupted"
+    monkeypatch.setattr(ImageClassifier, "training_step", no_training)
+    assert command(*COMMAND).status == 0
+    again = Run.load(only_run(outputs))
+    assert (again.status, again.val_acc) == ("finished", run.val_acc)
+    assert len((outputs / "results.csv").read_text().splitlines()) == 2
 
 
 def test_a_run_that_fails_says_so_and_has_a_row(command, outputs, monkeypatch):

@@ -110,6 +110,26 @@ def test_a_drifting_stream_runs_into_the_cap_and_says_so():
     assert not LatencyStats.from_samples(samples, FULL).converged
 
 
+def test_two_modes_are_told_as_they_are():
+    generator = np.random.default_rng(2)
+    stream = Stream(lambda index: 2.0 if generator.random() < 0.9 else 6.0)
+    samples = collect(stream.take, FULL, stream.now)
+    stats = LatencyStats.from_samples(samples, FULL)
+    assert stats.p50_ms == 2.0
+    assert stats.p95_ms == 6.0
+    assert abs(stats.mean_ms - 2.4) <= 2 * stats.mean_ci_ms
+    assert stats.n > FULL.samples  # the mean of two modes takes longer to settle
+
+
+def test_a_heavy_tail_is_kept_and_does_not_pass_as_converged_early():
+    generator = np.random.default_rng(3)
+    stream = Stream(lambda index: 1.0 + generator.pareto(1.5))
+    samples = collect(stream.take, FULL, stream.now)
+    assert len(samples) == stream.count  # no sample is dropped
+    assert stream.seconds >= FULL.sampling_max_s
+    assert not LatencyStats.from_samples(samples, FULL).converged
+
+
 def test_noise_needs_more_samples_than_calm():
     generator = np.random.default_rng(1)
     calm = Stream(lambda index: generator.normal(2.1, 0.01))
