@@ -136,7 +136,7 @@ def run(cfg: DictConfig) -> None:
         line = f"{type(error).__name__}: {error}".splitlines()[0]
         replace(Run.load(folder), status="failed", error=line).save(folder)
         write_table(Path(config["outputs"]))
-        log.exception("the run failed")
+        log.debug("the run failed", exc_info=True)  # for train.log
         raise RunFailed(f"{folder.name}: {line}; see {folder / 'train.log'}") from error
     write_table(Path(config["outputs"]))
     _show(folder, rows_of(folder))

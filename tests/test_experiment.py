@@ -155,6 +155,7 @@ def test_a_run_that_fails_says_so_and_has_a_row(command, outputs, monkeypatch):
     ended = command(*COMMAND)
     assert ended.status == 1
     assert "RuntimeError: out of something" in ended.err.splitlines()[-1]
+    assert "Traceback" not in ended.out + ended.err
     folder = only_run(outputs)
     assert Run.load(folder).status == "failed"
     assert "Traceback" in (folder / "train.log").read_text()
@@ -191,6 +192,20 @@ def test_other_data_under_the_same_name(command, outputs, monkeypatch, keep_sign
     assert ended.status == 2
     assert "was trained on other data" in ended.err
     assert Run.load(only_run(outputs)).status == "interrupted"
+
+
+@pytest.mark.slow
+def test_a_compiled_training_is_the_same_training(command, outputs, tmp_path):
+    losses = []
+    for place, compiled in ((outputs, "true"), (tmp_path / "eager", "false")):
+        settings = (*TINY, "epochs=1", "batch_size=128", f"compile={compiled}")
+        assert command(*settings, f"outputs={place}").status == 0
+        events = EventAccumulator(str(only_run(place) / "tensorboard"))
+        events.Reload()
+        losses.append(events.Scalars("train/loss")[0].value)
+    assert only_run(outputs).name == only_run(tmp_path / "eager").name
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert load_backbone(only_run(outputs))(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
 def test_a_multirun_gives_a_row_each(command, outputs):
