@@ -33,8 +33,8 @@ test-slow: setup ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 gpu-check: ## on a machine with a GPU: gpu tests and latencies, with the torch that is there
-	$(PYTHON) -m pytest -m gpu tests/test_company.py tests/test_latency.py tests/test_variants.py
 	PYTHONPATH=. $(PYTHON) bench/gpu_check.py $(ARGS)
+	$(PYTHON) -m pytest -m gpu tests/test_company.py tests/test_latency.py tests/test_variants.py
 
 lint: setup ## check style and types
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from cifar_lightning.command import command
 
 
-@command("train")
+@command("train", texts=("id",))
 def main(config: DictConfig) -> None:
     """Bring the configured run to its row of the results table."""
     from cifar_lightning.experiment import run  # imports torch: only for a good configuration

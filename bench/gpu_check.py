@@ -2,8 +2,9 @@
 
     make gpu-check
 
-Needs torch and torchvision as the machine has them, and no data set. Prints a Markdown table with
-the card's name. Accuracy is not looked at: the weights are random.
+Needs no data set and installs nothing: torch, torchvision, scipy, psutil, filelock and safetensors
+as the machine has them, and pytest with hypothesis for the tests that follow. Prints a Markdown
+table with the card's name. Accuracy is not looked at: the weights are random.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ VARIANTS = (
     "fp16",
     "bf16",
     "autocast_fp16",
+    "autocast_bf16",
     "channels_last",
     "fused",
     "cuda_graph",
@@ -71,22 +73,28 @@ def rows(device: torch.device, protocol: str) -> Iterator[str]:
                     latency = measure_latency(
                         partial(forward, image), device, PROTOCOLS[protocol], load.sample
                     )
+                    error = variants.convolution_error(device)
+                    variants.prove(name, error)
             except variants.Unsupported as reason:
-                yield f"| {label} | {name} | - | - | - | - | - | {reason} |"
+                yield f"| {label} | {name} | - | - | - | - | - | - | {reason} |"
                 continue
-            except Exception as error:  # the other variants are measured all the same
-                line = str(error).splitlines()[0] if str(error) else ""
-                yield f"| {label} | {name} | - | - | - | - | - | {type(error).__name__}: {line} |"
+            except Exception as failure:  # the other variants are measured all the same
+                line = f"{type(failure).__name__}: {failure}".splitlines()[0]
+                yield f"| {label} | {name} | - | - | - | - | - | - | {line} |"
                 continue
             stats = latency.stats
-            baseline = baseline or stats.mean_ms
+            if name == "fp32":
+                baseline = stats.mean_ms
+            speedup = f"{baseline / stats.mean_ms:.2f}" if baseline else "-"
+            p95 = "-" if stats.p95_ms is None else f"{stats.p95_ms:.3f}"
             wall = f"{latency.wall.mean_ms:.3f}" if latency.wall else "-"
             preparation = "-" if p.preparation_s is None else f"{p.preparation_s:.1f}"
             remarks = [] if stats.converged else ["not converged"]
-            remarks += ["disturbed"] if load.mean > DISTURBED_ABOVE else []
+            remarks += ["disturbed"] if (load.mean or 0) > DISTURBED_ABOVE else []
+            remarks += ["load unknown"] if load.mean is None else []
             yield (
-                f"| {label} | {name} | {stats.mean_ms:.3f} | {stats.p95_ms or 0:.3f} | {wall} "
-                f"| {baseline / stats.mean_ms:.2f} | {preparation} | {', '.join(remarks)} |"
+                f"| {label} | {name} | {stats.mean_ms:.3f} | {p95} | {wall} "
+                f"| {speedup} | {preparation} | {error:.0e} | {', '.join(remarks)} |"
             )
 
 
@@ -102,8 +110,9 @@ def main() -> None:
     device = torch.device("cuda:0")
     print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, {protocol} protocol")
     print(f"state before: {device_state(device)}\n")
-    print("| Backbone | Variant | Mean (ms) | p95 (ms) | Wall (ms) | Speed-up | Prep. (s) | |")
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |")
+    columns = ("Mean (ms)", "p95 (ms)", "Wall (ms)", "Speed-up", "Prep. (s)", "Conv. error")
+    print(f"| Backbone | Variant | {' | '.join(columns)} | |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
     for row in rows(device, protocol):
         print(row, flush=True)
     print(f"\nstate after: {device_state(device)}")

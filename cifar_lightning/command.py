@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -22,7 +23,9 @@ from cifar_lightning.errors import CifarLightningError, Interrupted, UserError
 Task = Callable[[DictConfig], None]
 
 
-def command(config_name: str, listed: tuple[str, ...] = ()) -> Callable[[Task], Callable[[], None]]:
+def command(
+    config_name: str, texts: tuple[str, ...] = (), lists: tuple[str, ...] = ()
+) -> Callable[[Task], Callable[[], None]]:
     """Make a command out of a function of the composed configuration.
 
     An error of ours ends a job with one line on stderr; the other jobs of a multirun go on, and
@@ -31,7 +34,8 @@ def command(config_name: str, listed: tuple[str, ...] = ()) -> Callable[[Task], 
 
     Args:
         config_name: The file in ``conf``, without its ending.
-        listed: Keys for which ``key=a,b`` means a list, not a sweep.
+        texts: Keys whose values are text even where they look like numbers: ``id=1e5``.
+        lists: Keys whose values are lists of such texts, so ``key=a,b`` is no sweep.
     """
 
     def decorate(task: Task) -> Callable[[], None]:
@@ -68,7 +72,7 @@ def command(config_name: str, listed: tuple[str, ...] = ()) -> Callable[[Task], 
             started.clear()
             statuses.clear()
             HydraConfig.instance().cfg = None
-            sys.argv[1:] = [_as_list(argument, listed) for argument in sys.argv[1:]]
+            sys.argv[1:] = [_quoted(argument, texts, lists) for argument in sys.argv[1:]]
             try:
                 hydra_main()
             except KeyboardInterrupt:
@@ -90,10 +94,16 @@ def command(config_name: str, listed: tuple[str, ...] = ()) -> Callable[[Task], 
     return decorate
 
 
-def _as_list(argument: str, listed: tuple[str, ...]) -> str:
-    """Write ``key=a,b`` as ``key=[a,b]``."""
+def _quoted(argument: str, texts: tuple[str, ...], lists: tuple[str, ...]) -> str:
+    """Put quotes around what Hydra would read as a number, a sweep or nothing at all."""
     key, _, value = argument.partition("=")
-    return f"{key}=[{value}]" if key in listed and "," in value and value[0] != "[" else argument
+    if not re.fullmatch(r"[^'\"\[\]{}()\\]+", value) or value == "null":
+        return argument  # quoted already, or something else than plain text
+    if key in texts:
+        return f"{key}='{value}'" if "," not in value else argument
+    if key in lists:
+        return f"{key}=[{','.join(repr(part) for part in value.split(','))}]"
+    return argument
 
 
 class RememberSweep(Callback):
@@ -117,16 +127,16 @@ def _remove_leftovers() -> None:
     ):
         shutil.rmtree(folder / str(settings.output_subdir), ignore_errors=True)
         (folder / "train.log").unlink(missing_ok=True)
-        _remove_empty(folder)
+        _remove_empty(folder, folder.parent, folder.parent.parent)
     if settings.mode == RunMode.MULTIRUN:
         (Path(settings.sweep.dir) / "multirun.yaml").unlink(missing_ok=True)
-        _remove_empty(Path(settings.sweep.dir))
+        _remove_empty(Path(settings.sweep.dir), Path(settings.sweep.dir).parent)
 
 
-def _remove_empty(folder: Path) -> None:
-    """Remove a folder and those above it as far as they hold nothing."""
-    for candidate in (folder, *folder.parents):
+def _remove_empty(*folders: Path) -> None:
+    """Remove folders, the innermost first, as far as they hold nothing."""
+    for folder in folders:
         try:
-            candidate.rmdir()
+            folder.rmdir()
         except OSError:
             return

@@ -9,7 +9,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class Load:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._windows: list[tuple[float, float]] = []  # seconds, share
+        self._known = True
         self._time, self._busy = time.perf_counter(), self._others_seconds()
 
     def sample(self) -> None:
@@ -71,7 +72,9 @@ class Load:
         if seconds < self.MIN_WINDOW_S:
             return
         if self._device.type == "cuda":
-            share = _gpu_share_of_others(self._device) or 0.0
+            told = _gpu_share_of_others(self._device)
+            self._known = self._known and told is not None
+            share = told or 0.0
         else:
             busy = self._others_seconds()
             share = max(0.0, busy - self._busy) / seconds
@@ -80,14 +83,18 @@ class Load:
         self._time = now
 
     @property
-    def mean(self) -> float:
-        """The mean share over all windows."""
+    def mean(self) -> float | None:
+        """The mean share over all windows; None where the driver does not tell."""
+        if not self._known:
+            return None
         seconds = sum(window for window, _ in self._windows)
         return sum(window * share for window, share in self._windows) / seconds if seconds else 0.0
 
     @property
-    def peak(self) -> float:
-        """The largest share in a window."""
+    def peak(self) -> float | None:
+        """The largest share in a window; None where the driver does not tell."""
+        if not self._known:
+            return None
         return max((share for _, share in self._windows), default=0.0)
 
     @staticmethod
@@ -105,8 +112,9 @@ def device_state(device: torch.device) -> dict[str, Any]:
     """Tell clocks, temperature and the like, as far as this machine says.
 
     Returns:
-        On a GPU: ``sm_mhz``, ``memory_mhz``, ``temperature_c``, ``power_w``, ``throttle_reasons``
-        and ``others`` (share of the GPU used by other processes, None if unknown). Needs
+        On a GPU: ``sm_mhz``, ``memory_mhz``, ``temperature_c``, ``power_w``, ``throttle_reasons``,
+        ``driver`` and ``others`` (share of the GPU that other processes use), None each where it is
+        not told. Needs
         ``nvidia-ml-py``; without it ``{"unknown": <the reason>}``. On a CPU: ``governor`` and
         ``mhz``, None where the system does not tell.
     """
@@ -121,21 +129,27 @@ def device_state(device: torch.device) -> dict[str, Any]:
         import pynvml
     except ImportError:
         return {"unknown": "needs nvidia-ml-py: pip install 'cifar-lightning[gpu]'"}
+    state: dict[str, Any] = {"others": _gpu_share_of_others(device)}
     try:
         with _nvml(device) as handle:
-            return {
-                "sm_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
-                "memory_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
-                "temperature_c": pynvml.nvmlDeviceGetTemperature(
+            queries: dict[str, Callable[[], Any]] = {
+                "sm_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+                "memory_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
+                "temperature_c": lambda: pynvml.nvmlDeviceGetTemperature(
                     handle, pynvml.NVML_TEMPERATURE_GPU
                 ),
-                "power_w": pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-                "throttle_reasons": _throttle_reasons(handle),
-                "driver": pynvml.nvmlSystemGetDriverVersion(),
-                "others": _gpu_share_of_others(device),
+                "power_w": lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+                "throttle_reasons": lambda: _throttle_reasons(handle),
+                "driver": pynvml.nvmlSystemGetDriverVersion,
             }
+            for name, query in queries.items():  # a card that lacks one may have the others
+                try:
+                    state[name] = query()
+                except pynvml.NVMLError:
+                    state[name] = None
     except pynvml.NVMLError as error:
         return {"unknown": str(error)}
+    return state
 
 
 @contextmanager
@@ -172,7 +186,8 @@ def _gpu_share_of_others(device: torch.device) -> float | None:
         with _nvml(device) as handle:
             since = int((time.time() - 1) * 1e6)
             samples = pynvml.nvmlDeviceGetProcessUtilization(handle, since)
+            if all(sample.pid != os.getpid() for sample in samples):
+                return None  # in a container the driver may know us by another number
             return float(sum(s.smUtil for s in samples if s.pid != os.getpid())) / 100
-    except pynvml.NVMLError as error:
-        # Nobody used the GPU in that second: no samples are an error to NVML.
-        return 0.0 if isinstance(error, pynvml.NVMLError_NotFound) else None
+    except pynvml.NVMLError:
+        return None

@@ -29,12 +29,19 @@ from torch import Tensor, nn
 from cifar_lightning import config as configuration
 from cifar_lightning import provenance, variants
 from cifar_lightning.command import command
-from cifar_lightning.company import DISTURBED_ABOVE, Load, device_lock, device_state
+from cifar_lightning.company import (
+    DISTURBED_ABOVE,
+    Load,
+    device_key,
+    device_lock,
+    device_state,
+)
 from cifar_lightning.data import ImageDataModule
 from cifar_lightning.errors import RunFailed, UserError, bad_value
 from cifar_lightning.latency import (
     PROTOCOL_VERSION,
     PROTOCOLS,
+    Protocol,
     compare_latencies,
     measure_latency,
 )
@@ -69,6 +76,8 @@ class Request:
         names = [variants.check(name, f"{prefix}variants") for name in self.variants]
         if self.protocol not in PROTOCOLS:
             raise bad_value(f"{prefix}protocol", self.protocol, ", ".join(PROTOCOLS))
+        if not names:
+            raise bad_value(f"{prefix}variants", "[]", "at least one variant")
         if not self.threads or min(self.threads) < 1:
             raise bad_value(f"{prefix}threads", self.threads, "numbers of at least 1")
         return replace(self, variants=list(dict.fromkeys(names)))
@@ -135,14 +144,13 @@ def _measure(
     device: torch.device,
     protocol: str,
 ) -> Measurement:
-    hardware = device_name(device)
     blank = Measurement(
         run=folder.name,
         variant=name,
         status="ok",
         reason=None,
-        device=hardware,
-        hardware=re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-"),
+        device=device_name(device),
+        hardware=hardware_slug(device),
         threads=threads,
         clock="cuda_event" if device.type == "cuda" else "perf_counter",
         protocol=protocol,
@@ -186,12 +194,15 @@ def _fill(
         "convolution_error": variants.convolution_error(device),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
+        "device": device_key(device),
     }
-    disturbed = load.mean > DISTURBED_ABOVE
+    variants.prove(blank.variant, environment["convolution_error"])
+    share = load.mean
+    disturbed = share is not None and share > DISTURBED_ABOVE
     return replace(
         blank,
         status="disturbed" if disturbed else "ok",
-        reason=f"other processes used {100 * load.mean:.0f} %" if disturbed else None,
+        reason=f"other processes used {100 * share:.0f} %" if disturbed and share else None,
         test_acc=accuracy,
         latency=asdict(latency.stats),
         size_bytes=prepared.size_bytes,
@@ -202,7 +213,7 @@ def _fill(
         load={"mean": load.mean, "peak": load.peak},
         state={"before": before, "after": device_state(device)},
         wall=asdict(latency.wall) if latency.wall else None,
-        graph_ms=_replayed_ms(prepared.forward, image, blank.protocol),
+        graph_ms=_replayed_ms(prepared, image, protocol),
     )
 
 
@@ -213,31 +224,38 @@ def _image(device: torch.device) -> Tensor:
 
 def _calibration(data: ImageDataModule) -> Tensor:
     """Take normalised training images, (N, 3, 32, 32); the test split stays unseen."""
-    chosen = data.indices["train"][:CALIBRATION_IMAGES]
+    train = data.indices["train"]
+    # Evenly over the split: image folders are read class by class.
+    chosen = train[torch.linspace(0, len(train) - 1, min(CALIBRATION_IMAGES, len(train))).long()]
     return data.normalize(data.images.train.images[chosen])
 
 
 def evaluate(
     forward: Callable[[Tensor], Tensor], data: ImageDataModule, device: torch.device
 ) -> float:
-    """Classify the whole test split; return the accuracy in percent."""
-    correct = total = 0
-    for images, labels in data.test_dataloader():
+    """Classify the whole test split in this process; return the accuracy in percent."""
+    test = data.images.test
+    correct = 0
+    for images, labels in zip(
+        test.images.split(data.eval_batch_size),
+        test.labels.split(data.eval_batch_size),
+        strict=True,
+    ):
         logits = forward(data.normalize(images.to(device)))
         correct += int((logits.argmax(1).cpu() == labels).sum())
-        total += len(labels)
-    return 100 * correct / total
+    return 100 * correct / len(test.labels)
 
 
-def _replayed_ms(forward: Callable[[Tensor], Tensor], image: Tensor, protocol: str) -> float | None:
-    """Time the same forward pass replayed as a CUDA graph: the device's work without launches."""
-    if image.device.type != "cuda":
+def _replayed_ms(prepared: variants.Prepared, image: Tensor, protocol: Protocol) -> float | None:
+    """Time an eager pass replayed as a CUDA graph: the device's work without the launches."""
+    if image.device.type != "cuda" or not prepared.eager:
         return None
     try:
-        graph = variants.capture(forward, image).graph
-    except RuntimeError:  # some variants can't be captured, or are graphs already
+        graph = variants.capture(prepared.forward, image).graph
+    except Exception as error:  # the measurement is done; this only adds to it
+        log.debug("the pass can't be captured", exc_info=error)
         return None
-    return measure_latency(graph.replay, image.device, PROTOCOLS[protocol]).stats.mean_ms
+    return measure_latency(graph.replay, image.device, protocol).stats.mean_ms
 
 
 def device_name(device: torch.device) -> str:
@@ -246,6 +264,11 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     cpu = provenance.cpu_model()
     return cpu if device.type == "cpu" else f"{cpu} ({device.type})"
+
+
+def hardware_slug(device: torch.device) -> str:
+    """Make the hardware's name fit for a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
 
 
 def find_device(name: str) -> torch.device:
@@ -277,28 +300,36 @@ def _threads(count: int) -> Iterator[None]:
 # --- The command ----------------------------------------------------------------------------
 
 
-@command("measure", listed=("run",))
+@command("measure", lists=("run",))
 def main(cfg: DictConfig) -> None:
     """Measure a finished run, or compare several."""
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     configuration.check(config)
+    if OmegaConf.is_missing(cfg, "run"):
+        raise UserError("run: needs a value, say run=B1")
     request = Request(config["variants"], config["threads"], config["protocol"]).checked()
     device = find_device(config["device"])
     outputs = Path(config["outputs"])
     asked = config["run"] if isinstance(config["run"], list) else [config["run"]]
     folders = [find_run(outputs, str(query)) for query in asked]
     if len(folders) > 1:
-        log.info("\n%s", compare(folders, request, device))
+        if config["repeats"] > 1:
+            raise bad_value("repeats", config["repeats"], "1 where runs are compared")
+        log.info("\n%s", compare(folders, request, device, config["data_root"]))
         return
     folder = folders[0]
+    data = load_data(folder, config["data_root"])
+    load_backbone(folder)
     if config["repeats"] > 1:
-        _repeat(folder, request, config)
+        measurements = _repeat(folder, request, device, config)
     else:
-        measure(folder, load_data(folder, config["data_root"]), request, device)
+        measurements = measure(folder, data, request, device)
     # Of a run that was moved elsewhere, `outputs` has no table.
-    if folder.parent == outputs / "runs":
+    if folder.resolve().parent == (outputs / "runs").resolve():
         write_table(outputs)
     log.info("\n%s", markdown(rows_of(folder)))
+    if failed := [measurement.variant for measurement in measurements if measurement.failed]:
+        raise RunFailed(f"{', '.join(failed)}: failed; the reason is in the table")
 
 
 def load_data(folder: Path, root: str | None = None) -> ImageDataModule:
@@ -319,7 +350,9 @@ def load_data(folder: Path, root: str | None = None) -> ImageDataModule:
     return data
 
 
-def _repeat(folder: Path, request: Request, config: dict[str, Any]) -> None:
+def _repeat(
+    folder: Path, request: Request, device: torch.device, config: dict[str, Any]
+) -> list[Measurement]:
     """Measure in fresh processes, and keep the median one with all their figures."""
     names = ",".join(f"'{name}'" for name in request.variants)
     arguments = [
@@ -327,37 +360,47 @@ def _repeat(folder: Path, request: Request, config: dict[str, Any]) -> None:
         f"variants=[{names}]",
         f"threads=[{','.join(map(str, request.threads))}]",
         f"protocol={request.protocol}",
-        f"device={config['device']}",
+        f"device={device}",
     ]
     if config["data_root"] is not None:
         arguments.append(f"data_root='{config['data_root']}'")
-    taken: dict[Path, list[Measurement]] = {}
+    paths = [
+        folder / Measurement.file_name(name, hardware_slug(device), threads, request.protocol)
+        for name, threads in request.combinations(device)
+    ]
+    taken: dict[Path, list[Measurement]] = {path: [] for path in paths}
     for number in range(config["repeats"]):
         log.info("process %d of %d", number + 1, config["repeats"])
+        for path in paths:  # so that what is read is this process's
+            path.unlink(missing_ok=True)
         done = subprocess.run(
             [sys.executable, "-m", "cifar_lightning.measure", *arguments],
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        if done.returncode:
-            raise RunFailed(f"a measuring process ended with status {done.returncode}")
-        for path in (folder / Measurement.FOLDER).glob(f"*-{request.protocol}.json"):
-            measurement = Measurement.read(path)
-            if (
-                measurement.variant in request.variants
-                and measurement.threads in request.threads
-                and measurement.latency
-                and not measurement.repeats
-            ):
-                taken.setdefault(path, []).append(measurement)
-    for measurements in taken.values():
-        measurements.sort(key=lambda m: m.latency["mean_ms"])
-        figures = [
-            {key: m.latency[key] for key in ("mean_ms", "p50_ms", "p95_ms")} for m in measurements
-        ]
-        replace(measurements[len(measurements) // 2], repeats=figures).save(folder)
+        for path in paths:
+            if not path.exists():
+                reason = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
+                raise RunFailed(f"a measuring process ended early: {reason[0]}")
+            taken[path].append(Measurement.read(path))
+    return [_median_of(measurements, folder) for measurements in taken.values()]
 
 
-def compare(folders: Sequence[Path], request: Request, device: torch.device) -> str:
+def _median_of(measurements: list[Measurement], folder: Path) -> Measurement:
+    """Keep the measurement with the median mean, with every process's figures in it."""
+    timed = sorted((m for m in measurements if m.latency), key=lambda m: m.latency["mean_ms"])
+    if not timed:
+        return measurements[-1]
+    figures = [{key: m.latency[key] for key in ("mean_ms", "p50_ms", "p95_ms")} for m in timed]
+    chosen = replace(timed[len(timed) // 2], repeats=figures)
+    chosen.save(folder)
+    return chosen
+
+
+def compare(
+    folders: Sequence[Path], request: Request, device: torch.device, data_root: str | None = None
+) -> str:
     """Time the networks of several runs in turns, and draw each pair's difference as a table."""
     lines = [
         "| First | Second | Variant | First minus second (ms) | 95 % interval | n | Faster |",
@@ -372,7 +415,7 @@ def compare(folders: Sequence[Path], request: Request, device: torch.device) -> 
             stack.enter_context(_threads(threads))
             calls = []
             for folder in folders:
-                data = load_data(folder) if "int8" in name else None
+                data = load_data(folder, data_root)
                 try:
                     prepared = stack.enter_context(
                         variants.prepare(
@@ -389,12 +432,18 @@ def compare(folders: Sequence[Path], request: Request, device: torch.device) -> 
                 calls.append(lambda forward=prepared.forward: forward(image))
             stack.enter_context(torch.inference_mode())
             for first, second in combinations(range(len(calls)), 2):
-                found = compare_latencies(calls[first], calls[second], device, protocol)
+                load = Load(device)
+                found = compare_latencies(
+                    calls[first], calls[second], device, protocol, load.sample
+                )
                 low, high = found.mean_ms - found.mean_ci_ms, found.mean_ms + found.mean_ci_ms
                 faster = labels[first] if found.mean_ms < 0 else labels[second]
+                verdict = "tie" if found.tie else faster
+                if (load.mean or 0) > DISTURBED_ABOVE:
+                    verdict += " (disturbed)"
                 lines.append(
                     f"| {labels[first]} | {labels[second]} | {name} | {found.mean_ms:+.4f} "
-                    f"| {low:+.4f} to {high:+.4f} | {found.n} | {'tie' if found.tie else faster} |"
+                    f"| {low:+.4f} to {high:+.4f} | {found.n} | {verdict} |"
                 )
     return "\n".join(lines) + "\n"
 

@@ -129,7 +129,8 @@ class Measurement(_Record):
         samples_ms: Every sample, in the order taken.
         preparation_s: What happens once: compiling, capturing, exporting, calibrating.
         notes: What else the variant has to say.
-        load: ``mean`` and ``peak`` of what other processes used meanwhile; see `company.Load`.
+        load: ``mean`` and ``peak`` of what other processes used, None if unknown; see
+            `company.Load`.
         state: Of the device ``before`` and ``after``; see `company.device_state`.
         wall: On CUDA, `latency.LatencyStats` of the same calls by the wall clock.
         graph_ms: On CUDA, the mean of replaying the same call as a CUDA graph.
@@ -154,13 +155,22 @@ class Measurement(_Record):
     samples_ms: list[float] = field(repr=False)
     preparation_s: float | None = None
     notes: dict[str, Any] = field(default_factory=dict)
-    load: dict[str, float] = field(default_factory=dict)
+    load: dict[str, float | None] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
     wall: dict[str, Any] | None = None
     graph_ms: float | None = None
-    repeats: list[dict[str, float]] = field(default_factory=list)
+    repeats: list[dict[str, float | None]] = field(default_factory=list)
 
     FOLDER: ClassVar[str] = "measurements"
+
+    @classmethod
+    def file_name(cls, variant: str, hardware: str, threads: int, protocol: str) -> str:
+        """Name a measurement's file in its run's folder."""
+        return f"{cls.FOLDER}/{variant}@{hardware}-t{threads}-{protocol}.json"
+
+    @property
+    def failed(self) -> bool:
+        return self.status == "failed"
 
     @property
     def launch_bound(self) -> bool | None:
@@ -172,7 +182,7 @@ class Measurement(_Record):
     @property
     def spread(self) -> float | None:
         """Largest minus smallest p95 of the fresh processes, over their median, in percent."""
-        p95 = sorted(repeat["p95_ms"] for repeat in self.repeats)
+        p95 = sorted(repeat["p95_ms"] for repeat in self.repeats if repeat["p95_ms"] is not None)
         return 100 * (p95[-1] - p95[0]) / p95[len(p95) // 2] if len(p95) > 1 else None
 
     @property
@@ -182,8 +192,7 @@ class Measurement(_Record):
 
     def save(self, run_folder: Path) -> Path:
         """Write it into its run's folder, in place of an earlier one of the same kind."""
-        name = f"{self.variant}@{self.hardware}-t{self.threads}-{self.protocol}.json"
-        path = run_folder / self.FOLDER / name
+        path = run_folder / self.file_name(self.variant, self.hardware, self.threads, self.protocol)
         write_atomically(path, self.to_json())
         return path
 
@@ -275,10 +284,7 @@ def find_run(outputs: Path, query: str) -> Path:
     if (Path(query) / Run.FILE).is_file():
         folder, run = Path(query), _load_or_refuse(Path(query))
     else:
-        runs = {
-            path.parent: _load_or_refuse(path.parent)
-            for path in sorted((outputs / "runs").glob(f"*/{Run.FILE}"))
-        }
+        runs = dict(_whole_runs(outputs))
         found = [folder for folder, run in runs.items() if query in (run.label, run.name)]
         found = found or [f for f, run in runs.items() if query and run.name.startswith(query)]
         if not found:
@@ -291,6 +297,14 @@ def find_run(outputs: Path, query: str) -> Path:
     if run.status != "finished":
         raise UserError(f"run={query}: {run.name} is {run.status}, needed is a finished run")
     return folder
+
+
+def _whole_runs(outputs: Path) -> Iterator[tuple[Path, Run]]:
+    for path in sorted((outputs / "runs").glob(f"*/{Run.FILE}")):
+        try:
+            yield path.parent, Run.load(path.parent)
+        except ValueError as error:
+            log.warning("%s is damaged and left out (%s)", path, error)
 
 
 def _load_or_refuse(folder: Path) -> Run:

@@ -6,6 +6,7 @@ Every source gives the same thing, `ImageData`: whole splits as uint8 tensors in
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import logging
 import os
@@ -155,10 +156,16 @@ def _md5(path: Path) -> str:
 
 def _download(archive: Path, mirrors: Sequence[str], md5: str, timeout: float) -> None:
     """Bring the archive from the first mirror that gives it whole."""
-    archive.parent.mkdir(parents=True, exist_ok=True)
+    root = archive.parent
+    made = not root.exists()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"data.root={root}: {error.strerror}") from error
     part = archive.with_name(archive.name + ".part")
+    lock = archive.with_name(archive.name + ".lock")
     failures = []
-    with FileLock(f"{archive}.lock"):
+    with FileLock(lock):
         if archive.exists():  # another process brought it meanwhile
             return
         for url in mirrors:
@@ -172,10 +179,13 @@ def _download(archive: Path, mirrors: Sequence[str], md5: str, timeout: float) -
                     return
                 part.unlink()
                 failures.append(f"{url} (wrong checksum)")
-            except (OSError, urllib.error.URLError, ValueError) as error:
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 failures.append(f"{url} ({getattr(error, 'reason', None) or error})")
+    if made and not part.exists():
+        lock.unlink(missing_ok=True)
+        root.rmdir()
     raise UserError(
-        f"data.root={archive.parent}: no {ARCHIVE} there and no mirror gave it: "
+        f"data.root={root}: no {ARCHIVE} there and no mirror gave it: "
         f"{'; '.join(failures) or 'none given'}. Put the file there by hand, "
         "or use data=digits, which needs no download"
     )

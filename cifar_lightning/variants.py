@@ -30,6 +30,7 @@ from cifar_lightning.errors import bad_value, unknown_name
 Forward = Callable[[Tensor], Tensor]
 
 EXAMPLE_SHAPE = (1, 3, 32, 32)
+IEEE_BELOW = 1e-5  # relative error of a convolution; TF32's is 1e-4 and more
 MAX_EXPORT_ERROR = 1e-3  # of logits, between ONNX Runtime and torch in fp32
 
 # NOTE: three switches, one by one. The global one has not reached convolutions in some releases,
@@ -55,12 +56,14 @@ class Prepared:
         size_bytes: Of the file that this variant ships.
         preparation_s: What happened once: compiling, capturing, exporting, calibrating.
         notes: Facts worth recording.
+        eager: Whether torch calls the network's operations one by one.
     """
 
     forward: Forward
     size_bytes: int
     preparation_s: float | None
     notes: dict[str, Any]
+    eager: bool
 
 
 @dataclass
@@ -171,13 +174,17 @@ def _compile(build: _Build) -> None:
     """Compile with torch.compile: CUDA graphs within on a GPU, plain kernels on a CPU."""
     torch.compiler.reset()  # what other networks compiled counts against a limit
     build.stack.callback(torch.compiler.reset)
+    # Each time from scratch, or the second preparation would be told as a quick one.
+    caches_off = torch.compiler.config.patch(force_disable_caches=True)  # type: ignore[attr-defined]
+    build.stack.enter_context(caches_off)
     mode = "reduce-overhead" if build.device.type == "cuda" else "default"
     build.forward = torch.compile(build.forward, mode=mode, dynamic=False)
     try:
         _first_call(build)
     except Exception as error:
-        if "compiler" in str(error).lower():
-            raise Unsupported(f"needs a compiler: {str(error).splitlines()[0]}") from error
+        for link in (error, error.__cause__, getattr(error, "inner_exception", None)):
+            if type(link).__name__ in _NO_COMPILER:
+                raise Unsupported(f"needs a compiler: {str(link).splitlines()[0]}") from error
         raise
 
 
@@ -264,6 +271,8 @@ PARTS: dict[str, tuple[Kind, Callable[[_Build], None]]] = {
     "onnx": (Kind.EXECUTION, _onnx),
     "int8": (Kind.EXECUTION, _int8),
 }
+# What Inductor raises where it has nothing to compile with.
+_NO_COMPILER = {"InvalidCxxCompiler", "TritonMissing", "GPUTooOldForTriton"}
 # ONNX Runtime lays out memory itself, and is given the network in fp32.
 _ALONE = {"onnx", "int8"}
 
@@ -321,7 +330,9 @@ def prepare(
     parts = check(name).split("+")
     with ExitStack() as stack:
         stack.enter_context(_matmul_precision("ieee"))
-        stack.enter_context(_cudnn_search())
+        stack.enter_context(_fastest_algorithms())
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
         network = backbone.eval()
         build = _Build(network, network, device, calibration, stack)
         for kind in Kind:
@@ -332,7 +343,8 @@ def prepare(
                     PARTS[part][1](build)
         if build.size_bytes is None:
             build.size_bytes = _weights_size(build.network, build.folder())
-        yield Prepared(build.forward, build.size_bytes, build.preparation_s, build.notes)
+        eager = all(PARTS[part][0] != Kind.EXECUTION for part in parts)
+        yield Prepared(build.forward, build.size_bytes, build.preparation_s, build.notes, eager)
 
 
 def _example(build: _Build) -> Tensor:
@@ -346,7 +358,9 @@ def _try(build: _Build) -> None:
         with torch.inference_mode():
             build.forward(_example(build))
     except RuntimeError as error:
-        raise Unsupported(str(error).splitlines()[0]) from error
+        if "not implemented" in str(error) or "not supported" in str(error):
+            raise Unsupported(str(error).splitlines()[0]) from error
+        raise
 
 
 def _first_call(build: _Build) -> None:
@@ -395,16 +409,17 @@ def capture(forward: Forward, images: Tensor) -> Replay:
     Raises:
         RuntimeError: If it does what can't be captured, such as waiting for the device.
     """
-    static = images.clone()
-    stream = torch.cuda.Stream(images.device)
-    stream.wait_stream(torch.cuda.current_stream(images.device))
-    with torch.cuda.stream(stream):  # libraries set themselves up in the first calls
-        for _ in range(3):
-            forward(static)
-    torch.cuda.current_stream(images.device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        logits = forward(static)
+    with torch.cuda.device(images.device):
+        static = images.clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # libraries set themselves up in the first calls
+            for _ in range(3):
+                forward(static)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = forward(static)
     return Replay(graph, static, logits)
 
 
@@ -426,7 +441,7 @@ def _onnxruntime(device: torch.device) -> Any:
     if device.type not in ("cpu", "cuda"):
         raise Unsupported("needs a CPU or a CUDA GPU")
     if _provider(device) not in onnxruntime.get_available_providers():
-        raise Unsupported(f"needs an onnxruntime with {_provider(device)}")
+        raise Unsupported("needs ONNX Runtime for GPUs: pip install onnxruntime-gpu")
     return onnxruntime
 
 
@@ -459,11 +474,13 @@ def _run_onnx(build: _Build, ort: Any, path: Path, start: float) -> None:
     options.log_severity_level = 3
     provider: Any = _provider(build.device)
     if build.device.type == "cuda":
-        # torch's stream, so that events around a call time the call
-        stream = str(torch.cuda.current_stream(build.device).cuda_stream)
+        # One stream for both, so that input is ready and events around a call time the call. Not
+        # torch's default one: its handle is 0, which ONNX Runtime reads as "none given".
+        stream = torch.cuda.Stream(build.device)
+        build.stack.enter_context(torch.cuda.stream(stream))
         settings = {
             "device_id": build.device.index or 0,
-            "user_compute_stream": stream,
+            "user_compute_stream": str(stream.cuda_stream),
             "use_tf32": "0",
         }
         provider = (provider, settings)
@@ -532,14 +549,22 @@ def _matmul_precision(precision: str) -> Iterator[None]:
 
 
 @contextmanager
-def _cudnn_search() -> Iterator[None]:
-    """Let cuDNN look for the fastest algorithm of each convolution; the warm-up pays for it."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
+def _fastest_algorithms() -> Iterator[None]:
+    """Let cuDNN look for the fastest algorithm of each convolution; the warm-up pays for it.
+
+    A training's determinism ends here: it would slow what is measured after it, and only there.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    strict = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
+        cudnn.benchmark, cudnn.deterministic = True, False
+        torch.use_deterministic_algorithms(False)
         yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        cudnn.benchmark, cudnn.deterministic = before
+        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
 
 
 def flags() -> dict[str, object]:
@@ -569,3 +594,19 @@ def convolution_error(device: torch.device) -> float:
     exact = nn.functional.conv2d(images.double(), weights.double(), padding=1)
     found = nn.functional.conv2d(images.to(device), weights.to(device), padding=1)
     return float((found.cpu().double() - exact).abs().max() / exact.abs().max())
+
+
+def prove(name: str, error: float) -> None:
+    """See that fp32 was fp32 and TF32 was TF32.
+
+    Args:
+        name: The variant that ran.
+        error: What `convolution_error` found under it.
+
+    Raises:
+        RuntimeError: If they contradict each other.
+    """
+    found = "ieee" if error < IEEE_BELOW else "tf32"
+    wanted = "tf32" if "tf32" in name.split("+") else "ieee"
+    if found != wanted:
+        raise RuntimeError(f"a convolution ran in {found}, not {wanted} (error {error:.1e})")

@@ -90,7 +90,9 @@ def test_two_runs_are_compared_in_turns(again):
     assert row[:3] == ["A", "B", "fp32"]
     low, high = (float(end) for end in row[4].split(" to "))
     assert low <= float(row[3]) <= high
-    assert row[6] == ("tie" if low <= 0 <= high else "A" if high < 0 else "B")
+    assert row[6].removesuffix(" (disturbed)") == (
+        "tie" if low <= 0 <= high else "A" if high < 0 else "B"
+    )
 
 
 def test_fresh_processes_are_kept_with_their_spread(again, outputs):
@@ -122,7 +124,7 @@ def test_three_fresh_processes_agree(outputs, again):
 
 def test_a_busy_machine_makes_it_disturbed(outputs, monkeypatch):
     folder = folder_of(outputs, "A")
-    monkeypatch.setattr(module.Load, "mean", 0.5)
+    monkeypatch.setattr(module.Load, "mean", property(lambda self: 0.5))
     (measurement,) = measure(folder, load_data(folder), Request(["fp32"], [1], "quick"), CPU)
     assert measurement.status == "disturbed"
     assert measurement.reason == "other processes used 50 %"
@@ -160,7 +162,50 @@ def test_the_record_is_whole(outputs):
     assert len(measurement.samples_ms) == measurement.latency["n"]
 
 
+def test_calibration_shows_every_class_and_no_test_image(outputs):
+    data = load_data(folder_of(outputs, "A"))
+    images = module._calibration(data)
+    train = data.images.train
+    chosen = [
+        int((data.normalize(train.images) - image).abs().sum((1, 2, 3)).argmin())
+        for image in images[::8]
+    ]
+    assert set(train.labels[chosen].tolist()) == set(range(10))
+    assert not set(chosen) & set(data.indices["val"].tolist())
+
+
+def test_a_foreign_measurement_is_left_alone(again, outputs):
+    folder = folder_of(outputs, "A")
+    (path,) = (folder / "measurements").iterdir()
+    foreign = replace(Measurement.read(path), hardware="other")
+    before = foreign.save(folder).read_text()
+    assert again("run=A", "repeats=2").status == 0
+    assert (folder / "measurements" / "fp32@other-t1-quick.json").read_text() == before
+
+
+def test_few_samples_have_no_spread(outputs):
+    (path,) = (folder_of(outputs, "A") / "measurements").iterdir()
+    measurement = Measurement.read(path)
+    assert replace(measurement, repeats=[{"p95_ms": None}] * 3).spread is None
+    assert replace(measurement, repeats=[{"p95_ms": p} for p in (1.0, 2.0, 3.0)]).spread == 100
+
+
+def test_a_failed_variant_ends_with_status_1(again, monkeypatch):
+    monkeypatch.setattr(module, "measure_latency", lambda *arguments: 1 / 0)
+    ended = again("run=A")
+    assert ended.status == 1
+    assert "fp32: failed" in ended.err
+
+
+def test_an_id_that_looks_like_a_number(again, outputs):
+    folder = folder_of(outputs, "A")
+    replace(Run.load(folder), id="1234e567").save(folder)
+    assert again("run=1234e567").status == 0
+    assert again("run=1234e567,B").status == 0
+
+
 BAD = {
+    "variants=[]": "variants=[]: allowed is at least one variant",
     "run=C": "run=C: no such run in",
     "run=mobilenetv3": "run=mobilenetv3: allowed is one of",
     "variants=[fp23]": "variants=fp23: no such variant; did you mean fp32?",
@@ -194,7 +239,11 @@ def test_runs_that_can_not_be_measured(again, outputs):
     assert ended.status == 2
     assert "not the weights of this run's network" in ended.err
     (folder / "run.json").write_text("{")
-    assert "damaged" in again("run=A").err
+    assert "damaged" in again(f"run={folder}").err
+    assert "run=A: no such run" in again("run=A").err
+    assert again("run=B").status == 0
+    ended = again("run=A,B", "repeats=2")
+    assert ended.status == 2
 
 
 def test_an_id_of_several_runs_names_them(again, outputs):

@@ -166,6 +166,18 @@ def test_without_network_the_message_says_what_to_do(tmp_path, archive, dead):
     assert "\n" not in message
 
 
+def test_nothing_is_left_where_nothing_was(tmp_path, archive, dead):
+    with pytest.raises(UserError):
+        read(tmp_path / "new", archive, dead)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_root_that_is_a_file(tmp_path, archive, dead):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"data\.root=.*file"):
+        read(tmp_path / "file", archive, dead)
+
+
 def test_a_wrong_checksum_names_both(tmp_path, archive):
     (tmp_path / ARCHIVE).write_bytes(b"something else")
     with pytest.raises(

@@ -74,11 +74,12 @@ def test_logits_are_the_backbones(variant, device):
     try:
         found, prepared = logits_of(variant, network(), images, torch.device(device))
     except Unsupported as reason:
-        if device == "cpu":
-            raise AssertionError(f"{variant} runs on every CPU: {reason}") from reason
+        if device == "cpu" or variant.split("+")[-1] not in ("onnx", "int8"):
+            raise AssertionError(f"{variant} runs on a {device}: {reason}") from reason
         return
     for ours, theirs in zip(found, expected, strict=True):
-        assert_close(ours, theirs, TOLERANCE[variant])
+        # Another device sums in another order.
+        assert_close(ours, theirs, max(TOLERANCE[variant], 0 if device == "cpu" else 1e-3))
     assert prepared.size_bytes > 0
 
 
@@ -181,6 +182,25 @@ def test_the_proof_tells_fp32_from_tf32():
         assert variants.convolution_error(device) < 1e-5
     with prepare("tf32", network(), device, calibration):
         assert variants.convolution_error(device) > 1e-5
+
+
+def test_a_wrong_precision_is_found_out():
+    variants.prove("fp32", 1e-7)
+    variants.prove("fused+tf32", 1e-3)
+    with pytest.raises(RuntimeError, match="ran in tf32, not ieee"):
+        variants.prove("fp32", 1e-3)
+    with pytest.raises(RuntimeError, match="ran in ieee, not tf32"):
+        variants.prove("tf32", 1e-7)
+
+
+def test_a_trainings_determinism_does_not_slow_a_measurement():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with prepare("fp32", network(), CPU, calibration):
+            assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_names_are_put_in_order():
