@@ -29,8 +29,7 @@ def command(
     """Make a command out of a function of the composed configuration.
 
     An error of ours ends a job with one line on stderr; the other jobs of a multirun go on, and
-    the command ends with the status of the first error. What a mistake of the user's had left
-    behind is removed again.
+    the command ends with the highest status. What a refused job had left behind is removed.
 
     Args:
         config_name: The file in ``conf``, without its ending.
@@ -52,14 +51,15 @@ def command(
             started.append(cfg)
             try:
                 task(cfg)
-            except (UserError, KeyboardInterrupt) as error:
+            except KeyboardInterrupt:
                 _remove_leftovers()
-                if isinstance(error, KeyboardInterrupt):
-                    raise
+                raise
+            except Interrupted as error:
                 report(error)
-            except Interrupted:
-                raise  # no further job of a multirun
+                raise KeyboardInterrupt from error  # no further job of a multirun
             except CifarLightningError as error:
+                if isinstance(error, UserError):
+                    _remove_leftovers()
                 report(error)
 
         hydra_main = hydra.main(
@@ -76,7 +76,8 @@ def command(
             try:
                 hydra_main()
             except KeyboardInterrupt:
-                report(Interrupted("interrupted"))
+                if not statuses:
+                    report(Interrupted("interrupted"))
             except Exception as error:
                 known = error if isinstance(error, CifarLightningError) else config.explain(error)
                 if known is None and not started:
@@ -87,7 +88,7 @@ def command(
                 _remove_leftovers()
                 report(known)
             if statuses:
-                sys.exit(statuses[0])
+                sys.exit(max(statuses))  # an interruption outranks a mistake, a mistake a failure
 
         return main
 
