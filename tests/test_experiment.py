@@ -61,7 +61,7 @@ def test_from_the_command_to_the_row(command, outputs):
     assert run.code["commit"]
     (path,) = (folder / "measurements").iterdir()
     measurement = Measurement.read(path)
-    assert measurement.status == "ok"
+    assert measurement.status in ("ok", "disturbed")  # by what else the machine does
     # What Lightning tested, what was measured and what a fresh backbone says: one number.
     assert measurement.test_acc == pytest.approx(run.test_acc, abs=1e-3)
     data = DigitsDataModule(**{k: v for k, v in run.config["data"].items() if k != "_target_"})
