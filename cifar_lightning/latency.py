@@ -22,8 +22,8 @@ PROTOCOL_VERSION = 1
 BLOCK = 50  # samples between two looks at the stopping rule; also the batch of the batch means
 CONFIDENCE = 0.95
 
-# The fewest samples from which a percentile is told, by MLPerf LoadGen's rule: 99 % confidence and
-# a margin of a twentieth of the distance to 100 %, scaled to the figures in docs/latency.md.
+# The fewest samples from which a percentile is told: 99 % confidence (MLPerf LoadGen) and a margin
+# of about the distance to 100 %. The figures for 95 and 99 are those of docs/latency.md.
 MIN_SAMPLES = {50: 1, 90: 65, 95: 130, 99: 662}
 
 
