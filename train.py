@@ -8,12 +8,15 @@
 from omegaconf import DictConfig
 
 from cifar_lightning.command import command
+from cifar_lightning.finished import shown
 
 
 @command("train", texts=("id",))
 def main(config: DictConfig) -> None:
     """Bring the configured run to its row of the results table."""
-    from cifar_lightning.experiment import run  # imports torch: only for a good configuration
+    if shown(config):
+        return
+    from cifar_lightning.experiment import run  # imports torch: only when there is work
 
     run(config)
 

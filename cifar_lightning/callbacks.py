@@ -1,19 +1,28 @@
-"""What a training needs beside the LightningModule: seeds, a progress bar, the benchmark."""
+"""What a training needs beside the LightningModule: seeds, looking out, progress, the benchmark."""
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ProgressBar
+from torch import Tensor
 from tqdm import tqdm
 
-from cifar_lightning.data import epoch_seed
+from cifar_lightning import interruption
+from cifar_lightning.data import ImageDataModule, epoch_seed
+from cifar_lightning.errors import NotFinite
+from cifar_lightning.files import write_atomically
+from cifar_lightning.finished import duration
 from cifar_lightning.measure import Request, measure
+from cifar_lightning.results import Measurement
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +37,94 @@ class EpochSeed(Callback):
         # Rank + 1: rank 0 of this stream is the training order's.
         seed = epoch_seed(self.seed, trainer.current_epoch, trainer.global_rank + 1)
         seed_everything(seed, verbose=False)
+
+
+class StopWhenAsked(Callback):
+    """Ends the work after the current batch when a signal has come.
+
+    Nothing is saved then: the end of the last finished epoch is where it goes on.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        interruption.take_over()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        interruption.take_over()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if _any_process(trainer, interruption.received() is not None):
+            raise interruption.error()
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        # Several processes have different numbers of these batches, and could not agree.
+        if trainer.world_size == 1:
+            interruption.check()
+
+    def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.on_validation_batch_end(trainer)
+
+
+class FiniteLoss(Callback):
+    """Ends a training whose loss is no number any more.
+
+    The losses are looked at together, so the device is waited for only now and then.
+    """
+
+    EVERY = 50  # steps
+
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._losses = []
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self._losses.append(outputs["loss"].detach())
+        if len(self._losses) == self.EVERY:
+            self._look(trainer, batch_idx + 1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._look(trainer, int(trainer.num_training_batches))
+
+    def _look(self, trainer: Trainer, batches: int) -> None:
+        if not self._losses:
+            return
+        bad = ~torch.stack(self._losses).isfinite().cpu()
+        index = int(bad.long().argmax()) if bad.any() else len(bad) - 1
+        step, loss = batches - len(bad) + index + 1, float(self._losses[index])
+        self._losses = []
+        if _any_process(trainer, bool(bad.any())):
+            raise NotFinite(
+                f"the training loss is {loss if bad.any() else 'not finite in another process'} "
+                f"in epoch {trainer.current_epoch + 1}, step {step} of "
+                f"{trainer.num_training_batches}; a lower optim.lr, a longer scheduler.warmup or "
+                "precision=32-true may help"
+            )
+
+
+def _any_process(trainer: Trainer, flag: bool) -> bool:
+    """Let all processes of a training know when it is so in one of them."""
+    if trainer.world_size == 1:
+        return flag
+    return bool(trainer.strategy.reduce_boolean_decision(flag, all=False))
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Replaces a checkpoint only by one that is whole and on the disk."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomically(Path(path), buffer.getvalue())
 
 
 class RunProgressBar(ProgressBar):
@@ -113,7 +210,8 @@ class Benchmark(Callback):
     """After testing, measures the tested run.
 
     Args:
-        variants: Ways to execute the backbone, as `variants.check` knows them.
+        variants: Ways to execute the backbone, as `variants.check` knows them; none measures
+            nothing, so that the same command can do it later.
         threads: Numbers of CPU threads to measure with.
         protocol: ``full`` or ``quick``.
 
@@ -122,15 +220,15 @@ class Benchmark(Callback):
     """
 
     def __init__(self, variants: list[str], threads: list[int], protocol: str) -> None:
-        self.request = Request(variants, threads, protocol).checked("benchmark.")
+        self.request = Request(variants, threads, protocol).checked("benchmark.", may_be_empty=True)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not self.request.variants:
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        log.info("measuring latency (%s protocol)", self.request.protocol)
-        measurements = measure(
-            Path(trainer.default_root_dir), data, self.request, trainer.strategy.root_device
+        measurements = self.measure(
+            Path(trainer.default_root_dir),
+            trainer.datamodule,  # type: ignore[attr-defined]
+            trainer.strategy.root_device,
         )
         scalars = {
             f"latency/{m.variant}-t{m.threads}/{key}": m.latency[key]
@@ -141,10 +239,9 @@ class Benchmark(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)
 
-
-def duration(seconds: float) -> str:
-    """Write seconds as people say them: ``45 s``, ``12 min``, ``1 h 40 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    def measure(
+        self, folder: Path, data: ImageDataModule, device: torch.device
+    ) -> list[Measurement]:
+        """Measure what the run in a folder has no measurement of yet."""
+        log.info("measuring latency (%s protocol)", self.request.protocol)
+        return measure(folder, data, self.request, device, only_missing=True)

@@ -56,7 +56,9 @@ class ImageClassifier(LightningModule):
         self.label_smoothing = label_smoothing
         self.metrics = nn.ModuleDict()
         for stage in ("train", "val", "test"):
-            self.metrics[f"{stage}/loss"] = MeanMetric()
+            # What is no number is found by `callbacks.FiniteLoss`; looking here would wait for the
+            # device at every step.
+            self.metrics[f"{stage}/loss"] = MeanMetric(nan_strategy="disable")
             self.metrics[f"{stage}/acc"] = MulticlassAccuracy(
                 num_classes, average="micro", validate_args=False
             )

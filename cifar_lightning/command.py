@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -17,10 +18,12 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_lightning import config
-from cifar_lightning.errors import CifarLightningError, Interrupted, UserError
+from cifar_lightning import config, interruption
+from cifar_lightning.errors import CifarLightningError, UserError
 
 Task = Callable[[DictConfig], None]
+
+LOCK = ".lock"  # in a run's folder: held by the process that trains it
 
 
 def command(
@@ -28,8 +31,8 @@ def command(
 ) -> Callable[[Task], Callable[[], None]]:
     """Make a command out of a function of the composed configuration.
 
-    An error of ours ends a job with one line on stderr; the other jobs of a multirun go on, and
-    the command ends with the highest status. What a refused job had left behind is removed.
+    An error of ours ends the command with one line on stderr and its exit status. What a refused
+    job had left behind is removed.
 
     Args:
         config_name: The file in ``conf``, without its ending.
@@ -43,7 +46,8 @@ def command(
         statuses: list[int] = []
 
         def report(error: CifarLightningError) -> None:
-            print(f"error: {error}", file=sys.stderr)
+            for line in str(error).splitlines():
+                print(f"error: {line}", file=sys.stderr)
             statuses.append(error.exit_status)
 
         @wraps(task)
@@ -54,9 +58,6 @@ def command(
             except KeyboardInterrupt:
                 _remove_leftovers()
                 raise
-            except Interrupted as error:
-                report(error)
-                raise KeyboardInterrupt from error  # no further job of a multirun
             except CifarLightningError as error:
                 if isinstance(error, UserError):
                     _remove_leftovers()
@@ -73,11 +74,13 @@ def command(
             statuses.clear()
             HydraConfig.instance().cfg = None
             sys.argv[1:] = [_quoted(argument, texts, lists) for argument in sys.argv[1:]]
+            # A full disk can't take messages either; the error says it once.
+            logging.raiseExceptions = False
             try:
-                hydra_main()
+                with interruption.handled():
+                    hydra_main()
             except KeyboardInterrupt:
-                if not statuses:
-                    report(Interrupted("interrupted"))
+                report(interruption.error())
             except Exception as error:
                 known = error if isinstance(error, CifarLightningError) else config.explain(error)
                 if known is None and not started:
@@ -127,7 +130,8 @@ def _remove_leftovers() -> None:
         and not (folder := Path(job_folder)).joinpath("run.json").exists()
     ):
         shutil.rmtree(folder / str(settings.output_subdir), ignore_errors=True)
-        (folder / "train.log").unlink(missing_ok=True)
+        for name in ("train.log", LOCK):
+            (folder / name).unlink(missing_ok=True)
         _remove_empty(folder, folder.parent, folder.parent.parent)
     if settings.mode == RunMode.MULTIRUN:
         (Path(settings.sweep.dir) / "multirun.yaml").unlink(missing_ok=True)

@@ -18,6 +18,8 @@ import psutil
 import torch
 from filelock import FileLock, Timeout
 
+from cifar_lightning import interruption
+
 log = logging.getLogger(__name__)
 
 DISTURBED_ABOVE = 0.10  # of one CPU core, or of the GPU
@@ -38,11 +40,15 @@ def device_lock(device: torch.device) -> Iterator[None]:
     """
     path = Path(tempfile.gettempdir()) / f"cifar-lightning-{device_key(device)}.lock"
     lock = FileLock(path, mode=0o666)  # other users of the machine measure, too
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("waiting for another measurement on this device (%s)", path)
-        lock.acquire()
+    told = False
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=0.5 if told else 0)
+        except Timeout:
+            if not told:
+                log.info("waiting for another measurement on this device (%s)", path)
+            told = True
+            interruption.check()
     try:
         yield
     finally:

@@ -83,6 +83,14 @@ class TrainConfig:
 
 
 @dataclass
+class TuneConfig:
+    """Types of what ``conf/tune.yaml`` adds."""
+
+    n_trials: int = MISSING
+    space: dict[str, Any] = MISSING
+
+
+@dataclass
 class MeasureConfig:
     """Types of ``conf/measure.yaml``."""
 
@@ -138,6 +146,7 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "data.eval_batch_size": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
     "data.num_classes": (_whole(lambda v: v >= 2), "a whole number of at least 2"),
     "data.connect_timeout": _POSITIVE,
+    "n_trials": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
     "repeats": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
 }
 
@@ -291,10 +300,23 @@ def run_name(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
         config: Resolved and checked.
         choices: The option chosen in each group.
     """
-    canonical = json.dumps(training_config(config), sort_keys=True)
-    hexdigest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
+    hexdigest = _digest(training_config(config))
     parts = [choices[group] for group in NAMING_GROUPS]
     return "-".join([*parts, f"e{config['epochs']}", f"s{config['seed']}", hexdigest])
+
+
+def group_name(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
+    """Name what runs that differ only in the seed have in common; arguments as for `run_name`."""
+    training = training_config(config)
+    training["data"] = {key: value for key, value in training["data"].items() if key != "seed"}
+    del training["seed"]
+    parts = [choices[group] for group in NAMING_GROUPS]
+    return "-".join([*parts, f"e{config['epochs']}", _digest(training)])
+
+
+def _digest(training: Mapping[str, Any]) -> str:
+    canonical = json.dumps(training, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
 
 def _resolve_run_name(_root_: DictConfig) -> str:
@@ -317,6 +339,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=TrainConfig)
     store.store(name="measure_schema", node=MeasureConfig)
+    store.store(name="tune_schema", node=TuneConfig)
     OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
 
 
@@ -363,6 +386,7 @@ def _explain_key(error: OmegaConfBaseException) -> UserError:
 def _explain_type(error: ValidationError) -> UserError:
     expected = {"int": "a whole number", "float": "a number", "bool": "true or false"}
     annotations = TrainConfig.__annotations__ | MeasureConfig.__annotations__
+    annotations = annotations | TuneConfig.__annotations__
     annotation = str(annotations.get(str(error.full_key), ""))
     if annotation in expected:
         return bad_value(str(error.full_key), error.value, expected[annotation])

@@ -22,10 +22,14 @@ class RunFailed(CifarLightningError):
     """The work itself failed after it had started."""
 
 
+class NotFinite(RunFailed):
+    """The training loss was no number any more."""
+
+
 class Interrupted(CifarLightningError):
     """The user stopped the command; the same command again continues it."""
 
-    exit_status = 130
+    exit_status = 130  # after Ctrl-C; 143 after SIGTERM
 
 
 def bad_value(key: str, value: object, allowed: str) -> UserError:

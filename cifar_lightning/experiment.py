@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import warnings
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,26 +18,50 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cifar_lightning import config as configuration
-from cifar_lightning import provenance
-from cifar_lightning.callbacks import EpochSeed, RunProgressBar, duration
+from cifar_lightning import interruption, provenance
+from cifar_lightning.callbacks import (
+    AtomicCheckpoints,
+    Benchmark,
+    EpochSeed,
+    FiniteLoss,
+    RunProgressBar,
+    StopWhenAsked,
+)
 from cifar_lightning.classifier import ImageClassifier, parameter_groups
+from cifar_lightning.command import LOCK
 from cifar_lightning.data import ImageDataModule
-from cifar_lightning.errors import Interrupted, RunFailed, UserError, bad_value
+from cifar_lightning.errors import (
+    CifarLightningError,
+    Interrupted,
+    NotFinite,
+    RunFailed,
+    UserError,
+    bad_value,
+)
+from cifar_lightning.files import alone, is_disk_full, remove_unfinished, write_atomically
+from cifar_lightning.finished import (
+    CHECKPOINTS,
+    WEIGHTS,
+    changes_since,
+    relative,
+    show,
+    show_again,
+)
 from cifar_lightning.footprint import count_macs, count_parameters
-from cifar_lightning.measure import WEIGHTS, device_name
-from cifar_lightning.results import MEGA, Row, Run, markdown, rows_of, write_table
+from cifar_lightning.measure import device_name
+from cifar_lightning.results import MEGA, Measurement, Run, write_table
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"
 # Each component, with the arguments that the code gives it or can't do without: the configuration
 # has no say in those.
 GIVEN: dict[str, tuple[str, ...]] = {
@@ -55,6 +80,7 @@ GIVEN: dict[str, tuple[str, ...]] = {
         "fast_dev_run",
         "logger",
         "num_sanity_val_steps",
+        "plugins",
         "use_distributed_sampler",
     ),
 }
@@ -70,12 +96,37 @@ class Experiment:
     trainer: Trainer
     best: ModelCheckpoint
     timer: Timer
+    benchmark: Benchmark
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one process, or the first of several: it alone writes files."""
+        return bool(self.trainer.is_global_zero)
+
+    def save(self, record: Run) -> Run:
+        return record.save(self.folder) if self.leads else record
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins.
+
+    Attributes:
+        record: The run as it is now.
+        checkpoint: To continue from; None at the very beginning.
+        step: The optimizer's steps that are done.
+    """
+
+    record: Run
+    checkpoint: Path | None = None
+    step: int = 0
 
 
 def run(cfg: DictConfig) -> None:
-    """Bring the configured run to its row of the results table.
+    """Bring the configured run to its rows of the results table.
 
-    A finished run is shown, an interrupted one continued, a new one trained.
+    Whatever is done already is not done again: a finished run is shown, an interrupted one
+    continued. Of several processes the first one decides, and the others do the same.
 
     Args:
         cfg: Composed and checked by `config.check`.
@@ -88,58 +139,85 @@ def run(cfg: DictConfig) -> None:
     config = configuration.resolve(cfg)
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
-    before = None if config["rerun"] else _earlier(folder)
-    if before is not None and before.status == "finished":
-        _show_finished(before, folder, config)
-        return
-
+    choices = {key: str(hydra.runtime.choices[key]) for key in configuration.NAMING_GROUPS}
     _quiet()
     experiment = build(config, folder)
-    _greet(experiment)
-    data = experiment.data
-    fingerprint = data.images.fingerprint
-    _ = data.indices
+    with ExitStack() as stack:
+        start: Start | None = None
+        if experiment.leads:
+            stack.enter_context(alone(folder / LOCK, f"{folder.name}: another process is at it"))
+            start = begin(experiment, config, choices)
+        if experiment.trainer.world_size > 1:
+            start = _agree(experiment.trainer, start)
+        assert start is not None
+        if start.record.status == "finished":
+            if experiment.leads:
+                show_again(folder, start.record, config)
+            return
+        try:
+            with interruption.deferred():
+                record = fit(experiment, start)
+                test(experiment, record)
+        except BaseException as error:
+            ending = _ending(experiment, error)
+            if ending is None:
+                raise
+            if experiment.leads:
+                _record_ending(experiment, ending, Path(config["outputs"]))
+            elif isinstance(ending, Interrupted | NotFinite):
+                return  # the first process says so for all
+            raise ending from error
+        if experiment.leads:
+            write_table(Path(config["outputs"]))
+            show(folder)
+
+
+def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str]) -> Start:
+    """Look at what is there already and decide where to begin; prepare the run's folder.
+
+    Raises:
+        UserError: If the data can't be read, or what an earlier command left can't be used.
+    """
+    folder = experiment.folder
+    before = None if config["rerun"] else _earlier(folder)
+    fingerprint = experiment.data.images.fingerprint
+    _ = experiment.data.indices
     if before is not None and before.data_fingerprint != fingerprint:
         raise UserError(
             f"{folder}: this run was trained on other data ({before.data_fingerprint}, now "
             f"{fingerprint}); give the data another data.name, or start over with rerun=true"
         )
-    last = _last_checkpoint(folder) if before is not None else None
+    if before is not None and before.status == "finished":
+        if _missing(experiment):
+            log.info("%s is trained; measuring what is missing", folder.name)
+            with interruption.deferred():
+                experiment.benchmark.measure(folder, experiment.data, _device(experiment))
+        return Start(before)
+    _greet(experiment)
+    start = Start(
+        Run(
+            name=folder.name,
+            id=config["id"],
+            choices=choices,
+            config=config,
+            status="running",
+            started=before.started if before else datetime.now(UTC).isoformat(timespec="seconds"),
+            data_fingerprint=fingerprint,
+            code=provenance.code(),
+            versions=provenance.versions(),
+            machine=provenance.machine() | {"device": device_name(_device(experiment))},
+            params=count_parameters(experiment.classifier.backbone),
+            macs=count_macs(experiment.classifier.backbone),
+        )
+    )
     if before is None:
         _clear(folder)
-    record = Run(
-        name=folder.name,
-        id=config["id"],
-        choices={key: str(hydra.runtime.choices[key]) for key in configuration.NAMING_GROUPS},
-        config=config,
-        status="running",
-        started=before.started if before else datetime.now(UTC).isoformat(timespec="seconds"),
-        data_fingerprint=fingerprint,
-        code=provenance.code(),
-        versions=provenance.versions(),
-        machine=provenance.machine()
-        | {"device": device_name(experiment.trainer.strategy.root_device)},
-        params=count_parameters(experiment.classifier.backbone),
-        macs=count_macs(experiment.classifier.backbone),
-    ).save(folder)
-    try:
-        record = fit(experiment, record, last)
-        record = test(experiment, record)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        replace(Run.load(folder), status="interrupted").save(folder)
-        raise Interrupted(
-            f"{folder.name}: interrupted; the same command again continues it"
-        ) from stop
-    except UserError:
-        raise
-    except Exception as error:
-        line = f"{type(error).__name__}: {error}".splitlines()[0]
-        replace(Run.load(folder), status="failed", error=line).save(folder)
-        write_table(Path(config["outputs"]))
-        log.debug("the run failed", exc_info=True)  # for train.log
-        raise RunFailed(f"{folder.name}: {line}; see {folder / 'train.log'}") from error
-    write_table(Path(config["outputs"]))
-    _show(folder, rows_of(folder))
+    else:
+        start = _continued(folder, before, start)
+    remove_unfinished(folder)
+    remove_unfinished(folder / CHECKPOINTS)
+    start.record.save(folder)
+    return start
 
 
 def build(config: dict[str, Any], folder: Path) -> Experiment:
@@ -181,59 +259,60 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         for filename, monitor in (("best", "val/acc"), ("last", None))
     )
     timer = Timer()
-    logger = TensorBoardLogger(folder, name="", version="tensorboard")
+    benchmark = _construct("benchmark", config["benchmark"])
     trainer = _construct(
         "trainer",
         config["trainer"],
         callbacks=[
             EpochSeed(config["seed"]),
+            StopWhenAsked(),
+            FiniteLoss(),
             RunProgressBar(),
             timer,
-            _construct("benchmark", config["benchmark"]),
+            benchmark,
             best,
             last,
         ],
         default_root_dir=str(folder),
         enable_model_summary=False,
-        logger=logger,
+        logger=False,  # `fit` knows where its curves begin
         num_sanity_val_steps=0,
+        plugins=_plugins(),
         use_distributed_sampler=False,
     )
-    return Experiment(folder, data, classifier, trainer, best, timer)
+    return Experiment(folder, data, classifier, trainer, best, timer, benchmark)
 
 
-def fit(experiment: Experiment, record: Run, last: Path | None) -> Run:
+def fit(experiment: Experiment, start: Start) -> Run:
     """Train to the end and write the best backbone's weights."""
-    trainer = experiment.trainer
-    if last is None:
-        text = OmegaConf.to_yaml(OmegaConf.create(record.config))
-        logger = trainer.loggers[0]
-        assert isinstance(logger, TensorBoardLogger)
-        logger.experiment.add_text("configuration", f"```yaml\n{text}```")
+    trainer, record = experiment.trainer, start.record
+    trainer.logger = _logger(experiment.folder, start)
     with logging_redirect_tqdm():
         trainer.fit(
             experiment.classifier,
             datamodule=experiment.data,
-            ckpt_path=str(last) if last else None,
+            ckpt_path=str(start.checkpoint) if start.checkpoint else None,
             weights_only=True,
         )
-    checkpoint = torch.load(experiment.best.best_model_path, map_location="cpu", weights_only=True)
-    prefix = "backbone."
-    weights = {
-        key.removeprefix(prefix): tensor.contiguous()
-        for key, tensor in checkpoint["state_dict"].items()
-        if key.startswith(prefix)
-    }
-    temporary = experiment.folder / f".{WEIGHTS}"
-    save_file(weights, temporary)
-    temporary.replace(experiment.folder / WEIGHTS)
     score = experiment.best.best_model_score
     assert score is not None
-    return replace(
-        record,
-        val_acc=percent(float(score)),
-        train_seconds=experiment.timer.time_elapsed("train"),
-    ).save(experiment.folder)
+    if experiment.leads:
+        best = experiment.best.best_model_path
+        state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+        prefix = "backbone."
+        weights = {
+            key.removeprefix(prefix): tensor.contiguous()
+            for key, tensor in state.items()
+            if key.startswith(prefix)
+        }
+        write_atomically(experiment.folder / WEIGHTS, to_bytes(weights))
+    return experiment.save(
+        replace(
+            record,
+            val_acc=percent(float(score)),
+            train_seconds=experiment.timer.time_elapsed("train"),
+        )
+    )
 
 
 def test(experiment: Experiment, record: Run) -> Run:
@@ -245,8 +324,8 @@ def test(experiment: Experiment, record: Run) -> Run:
         weights_only=True,
         verbose=False,
     )
-    return replace(record, status="finished", test_acc=percent(metrics["test/acc"])).save(
-        experiment.folder
+    return experiment.save(
+        replace(record, status="finished", test_acc=percent(metrics["test/acc"]))
     )
 
 
@@ -256,6 +335,14 @@ def percent(share: float) -> float:
 
 
 # --- Building -------------------------------------------------------------------------------
+
+
+def _plugins() -> list[Any]:
+    """Whole checkpoints; and under SLURM no checkpoint in mid-epoch when time runs out."""
+    plugins: list[Any] = [AtomicCheckpoints()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return plugins
 
 
 def _construct(name: str, node: dict[str, Any], **given: Any) -> Any:
@@ -304,7 +391,20 @@ def _check_devices(config: dict[str, Any]) -> None:
         raise bad_value("precision", "16-mixed", "32-true or bf16-mixed on a CPU")
 
 
-# --- Continuing -----------------------------------------------------------------------------
+# --- Beginning and continuing ---------------------------------------------------------------
+
+
+def _agree(trainer: Trainer, start: Start | None) -> Start:
+    """Start the other processes, unless something else did, and tell them where to begin."""
+    strategy = trainer.strategy
+    assert strategy.launcher is not None
+    # The same launching happens again, without new processes, when the trainer fits.
+    strategy.launcher.launch(strategy.setup_environment, trainer=trainer)
+    agreed = strategy.broadcast(start)
+    assert agreed is not None
+    if not trainer.is_global_zero:
+        logging.getLogger().setLevel(logging.ERROR)
+    return agreed
 
 
 def _earlier(folder: Path) -> Run | None:
@@ -317,21 +417,50 @@ def _earlier(folder: Path) -> Run | None:
         raise UserError(f"{folder / Run.FILE}: damaged; start over with rerun=true") from error
 
 
-def _last_checkpoint(folder: Path) -> Path | None:
-    """Find the checkpoint to continue from, and see that it can be read.
+def _continued(folder: Path, before: Run, start: Start) -> Start:
+    """Begin at the last finished epoch of an earlier command, if there is one.
 
     Raises:
-        UserError: If it is damaged.
+        UserError: If its checkpoint is damaged.
     """
     path = folder / CHECKPOINTS / "last.ckpt"
     if not path.exists():
-        return None
+        return start
     try:
-        epoch = torch.load(path, map_location="cpu", weights_only=True)["epoch"]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        epoch, step = checkpoint["epoch"], checkpoint["global_step"]
     except Exception as error:
         raise UserError(f"{path}: damaged; start over with rerun=true") from error
     log.info("continuing after epoch %d", epoch + 1)
-    return path
+    for change in changes_since(before):
+        log.warning("since the run began changed: %s", change)
+    return replace(start, checkpoint=path, step=step)
+
+
+def _missing(experiment: Experiment) -> bool:
+    request = experiment.benchmark.request
+    return not all(
+        Measurement.exists(experiment.folder, name, threads, request.protocol)
+        for name, threads in request.combinations(_device(experiment))
+    )
+
+
+def _device(experiment: Experiment) -> torch.device:
+    return experiment.trainer.strategy.root_device
+
+
+def _logger(folder: Path, start: Start) -> TensorBoardLogger:
+    """Write TensorBoard's files; what a killed process wrote beyond ``start.step`` is dropped."""
+    logger = TensorBoardLogger(
+        folder,
+        name="",
+        version="tensorboard",
+        purge_step=start.step if start.checkpoint else None,
+    )
+    if start.checkpoint is None:
+        text = OmegaConf.to_yaml(OmegaConf.create(start.record.config))
+        logger.experiment.add_text("configuration", f"```yaml\n{text}```")
+    return logger
 
 
 def _clear(folder: Path) -> None:
@@ -340,6 +469,44 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (WEIGHTS, Run.FILE):
         (folder / name).unlink(missing_ok=True)
+
+
+# --- Ending otherwise -----------------------------------------------------------------------
+
+
+def _ending(experiment: Experiment, error: BaseException) -> CifarLightningError | None:
+    """Turn what ended the work early into the error that the user sees; None leaves it as it is."""
+    name = experiment.folder.name
+    stopped = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit)
+    if stopped or (isinstance(error, Exception) and interruption.received()):
+        # Signals reach a loader's worker processes, too, and show as failures of theirs.
+        return interruption.error(f"{name}: interrupted; the same command again continues it")
+    if isinstance(error, NotFinite):
+        return NotFinite(f"{name}: {error}")
+    if isinstance(error, UserError):
+        return error
+    if is_disk_full(error):
+        return RunFailed(
+            f"{name}: no space left for {experiment.folder}; "
+            "free some, and the same command again continues it"
+        )
+    if isinstance(error, Exception):
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        return RunFailed(f"{name}: {line}; see {experiment.folder / 'train.log'}")
+    return None
+
+
+def _record_ending(experiment: Experiment, ending: CifarLightningError, outputs: Path) -> None:
+    """Write down how the run ended; on a full disk it stays as it was."""
+    log.debug("the run ended early", exc_info=True)  # for train.log
+    with suppress(OSError):
+        record = Run.load(experiment.folder)
+        if isinstance(ending, Interrupted):
+            replace(record, status="interrupted").save(experiment.folder)
+        else:
+            line = str(ending).removeprefix(f"{experiment.folder.name}: ").partition("; see ")[0]
+            replace(record, status="failed", error=line).save(experiment.folder)
+            write_table(outputs)
 
 
 # --- Telling --------------------------------------------------------------------------------
@@ -363,31 +530,8 @@ def _greet(experiment: Experiment) -> None:
     log.info(
         "%s in %s on %s: %.2f M parameters, %.2f M MACs",
         experiment.folder.name,
-        _relative(experiment.folder),
+        relative(experiment.folder),
         device_name(experiment.trainer.strategy.root_device),
         count_parameters(backbone) / MEGA,
         count_macs(backbone) / MEGA,
     )
-
-
-def _show_finished(record: Run, folder: Path, config: dict[str, Any]) -> None:
-    if config["id"] not in (None, record.id):
-        replace(record, id=config["id"]).save(folder)
-    log.info("%s is finished; rerun=true would train it again", record.name)
-    write_table(Path(config["outputs"]))
-    _show(folder, rows_of(folder))
-
-
-def _show(folder: Path, rows: list[Row]) -> None:
-    log.info("\n%s", markdown(rows))
-    record = Run.load(folder)
-    if record.train_seconds is not None:
-        log.info("trained in %s", duration(record.train_seconds))
-    for path in sorted((folder / CHECKPOINTS).glob("*.ckpt")):
-        log.info("%s", _relative(path))
-    log.info("%s", _relative(folder / WEIGHTS))
-    log.info("%s", _relative(folder.parent.parent / "results.md"))
-
-
-def _relative(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cifar_lightning import config as configuration
-from cifar_lightning import provenance, variants
+from cifar_lightning import interruption, provenance, variants
 from cifar_lightning.command import command
 from cifar_lightning.company import (
     DISTURBED_ABOVE,
@@ -37,7 +37,8 @@ from cifar_lightning.company import (
     device_state,
 )
 from cifar_lightning.data import ImageDataModule
-from cifar_lightning.errors import RunFailed, UserError, bad_value
+from cifar_lightning.errors import Interrupted, RunFailed, UserError, bad_value
+from cifar_lightning.finished import WEIGHTS
 from cifar_lightning.latency import (
     PROTOCOL_VERSION,
     PROTOCOLS,
@@ -49,7 +50,6 @@ from cifar_lightning.results import Measurement, Run, find_run, markdown, rows_o
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "weights.safetensors"
 CALIBRATION_IMAGES = 512
 
 
@@ -67,7 +67,7 @@ class Request:
     threads: Sequence[int]
     protocol: str
 
-    def checked(self, prefix: str = "") -> Request:
+    def checked(self, prefix: str = "", may_be_empty: bool = False) -> Request:
         """See that all of it exists; return it with each variant's name as it is recorded.
 
         Raises:
@@ -76,7 +76,7 @@ class Request:
         names = [variants.check(name, f"{prefix}variants") for name in self.variants]
         if self.protocol not in PROTOCOLS:
             raise bad_value(f"{prefix}protocol", self.protocol, ", ".join(PROTOCOLS))
-        if not names:
+        if not names and not may_be_empty:
             raise bad_value(f"{prefix}variants", "[]", "at least one variant")
         if not self.threads or min(self.threads) < 1:
             raise bad_value(f"{prefix}threads", self.threads, "numbers of at least 1")
@@ -108,7 +108,11 @@ def load_backbone(folder: Path) -> nn.Module:
 
 
 def measure(
-    folder: Path, data: ImageDataModule, request: Request, device: torch.device
+    folder: Path,
+    data: ImageDataModule,
+    request: Request,
+    device: torch.device,
+    only_missing: bool = False,
 ) -> list[Measurement]:
     """Measure variants of a run and write a JSON file for each.
 
@@ -120,13 +124,19 @@ def measure(
         data: Gives the test split, and training images to calibrate with.
         request: What to measure.
         device: Where.
+        only_missing: Leave out what the run has a measurement of.
 
     Returns:
-        The measurements, in the order asked for.
+        The measurements taken, in the order asked for.
+
+    Raises:
+        Interrupted: If a signal came; those that were finished are kept.
     """
     measurements = []
     with torch.inference_mode(mode=False):
         for name, threads in request.combinations(device):
+            if only_missing and Measurement.exists(folder, name, threads, request.protocol):
+                continue
             with device_lock(device):
                 measurement = _measure(folder, data, name, threads, device, request.protocol)
             measurement.save(folder)
@@ -172,6 +182,8 @@ def _measure(
             return _fill(blank, prepared, data, device)
     except variants.Unsupported as error:
         return replace(blank, status="unsupported", reason=str(error))
+    except Interrupted:
+        raise
     except Exception as error:
         log.debug("%s failed", name, exc_info=True)
         line = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -187,7 +199,12 @@ def _fill(
     image = _image(device)
     before = device_state(device)
     load = Load(device)
-    latency = measure_latency(lambda: prepared.forward(image), device, protocol, load.sample)
+
+    def between() -> None:
+        load.sample()
+        interruption.check()
+
+    latency = measure_latency(lambda: prepared.forward(image), device, protocol, between)
     load.sample()
     environment = blank.environment | {
         "flags": variants.flags(),
@@ -241,6 +258,7 @@ def evaluate(
         test.labels.split(data.eval_batch_size),
         strict=True,
     ):
+        interruption.check()
         logits = forward(data.normalize(images.to(device)))
         correct += int((logits.argmax(1).cpu() == labels).sum())
     return 100 * correct / len(test.labels)
@@ -312,6 +330,15 @@ def main(cfg: DictConfig) -> None:
     outputs = Path(config["outputs"])
     asked = config["run"] if isinstance(config["run"], list) else [config["run"]]
     folders = [find_run(outputs, str(query)) for query in asked]
+    with interruption.deferred():
+        _answer(config, folders, request, device)
+
+
+def _answer(
+    config: dict[str, Any], folders: list[Path], request: Request, device: torch.device
+) -> None:
+    """Compare several runs, or measure one and show its rows."""
+    outputs = Path(config["outputs"])
     if len(folders) > 1:
         if config["repeats"] > 1:
             raise bad_value("repeats", config["repeats"], "1 where runs are compared")
@@ -433,9 +460,12 @@ def compare(
             stack.enter_context(torch.inference_mode())
             for first, second in combinations(range(len(calls)), 2):
                 load = Load(device)
-                found = compare_latencies(
-                    calls[first], calls[second], device, protocol, load.sample
-                )
+
+                def between(load: Load = load) -> None:
+                    load.sample()
+                    interruption.check()
+
+                found = compare_latencies(calls[first], calls[second], device, protocol, between)
                 low, high = found.mean_ms - found.mean_ci_ms, found.mean_ms + found.mean_ci_ms
                 faster = labels[first] if found.mean_ms < 0 else labels[second]
                 verdict = "tie" if found.tie else faster

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import glob
 import io
 import json
 import logging
 import operator
-import os
+import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,23 +21,14 @@ from typing import Any, ClassVar, Self
 
 from filelock import FileLock
 
+from cifar_lightning.config import group_name
 from cifar_lightning.errors import UserError, bad_value, unknown_name
+from cifar_lightning.files import write_atomically
 
 log = logging.getLogger(__name__)
 
 MEGA = 1e6  # MB, M parameters and M MACs are decimal
 LAUNCH_BOUND_ABOVE = 1.3  # eager over replayed
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step: readers see the old or the new text, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
 
 
 @dataclass(frozen=True)
@@ -168,6 +160,14 @@ class Measurement(_Record):
         """Name a measurement's file in its run's folder."""
         return f"{cls.FOLDER}/{variant}@{hardware}-t{threads}-{protocol}.json"
 
+    @classmethod
+    def exists(cls, folder: Path, variant: str, threads: int, protocol: str) -> bool:
+        """Tell whether a run has it, on any hardware and by this or the full protocol."""
+        return any(
+            next(folder.glob(cls.file_name(glob.escape(variant), "*", threads, name)), None)
+            for name in {protocol, "full"}
+        )
+
     @property
     def failed(self) -> bool:
         return self.status == "failed"
@@ -202,6 +202,7 @@ class Measurement(_Record):
 CSV_COLUMNS = (
     "id",
     "run",
+    "group",
     "model",
     "optim",
     "scheduler",
@@ -240,7 +241,7 @@ Row = dict[str, Any]
 
 
 def rows_of(folder: Path) -> list[Row]:
-    """Make the table's rows of one run: one a measurement, and one for a failed run without any.
+    """Make the table's rows of one run: one a measurement, and one if it ended without any.
 
     A run that is still under way gives none, and of two protocols on the same hardware only
     ``full`` is shown.
@@ -255,7 +256,7 @@ def rows_of(folder: Path) -> list[Row]:
     measurements = list(_measurements(folder))
     fully = {m.configuration for m in measurements if m.protocol == "full"}
     shown = [m for m in measurements if m.protocol == "full" or m.configuration not in fully]
-    if not shown and run.status == "failed":
+    if not shown and run.status in ("failed", "finished"):
         return [_row(run, None)]
     rows = [_row(run, measurement) for measurement in shown]
     _add_speedups(rows)
@@ -328,6 +329,7 @@ def _row(run: Run, measurement: Measurement | None) -> Row:
     row |= {
         "id": run.label,
         "run": run.name,
+        "group": group_name(run.config, run.choices),
         "epochs": run.config["epochs"],
         "seed": run.config["seed"],
         "dataset": run.config["data"]["name"],
@@ -403,8 +405,42 @@ def markdown(rows: list[Row]) -> str:
         "Device",
     )
     lines = [header] + [_cells(row) for row in rows]
+    return _draw(lines, numeric=range(2, 8))
+
+
+def group_means(rows: list[Row]) -> str:
+    """Draw mean ± standard deviation over the runs that differ only in the seed.
+
+    Returns:
+        The table, a line for each of those groups on each device; empty if there is no group.
+    """
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if row["test_acc"] is not None:
+            like = operator.itemgetter("group", "variant", "device", "threads", "protocol")(row)
+            groups.setdefault(like, []).append(row)
+    lines: list[tuple[str, ...]] = [
+        ("Group", "Variant", "Seeds", "Acc. (%)", "Lat. mean (ms)", "Lat. p95 (ms)")
+    ]
+    for (group, variant, *_), alike in groups.items():
+        if len(alike) > 1:
+            keys = (("test_acc", 2), ("lat_mean_ms", 3), ("lat_p95_ms", 3))
+            means = (_mean_and_deviation([row[key] for row in alike], n) for key, n in keys)
+            lines.append((group, variant or "-", str(len(alike)), *means))
+    return _draw(lines, numeric=range(2, 6)) if len(lines) > 1 else ""
+
+
+def _mean_and_deviation(values: list[float | None], digits: int) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "-"
+    return f"{statistics.fmean(known):.{digits}f} ± {statistics.stdev(known):.{digits}f}"
+
+
+def _draw(lines: list[tuple[str, ...]], numeric: range) -> str:
+    """Draw a Markdown table from its header and rows, numbers to the right."""
+    header = lines[0]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    numeric = range(2, 8)
     rule = [
         "-" * (width - 1) + ":" if column in numeric else "-" * width
         for column, width in enumerate(widths)

@@ -9,10 +9,13 @@ from conftest import ROOT
 
 ORDER = (
     "errors",
+    "files",
     "config",
+    "interruption",
     "command",
     "results",
     "provenance",
+    "finished",
     "company",
     "augment",
     "sources",
@@ -26,6 +29,8 @@ ORDER = (
     "measure",
     "callbacks",
     "experiment",
+    "sweep",
+    "search",
 )
 PACKAGE = ROOT / "cifar_lightning"
 

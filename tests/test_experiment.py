@@ -1,6 +1,11 @@
 """Whole runs on real digits."""
 
+import errno
+import os
+import re
 import signal
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cifar_lightning.classifier import ImageClassifier
 from cifar_lightning.data import DigitsDataModule
+from cifar_lightning.files import alone
 from cifar_lightning.measure import evaluate, load_backbone
-from cifar_lightning.results import Measurement, Run
+from cifar_lightning.results import Measurement, Run, rows_of
 
 COMMAND = (*TINY, "epochs=3", "batch_size=128", "optim.lr=0.2")
 
@@ -25,24 +31,17 @@ def no_training(self, batch, batch_idx):
     raise AssertionError("nothing is left to train")
 
 
-def stop_in_epoch(monkeypatch, epoch):
+def stop_in_epoch(monkeypatch, epoch, number=signal.SIGINT):
     """Press Ctrl-C in the middle of an epoch."""
     step = ImageClassifier.training_step
 
     def interrupted(self, batch, batch_idx):
+        assert self.current_epoch < epoch or batch_idx <= 3  # no step after that one
         if self.current_epoch == epoch and batch_idx == 3:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(ImageClassifier, "training_step", interrupted)
-
-
-@pytest.fixture
-def keep_signals():
-    """Lightning ignores SIGINT after the first one."""
-    handler = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, handler)
 
 
 def test_from_the_command_to_the_row(command, outputs):
@@ -81,7 +80,7 @@ def test_from_the_command_to_the_row(command, outputs):
 
 
 def test_the_same_command_again_shows_the_row(command, outputs, monkeypatch):
-    command(*COMMAND)
+    assert "changed" not in command(*COMMAND).out
     folder = only_run(outputs)
     weights = (folder / "weights.safetensors").read_bytes()
     (outputs / "results.csv").unlink()
@@ -97,17 +96,20 @@ def test_the_same_command_again_shows_the_row(command, outputs, monkeypatch):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_continued_run_equals_an_uninterrupted_one(
-    workers, command, outputs, tmp_path, monkeypatch, keep_signals
+    workers, command, outputs, tmp_path, monkeypatch
 ):
     settings = (*COMMAND, f"data.num_workers={workers}")
     reference = tmp_path / "reference"
     assert command(*settings, f"outputs={reference}").status == 0
     with monkeypatch.context() as patch:
-        stop_in_epoch(patch, 2)
+        number, status = (signal.SIGINT, 130) if workers == 0 else (signal.SIGTERM, 143)
+        handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+        stop_in_epoch(patch, 2, number)
         stopped = command(*settings)
-    assert stopped.status == 130
+    assert stopped.status == status
     assert "Error executing job" not in stopped.err
     assert stopped.err.splitlines()[-1].endswith("the same command again continues it")
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     folder = only_run(outputs)
     assert Run.load(folder).status == "interrupted"
     assert not (folder / "weights.safetensors").exists()
@@ -128,24 +130,131 @@ def test_a_continued_run_equals_an_uninterrupted_one(
         torch.testing.assert_close(*(c[part] for c in checkpoints), rtol=0, atol=0)
     assert Run.load(folder).val_acc == Run.load(other).val_acc
     assert Run.load(folder).test_acc == Run.load(other).test_acc
+    assert curves(folder) == curves(other)  # no point twice, none missing
 
 
-def test_an_interrupted_measurement_is_continued_without_training(
-    command, outputs, monkeypatch, keep_signals
-):
-    def interrupted(*arguments):
-        raise KeyboardInterrupt
+def curves(folder):
+    """Every point of TensorBoard's that does not come from timing."""
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if not tag.startswith("latency/")
+    }
+
+
+def test_an_interrupted_measurement_is_continued_without_training(command, outputs, monkeypatch):
+    taken = []
+
+    def interrupted(forward, data, device):
+        taken.append(evaluate(forward, data, device))
+        if len(taken) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return taken[-1]
+
+    settings = (*COMMAND, "benchmark.variants=[fp32,fused]")
+    with monkeypatch.context() as patch:
+        patch.setattr("cifar_lightning.measure.evaluate", interrupted)
+        assert command(*settings).status == 130
+    folder = only_run(outputs)
+    run = Run.load(folder)
+    assert run.status == "interrupted"
+    (first,) = (folder / "measurements").iterdir()
+    before = first.read_bytes()
+    monkeypatch.setattr(ImageClassifier, "training_step", no_training)
+    assert command(*settings).status == 0
+    again = Run.load(folder)
+    assert (again.status, again.val_acc) == ("finished", run.val_acc)
+    assert first.read_bytes() == before  # what was measured is not measured again
+    assert len((outputs / "results.csv").read_text().splitlines()) == 3
+
+
+def test_measuring_later(command, outputs, monkeypatch):
+    trained = command(*COMMAND, "benchmark.variants=[]")
+    assert trained.status == 0, trained.err
+    folder = only_run(outputs)
+    assert Run.load(folder).status == "finished"
+    assert not (folder / "measurements").exists()
+    (row,) = rows_of(folder)
+    assert row["test_acc"] is not None
+    assert row["lat_mean_ms"] is None
+    monkeypatch.setattr(ImageClassifier, "training_step", no_training)
+    later = command(*COMMAND)
+    assert later.status == 0, later.err
+    (row,) = rows_of(folder)
+    assert row["lat_mean_ms"] > 0
+
+
+@pytest.mark.parametrize("step", [2, 60])
+def test_a_loss_that_is_no_number(step, command, outputs, monkeypatch):
+    training_step = ImageClassifier.training_step
+
+    def broken(self, batch, batch_idx):
+        loss = training_step(self, batch, batch_idx)
+        return loss * float("nan") if self.current_epoch == 1 and batch_idx >= step - 1 else loss
+
+    monkeypatch.setattr(ImageClassifier, "training_step", broken)
+    ended = command(*TINY, "epochs=3", "batch_size=16")
+    assert ended.status == 1
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("error")]
+    assert f"the training loss is nan in epoch 2, step {step} of" in line
+    assert "a lower optim.lr" in line
+    folder = only_run(outputs)
+    assert Run.load(folder).status == "failed"
+    assert f"step {step} of" in Run.load(folder).error
+    assert ",failed," in (outputs / "results.csv").read_text()
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["epoch"] == 0  # the last good one
+
+
+def test_a_full_disk(command, outputs, monkeypatch):
+    """The error of the system while the second epoch's checkpoint is written."""
+    written = []
+    fsync = os.fsync
+
+    def full(descriptor):
+        name = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        if ".last.ckpt." in name:
+            written.append(name)
+        if len(written) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
 
     with monkeypatch.context() as patch:
-        patch.setattr("cifar_lightning.callbacks.measure", interrupted)
-        assert command(*COMMAND).status == 130
-    run = Run.load(only_run(outputs))
-    assert run.status == "interrupted"
-    monkeypatch.setattr(ImageClassifier, "training_step", no_training)
-    assert command(*COMMAND).status == 0
-    again = Run.load(only_run(outputs))
-    assert (again.status, again.val_acc) == ("finished", run.val_acc)
-    assert len((outputs / "results.csv").read_text().splitlines()) == 2
+        patch.setattr(os, "fsync", full)
+        ended = command(*COMMAND)
+    assert ended.status == 1
+    assert "no space left" in ended.err
+    assert "Traceback" not in ended.err + ended.out
+    folder = only_run(outputs)
+    assert Run.load(folder).status == "running"  # as before: it could not be written
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "best.ckpt",
+        "last.ckpt",
+    ]
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 0
+    again = command(*COMMAND)
+    assert "continuing after epoch 1" in again.out
+    assert again.status == 0
+
+
+def test_two_commands_at_the_same_run(command, outputs):
+    name = command(*COMMAND, "benchmark.variants=[]").out.split(maxsplit=1)[0]
+    with alone(outputs / "runs" / name / ".lock", "held"):
+        ended = command(*COMMAND, "rerun=true")
+    assert ended.status == 2
+    assert ended.err == f"error: {name}: another process is at it; let it finish\n"
+
+
+def test_what_has_changed_since_is_said(command, outputs):
+    command(*COMMAND)
+    folder = only_run(outputs)
+    run = Run.load(folder)
+    replace(run, code={"commit": "0" * 40, "dirty": False}, versions={"torch": "1.0"}).save(folder)
+    shown = command(*COMMAND)
+    assert "since then changed: the code, 00000000 -> " in shown.out
+    assert "since then changed: torch, 1.0 -> " in shown.out
 
 
 def test_a_run_that_fails_says_so_and_has_a_row(command, outputs, monkeypatch):
@@ -163,7 +272,7 @@ def test_a_run_that_fails_says_so_and_has_a_row(command, outputs, monkeypatch):
     assert ",failed," in (outputs / "results.csv").read_text()
 
 
-def test_a_damaged_checkpoint(command, outputs, monkeypatch, keep_signals):
+def test_a_damaged_checkpoint(command, outputs, monkeypatch):
     with monkeypatch.context() as patch:
         stop_in_epoch(patch, 1)
         command(*COMMAND)
@@ -177,7 +286,7 @@ def test_a_damaged_checkpoint(command, outputs, monkeypatch, keep_signals):
     assert Run.load(folder).status == "finished"
 
 
-def test_other_data_under_the_same_name(command, outputs, monkeypatch, keep_signals):
+def test_other_data_under_the_same_name(command, outputs, monkeypatch):
     with monkeypatch.context() as patch:
         stop_in_epoch(patch, 1)
         command(*COMMAND)
@@ -231,7 +340,5 @@ def test_own_images(command, outputs, image_folder):
 
 def test_everything_that_is_loaded_is_loaded_safely():
     for path in (ROOT / "cifar_lightning").glob("*.py"):
-        source = path.read_text()
-        assert source.count("torch.load(") == source.count("weights_only=True)[") + source.count(
-            'map_location="cpu", weights_only=True)\n'
-        )
+        for call in re.findall(r"torch\.load\(.*?\)", path.read_text(), re.DOTALL):
+            assert "weights_only=True" in call

@@ -229,7 +229,11 @@ BACKBONES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
 def test_agrees_with_torchs_timer(name):
-    """Medians of blocks taken in turns; the best of three, as other programs disturb both."""
+    """Medians of blocks taken in turns; the best of three, as other programs disturb both.
+
+    The other's blocks are what it makes of them itself: called one by one, with its own work in
+    between, the same network takes up to a tenth longer.
+    """
     network = getattr(backbones, name)(
         10, output_stride=8, dropout=0.0, bn_momentum=0.1, bn_eps=1e-5, **BACKBONES[name]
     ).eval()
@@ -239,17 +243,21 @@ def test_agrees_with_torchs_timer(name):
     timer = torch.utils.benchmark.Timer(
         "network(image)", globals={"network": network, "image": image}, num_threads=1
     )
-    protocol = Protocol("block", 50, 0.0, 0.0, samples=100, sampling_s=0.0, sampling_max_s=10)
+    protocol = Protocol("block", 20, 0.0, 0.0, samples=50, sampling_s=0.0, sampling_max_s=10)
     differences = []
     try:
         with torch.inference_mode():
             for _ in range(3):
                 ours, theirs = [], []
                 for _ in range(5):
-                    ours += measure_latency(lambda: network(image), CPU, protocol).samples_ms[:100]
-                    theirs += [1000 * timer.timeit(1).median for _ in range(100)]
+                    ours += measure_latency(lambda: network(image), CPU, protocol).samples_ms[:50]
+                    theirs += [
+                        1000 * time for time in timer.blocked_autorange(min_run_time=0.3).times
+                    ]
                 ratio = statistics.median(ours) / statistics.median(theirs)
                 differences.append(abs(ratio - 1))
+                if differences[-1] < 0.05:
+                    break
     finally:
         torch.set_num_threads(threads)
     print(f"{name}: {[f'{100 * difference:.1f} %' for difference in differences]}")

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
+from cifar_lightning.files import write_atomically
 from cifar_lightning.results import (
     CSV_COLUMNS,
     Measurement,
     Run,
     markdown,
     rows_of,
-    write_atomically,
     write_table,
 )
 
@@ -19,7 +19,13 @@ RUN = Run(
     name="net-sgd-cosine-e3-s0-0123abcd",
     id=None,
     choices={"model": "net", "optim": "sgd", "scheduler": "cosine"},
-    config={"epochs": 3, "seed": 0, "data": {"name": "digits"}},
+    config={
+        "epochs": 3,
+        "seed": 0,
+        "data": {"name": "digits", "seed": 0},
+        "augment": {},
+        "trainer": {},
+    },
     status="finished",
     started="2026-01-01T00:00:00+00:00",
     data_fingerprint="f" * 16,

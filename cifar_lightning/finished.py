@@ -1,0 +1,116 @@
+"""A finished run met again: its row, and what has changed since it was trained.
+
+Light on imports: torch is not needed to show a row.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from cifar_lightning import config as configuration
+from cifar_lightning import provenance
+from cifar_lightning.results import Measurement, Run, markdown, rows_of, write_table
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "weights.safetensors"
+CHECKPOINTS = "checkpoints"
+
+
+def shown(cfg: DictConfig) -> bool:
+    """Show the configured run's row if there is nothing left to do for it.
+
+    Args:
+        cfg: Composed and checked.
+
+    Returns:
+        Whether that was so. Never in one of several processes: there the first one decides.
+    """
+    if any(name in os.environ for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID")):
+        return False
+    config = configuration.resolve(cfg)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    run = finished(folder, config)
+    if run is None:
+        return False
+    show_again(folder, run, config)
+    return True
+
+
+def finished(folder: Path, config: Mapping[str, Any]) -> Run | None:
+    """Read a run that is finished and measured as asked; None if work is left or it is damaged."""
+    if config["rerun"]:
+        return None
+    try:
+        run = Run.load(folder)
+    except (FileNotFoundError, ValueError):
+        return None
+    benchmark = config["benchmark"]
+    measured = all(
+        Measurement.exists(folder, variant, threads, benchmark["protocol"])
+        for variant in benchmark["variants"]
+        for threads in benchmark["threads"]
+    )
+    return run if run.status == "finished" and measured else None
+
+
+def show_again(folder: Path, run: Run, config: Mapping[str, Any]) -> None:
+    """Show a finished run's rows, give it the ID that is asked for now, and say what differs."""
+    if config["id"] not in (None, run.id):
+        run = replace(run, id=config["id"]).save(folder)
+    log.info("%s is finished; rerun=true would train it again", run.name)
+    for change in changes_since(run):
+        log.info("since then changed: %s", change)
+    write_table(Path(config["outputs"]))
+    show(folder)
+
+
+def changes_since(run: Run) -> list[str]:
+    """Tell what differs between the code and packages of a run and those of now."""
+    changes = []
+    code = provenance.code()
+    then, now = run.code.get("commit"), code["commit"]
+    if then and now and then != now:
+        changes.append(f"the code, {then[:8]} -> {now[:8]}")
+    elif then and now and (run.code.get("dirty") or code["dirty"]):
+        changes.append(f"perhaps the code, {now[:8]} with uncommitted changes")
+    versions = provenance.versions()
+    changes += [
+        f"{name}, {version} -> {versions.get(name)}"
+        for name, version in run.versions.items()
+        if version != versions.get(name)
+    ]
+    return changes
+
+
+def show(folder: Path) -> None:
+    """Show a run's rows, the time it took, and where its files are."""
+    log.info("\n%s", markdown(rows_of(folder)))
+    run = Run.load(folder)
+    if run.train_seconds is not None:
+        log.info("trained in %s", duration(run.train_seconds))
+    for path in sorted((folder / CHECKPOINTS).glob("*.ckpt")):
+        log.info("%s", relative(path))
+    log.info("%s", relative(folder / WEIGHTS))
+    log.info("%s", relative(folder.parent.parent / "results.md"))
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as people say them: ``45 s``, ``12 min``, ``1 h 40 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def relative(path: Path) -> Path:
+    """Shorten a path that lies below the current folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

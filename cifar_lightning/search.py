@@ -1,0 +1,173 @@
+"""A search for the settings with the best validation accuracy; its trials are ordinary runs.
+
+The test split has no say: a trial's value is its run's ``val_acc``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_lightning import config as configuration
+from cifar_lightning import sweep
+from cifar_lightning.errors import RunFailed, UserError, bad_value, unknown_name
+from cifar_lightning.files import alone
+from cifar_lightning.results import Run
+
+log = logging.getLogger(__name__)
+
+OWN_KEYS = ("n_trials", "space")
+SHOWN = 5  # of the best trials
+Space = Mapping[str, Mapping[str, Any]]
+
+
+def search(cfg: DictConfig) -> None:
+    """Run trials until there are ``n_trials``, those of earlier commands included.
+
+    Args:
+        cfg: Composed from ``conf/tune.yaml``.
+
+    Raises:
+        UserError: If the space or the configuration is wrong, or Optuna is not installed.
+        RunFailed: If no trial ended well.
+        Interrupted: If the user stopped it; the same command again goes on.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError("tune.py needs Optuna: pip install 'cifar-lightning[tune]'") from error
+    space: Space = OmegaConf.to_container(cfg.space, resolve=True)  # type: ignore[assignment]
+    configuration.check({"n_trials": cfg.n_trials})
+    given = [
+        override
+        for override in HydraConfig.get().overrides.task
+        if override.lstrip("+~").partition("=")[0].partition(".")[0] not in OWN_KEYS
+    ]
+    base = _checked(given, space)
+    outputs = Path(base.config["outputs"])
+    outputs.mkdir(parents=True, exist_ok=True)
+    name = _study_name(base, space)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with alone(outputs / f".{name}.lock", f"another process is at the study {name}"):
+        study = optuna.create_study(
+            storage=f"sqlite:///{outputs.resolve()}/tune.db",
+            study_name=name,
+            direction="maximize",
+            load_if_exists=True,
+        )
+        _take_up(study)
+        ended = sum(
+            trial.state.is_finished() and not trial.user_attrs.get("taken_up")
+            for trial in study.trials
+        )
+        log.info("study %s: %d of %d trials are done", name, ended, cfg.n_trials)
+        for number in range(ended, cfg.n_trials):
+            # Another seed each time, or a search that goes on would draw the same again.
+            seed = base.config["seed"] + number
+            study.sampler = optuna.samplers.TPESampler(seed=seed)
+            trial = study.ask()
+            overrides = [f"{key}={value}" for key, value in _draw(trial, space)]
+            (job,) = _jobs([[*given, *overrides]])
+            log.info("trial %d of %d: %s", number + 1, cfg.n_trials, " ".join(overrides))
+            trial.set_user_attr("run", job.folder.name)
+            value = _run(job)
+            state = None if value is not None else optuna.trial.TrialState.FAIL
+            study.tell(trial, value, state=state)
+        _show(study)
+
+
+def _run(job: sweep.Job) -> float | None:
+    """Train one trial; return its validation accuracy in percent, None if it failed."""
+    try:
+        sweep.run([job], sweep.ThisMachine(1))
+    except (RunFailed, UserError) as error:
+        log.warning("%s", error)
+        return None
+    return Run.load(job.folder).val_acc
+
+
+def _take_up(study: Any) -> None:
+    """Begin again with the trials that a killed command left; their runs continue."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        study._storage.set_trial_user_attr(trial._trial_id, "taken_up", True)
+        study.tell(trial.number, state=TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+
+
+def _draw(trial: Any, space: Space) -> Iterator[tuple[str, Any]]:
+    for key, entry in space.items():
+        if "choices" in entry:
+            yield key, trial.suggest_categorical(key, entry["choices"])
+        else:
+            low, high = entry["low"], entry["high"]
+            whole = isinstance(low, int) and isinstance(high, int)
+            suggest = trial.suggest_int if whole else trial.suggest_float
+            yield key, suggest(key, low, high, log=entry.get("log", False))
+
+
+def _checked(given: list[str], space: Space) -> sweep.Job:
+    """See that the space and its ends are allowed; return the job without a draw from it."""
+    if not space:
+        raise bad_value("space", "{}", "at least one key with low and high, or choices")
+    ends: list[list[str]] = [given]
+    for key, entry in space.items():
+        if not isinstance(entry, Mapping) or not {"low", "high"} <= set(entry) ^ {"choices"}:
+            raise bad_value(f"space.{key}", entry, "{low: ..., high: ...} or {choices: [...]}")
+        for name in entry:
+            if name not in ("low", "high", "log", "choices"):
+                raise unknown_name(
+                    f"space.{key}.{name}", "key", name, ("low", "high", "log", "choices")
+                )
+        if "choices" in entry:
+            if not isinstance(entry["choices"], list) or not entry["choices"]:
+                raise bad_value(f"space.{key}.choices", entry["choices"], "a list of values")
+            values = entry["choices"]
+        else:
+            values = [entry["low"], entry["high"]]
+            numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+            if not numbers or values[0] >= values[1]:
+                raise bad_value(f"space.{key}", entry, "low below high")
+            if entry.get("log") and values[0] <= 0:
+                raise bad_value(f"space.{key}.low", values[0], "a number above 0 where log is true")
+        ends += [[*given, f"{key}={value}"] for value in values]
+    return _jobs(ends)[0]
+
+
+def _jobs(job_overrides: list[list[str]]) -> list[sweep.Job]:
+    return sweep.jobs(
+        job_overrides,
+        lambda overrides: hydra.compose("train", list(overrides), return_hydra_config=True),
+    )
+
+
+def _study_name(base: sweep.Job, space: Space) -> str:
+    """Name the study after everything that its trials share, so other settings make another."""
+    shared = [configuration.training_config(base.config), space]
+    digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{base.folder.name.rpartition('-')[0]}-{digest}"
+
+
+def _show(study: Any) -> None:
+    """Show the best trials, and the overrides of the best."""
+    done = [trial for trial in study.trials if trial.value is not None]
+    if not done:
+        raise RunFailed(f"{study.study_name}: no trial ended well")
+    done.sort(key=lambda trial: trial.value, reverse=True)
+    for trial in done[:SHOWN]:
+        settings = " ".join(
+            f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+            for key, value in trial.params.items()
+        )
+        log.info("%.2f %% val acc  %s  %s", trial.value, trial.user_attrs["run"], settings)
+    best = " ".join(f"{key}={value}" for key, value in done[0].params.items())
+    log.info("best: %s", best)

@@ -1,0 +1,91 @@
+"""The launchers of a multirun, where Hydra finds plugins; `cifar_lightning.sweep` does the work.
+
+Hydra imports this file at every start, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from cifar_lightning.errors import bad_value
+
+
+class ProcessLauncher(Launcher):
+    """Runs each job of a multirun as a process of its own on this machine.
+
+    Args:
+        n_jobs: Jobs at a time. With more than one, all of them train first, and are measured one
+            after the other at the end; on several GPUs each takes one.
+
+    Raises:
+        UserError: If ``n_jobs`` is below 1.
+    """
+
+    def __init__(self, n_jobs: int = 1) -> None:
+        if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs < 1:
+            raise bad_value("hydra.launcher.n_jobs", n_jobs, "a whole number of at least 1")
+        self.n_jobs = n_jobs
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self._loader, self._config = hydra_context.config_loader, config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        from cifar_lightning import sweep
+
+        def compose(overrides: Sequence[str]) -> DictConfig:
+            return self._loader.load_sweep_config(self._config, list(overrides))
+
+        sweep.run(sweep.jobs(job_overrides, compose), self._places())
+        return []  # each job's outcome is in its own folder
+
+    def _places(self) -> Any:
+        from cifar_lightning import sweep
+
+        return sweep.ThisMachine(self.n_jobs)
+
+
+class SlurmLauncher(ProcessLauncher):
+    """Submits each job of a multirun to SLURM, and waits for all of them.
+
+    Args:
+        partition: Where to submit; None takes the cluster's default.
+        gpus: Per node.
+        cpus: Per process.
+        minutes: A job's time limit. One that meets it goes on in a new job.
+        more: Any other parameters of submitit's executor, such as ``slurm_account``.
+        cluster: ``slurm``, or ``local`` to try it out without one.
+    """
+
+    def __init__(
+        self,
+        partition: str | None = None,
+        gpus: int = 1,
+        cpus: int = 4,
+        minutes: int = 240,
+        more: dict[str, Any] | None = None,
+        cluster: str = "slurm",
+    ) -> None:
+        super().__init__()
+        self.parameters = {
+            "slurm_partition": partition,
+            "gpus_per_node": gpus,
+            "cpus_per_task": cpus,
+            "timeout_min": minutes,
+            **(more or {}),
+        }
+        self.cluster = cluster
+
+    def _places(self) -> Any:
+        from cifar_lightning import sweep
+
+        return sweep.Slurm(self.cluster, self.parameters)

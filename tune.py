@@ -1,0 +1,23 @@
+"""Search the settings of a training for the best validation accuracy.
+
+    python tune.py model=mobilenetv3 n_trials=20
+
+The space is in ``conf/tune.yaml``; everything that ``train.py`` takes can be given, too. Each trial
+is an ordinary run. Killed and given again, it goes on.
+"""
+
+from omegaconf import DictConfig
+
+from cifar_lightning.command import command
+
+
+@command("tune", texts=("id",))
+def main(config: DictConfig) -> None:
+    """Run trials until there are ``n_trials`` of them."""
+    from cifar_lightning.search import search
+
+    search(config)
+
+
+if __name__ == "__main__":
+    main()
