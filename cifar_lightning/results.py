@@ -334,6 +334,7 @@ def _row(run: Run, measurement: Measurement | None) -> Row:
         "seed": run.config["seed"],
         "dataset": run.config["data"]["name"],
         "val_acc": run.val_acc,
+        "test_acc": run.test_acc,
         "params": run.params,
         "macs": run.macs,
         "status": run.status,
