@@ -123,6 +123,8 @@ _POSITIVE = (_number(lambda v: v > 0), "a number above 0")
 _NOT_NEGATIVE = (_number(lambda v: v >= 0), "a number of 0 or more")
 _BELOW_ONE = (_number(lambda v: 0 <= v < 1), "0 or more, below 1")
 
+REBUILT = ("model", "data")  # from run.json, when a run is measured again
+
 # Each key that is there must satisfy its rule; the text says what is allowed.
 RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "epochs": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
@@ -166,6 +168,33 @@ def check(config: Mapping[str, Any]) -> None:
         else:
             if not holds(value):
                 raise bad_value(key, value, allowed)
+    for name in REBUILT:
+        check_targets(name, config.get(name, {}))
+
+
+def check_targets(name: str, node: Mapping[str, Any]) -> None:
+    """See that a component is one that a file in ``conf`` names.
+
+    It will be built again from ``run.json``, which may come from someone else and must not name
+    what to call.
+
+    Args:
+        name: ``model`` or ``data``.
+        node: Its configuration.
+
+    Raises:
+        UserError: If a ``_target_`` in it is another.
+    """
+    texts = (path.read_text() for path in sorted((CONF_DIR / name).glob("*.yaml")))
+    allowed = {found for text in texts for found in re.findall(r"^_target_: (\S+)", text, re.M)}
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            check_targets(name, value)
+        elif key == "_target_" and value not in allowed:
+            options = ", ".join(sorted(allowed))
+            raise bad_value(
+                f"{name}._target_", value, f"what a file in conf/{name} names: {options}"
+            )
 
 
 def check_component(name: str, node: Mapping[str, Any], given: tuple[str, ...] = ()) -> None:

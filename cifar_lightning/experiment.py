@@ -22,6 +22,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save as to_bytes
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -140,7 +141,6 @@ def run(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     choices = {key: str(hydra.runtime.choices[key]) for key in configuration.NAMING_GROUPS}
-    _quiet()
     experiment = build(config, folder)
     with ExitStack() as stack:
         start: Start | None = None
@@ -226,6 +226,7 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
     Raises:
         UserError: If a component's keys or values are wrong.
     """
+    _quiet()
     for name, given in GIVEN.items():
         configuration.check_component(name, config[name], given)
     _check_devices(config)
@@ -280,6 +281,9 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         plugins=_plugins(),
         use_distributed_sampler=False,
     )
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        # Its processes begin inside `fit`, when it is too late to agree on where to begin.
+        raise bad_value("trainer.strategy", config["trainer"]["strategy"], "auto, ddp or the like")
     return Experiment(folder, data, classifier, trainer, best, timer, benchmark)
 
 
@@ -387,6 +391,10 @@ def _check_devices(config: dict[str, Any]) -> None:
     counted = isinstance(devices, int) and devices != -1
     if counted and not 1 <= devices <= available:
         raise bad_value("trainer.devices", devices, f"1 to {available} on this machine")
+    if "TORCHELASTIC_RUN_ID" in os.environ and counted:
+        started = int(os.environ["WORLD_SIZE"]) // trainer.get("num_nodes", 1)
+        if devices != started:
+            raise bad_value("trainer.devices", devices, f"{started}, what torchrun started a node")
     if on_cpu and config["precision"] == "16-mixed":
         raise bad_value("precision", "16-mixed", "32-true or bf16-mixed on a CPU")
 
@@ -521,6 +529,7 @@ def _quiet() -> None:
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
         ".*LeafSpec.*",
+        ".*sync_dist=True.*",  # the metrics are over all processes already
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -98,7 +98,9 @@ def load_backbone(folder: Path) -> nn.Module:
     Raises:
         UserError: If the weights are missing, damaged or of another network.
     """
-    backbone: nn.Module = instantiate(Run.load(folder).config["model"])
+    node = Run.load(folder).config["model"]
+    configuration.check_targets("model", node)
+    backbone: nn.Module = instantiate(node)
     path = folder / WEIGHTS
     try:
         backbone.load_state_dict(load_file(path))
@@ -371,6 +373,7 @@ def load_data(folder: Path, root: str | None = None) -> ImageDataModule:
     """
     run = Run.load(folder)
     node = run.config["data"] | ({"root": root} if root is not None else {})
+    configuration.check_targets("data", node)
     data: ImageDataModule = instantiate(node, _convert_="all")
     if data.images.fingerprint != run.data_fingerprint:
         raise UserError(f"{run.name} was trained on other data than these; say data_root=...")

@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import glob
+import hashlib
 import io
+import itertools
 import json
 import logging
 import operator
@@ -23,7 +25,7 @@ from filelock import FileLock
 
 from cifar_lightning.config import group_name
 from cifar_lightning.errors import UserError, bad_value, unknown_name
-from cifar_lightning.files import write_atomically
+from cifar_lightning.files import remove_unfinished, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -253,7 +255,14 @@ def rows_of(folder: Path) -> list[Row]:
     except ValueError as error:
         log.warning("%s is damaged and left out (%s)", folder / Run.FILE, error)
         return []
-    measurements = list(_measurements(folder))
+    try:
+        return _rows_of(run, list(_measurements(folder)))
+    except (KeyError, TypeError, AttributeError) as error:
+        log.warning("%s is damaged and left out (no %s)", folder, error)
+        return []
+
+
+def _rows_of(run: Run, measurements: list[Measurement]) -> list[Row]:
     fully = {m.configuration for m in measurements if m.protocol == "full"}
     shown = [m for m in measurements if m.protocol == "full" or m.configuration not in fully]
     if not shown and run.status in ("failed", "finished"):
@@ -371,21 +380,52 @@ def write_table(outputs: Path) -> list[Row]:
     """Rebuild ``results.csv`` and ``results.md`` from every run under ``outputs``.
 
     Listing, building and replacing happen under one file lock, so of several writers the last one
-    has seen what all the others wrote.
+    has seen what all the others wrote. A table that somebody changed by hand is kept beside the
+    new one.
 
     Returns:
         The rows, runs in the order in which they were started.
     """
     with FileLock(outputs / ".results.lock"):
+        remove_unfinished(outputs)
         rows = [row for folder in (outputs / "runs").iterdir() for row in rows_of(folder)]
         rows.sort(key=lambda row: (row["started"], row["run"], str(row["variant"])))
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: _plain(value) for key, value in row.items()} for row in rows)
-        write_atomically(outputs / "results.csv", text.getvalue())
-        write_atomically(outputs / "results.md", markdown(rows))
+        _replace_views(outputs, {TABLE_CSV: text.getvalue(), TABLE_MD: markdown(rows)})
     return rows
+
+
+TABLE_CSV, TABLE_MD = "results.csv", "results.md"
+WRITTEN = ".results.sha256"  # of the tables written last; others were changed by hand
+
+
+def _replace_views(outputs: Path, views: Mapping[str, str]) -> None:
+    digests = {name: _sha256(text.encode()) for name, text in views.items()}
+    written = outputs / WRITTEN
+    ours = set(written.read_text().split()) if written.exists() else set()
+    for name, digest in digests.items():
+        path = outputs / name
+        if path.exists() and _sha256(path.read_bytes()) not in {*ours, digest}:
+            kept = _free_name(path)
+            path.rename(kept)
+            log.warning("%s was changed by hand; kept as %s", path, kept.name)
+    # Old and new ones count until both views are in place: a kill in between is no change by hand.
+    write_atomically(written, "\n".join(sorted(ours | set(digests.values()))) + "\n")
+    for name, text in views.items():
+        write_atomically(outputs / name, text)
+    write_atomically(written, "\n".join(sorted(digests.values())) + "\n")
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _free_name(path: Path) -> Path:
+    numbered = (path.with_name(f"{path.stem}.kept-{n}{path.suffix}") for n in itertools.count(1))
+    return next(candidate for candidate in numbered if not candidate.exists())
 
 
 def _plain(value: object) -> object:

@@ -22,7 +22,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from omegaconf import DictConfig, open_dict
+from hydra.core.utils import configure_log
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cifar_lightning import config as configuration
 from cifar_lightning import interruption
@@ -33,6 +34,7 @@ from cifar_lightning.results import Run, group_means, markdown, rows_of, write_t
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
+CONSOLE = configuration.CONF_DIR / "hydra" / "job_logging" / "console.yaml"
 LATER = "benchmark.variants=[]"  # trains and tests; the same command without it measures
 
 
@@ -284,6 +286,9 @@ def run(all_jobs: Sequence[Job], place: Place) -> None:
         UserError: If jobs failed by mistakes of the user's alone, such as missing data.
         Interrupted: If the user stopped it.
     """
+    console = OmegaConf.load(CONSOLE)
+    assert isinstance(console, DictConfig)
+    configure_log(console)  # Hydra does that for a single run only
     missing = [job for job in all_jobs if not job.done]
     if len(missing) < len(all_jobs):
         log.info("%d of %d jobs are finished", len(all_jobs) - len(missing), len(all_jobs))

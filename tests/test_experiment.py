@@ -318,13 +318,6 @@ def test_a_compiled_training_is_the_same_training(command, outputs, tmp_path):
     assert load_backbone(only_run(outputs))(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
-def test_a_multirun_gives_a_row_each(command, outputs):
-    ended = command("-m", *TINY, "epochs=1", "batch_size=128", "seed=0,1")
-    assert ended.status == 0, ended.err
-    assert len(list((outputs / "runs").iterdir())) == 2
-    assert len((outputs / "results.csv").read_text().splitlines()) == 3
-
-
 def test_own_images(command, outputs, image_folder):
     ended = command(
         "data=imagefolder",

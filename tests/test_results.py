@@ -1,15 +1,21 @@
 import csv
 import io
 import json
+import random
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pytest
+from conftest import ROOT
 
 from cifar_lightning.files import write_atomically
 from cifar_lightning.results import (
     CSV_COLUMNS,
     Measurement,
     Run,
+    group_means,
     markdown,
     rows_of,
     write_table,
@@ -159,3 +165,151 @@ def test_a_failed_write_leaves_the_old_text(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
+
+
+def edited(path):
+    path.write_text(path.read_text().replace("90.0", "99.9"))
+
+
+def test_a_lost_table_is_rebuilt(tmp_path):
+    place(tmp_path, RUN, MEASUREMENT)
+    write_table(tmp_path)
+    before = (tmp_path / "results.csv").read_text()
+    (tmp_path / "results.csv").unlink()
+    (tmp_path / "results.md").write_text("")
+    write_table(tmp_path)
+    assert (tmp_path / "results.csv").read_text() == before
+
+
+@pytest.mark.parametrize("name", ["results.csv", "results.md"])
+def test_a_table_changed_by_hand_is_kept(name, tmp_path, caplog):
+    place(tmp_path, RUN, MEASUREMENT)
+    write_table(tmp_path)
+    path = tmp_path / name
+    for number in (1, 2):
+        edited(path)
+        ours = path.read_text()
+        write_table(tmp_path)
+        kept = path.with_name(f"{path.stem}.kept-{number}{path.suffix}")
+        assert kept.read_text() == ours
+        assert kept.name in caplog.text
+        assert "99.9" not in path.read_text()
+
+
+def test_a_foreign_table_is_kept(tmp_path):
+    place(tmp_path, RUN, MEASUREMENT)
+    (tmp_path / "results.csv").write_text("time,money\n1,2\n")
+    write_table(tmp_path)
+    assert (tmp_path / "results.kept-1.csv").read_text() == "time,money\n1,2\n"
+    header = (tmp_path / "results.csv").read_text().splitlines()[0]
+    assert header == ",".join(CSV_COLUMNS)
+
+
+def test_an_older_table_of_ours_is_not_kept(tmp_path):
+    folder = place(tmp_path, RUN, MEASUREMENT)
+    write_table(tmp_path)
+    replace(MEASUREMENT, test_acc=2.0).save(folder)
+    write_table(tmp_path)
+    assert not list(tmp_path.glob("*kept*"))
+
+
+@pytest.mark.parametrize("moment", ["results.csv", "results.md", ".results.sha256"])
+def test_a_kill_between_the_views_is_no_change_by_hand(moment, tmp_path, monkeypatch):
+    folder = place(tmp_path, RUN, MEASUREMENT)
+    write_table(tmp_path)
+    replace(MEASUREMENT, test_acc=2.0).save(folder)
+    with monkeypatch.context() as patch:
+
+        def killed(path, content):
+            write_atomically(path, content)
+            if path.name == moment:
+                raise SystemExit
+
+        patch.setattr("cifar_lightning.results.write_atomically", killed)
+        with pytest.raises(SystemExit):
+            write_table(tmp_path)
+    write_table(tmp_path)
+    assert not list(tmp_path.glob("*kept*"))
+
+
+def test_means_over_the_seeds(tmp_path):
+    for seed, acc in enumerate((90.0, 91.0, 95.0)):
+        config = RUN.config | {"seed": seed, "data": {"name": "digits", "seed": seed}}
+        run = replace(RUN, name=f"net-sgd-cosine-e3-s{seed}-{seed:08x}", config=config)
+        place(tmp_path, run, replace(MEASUREMENT, run=run.name, test_acc=acc))
+    other = replace(RUN, name="another", config=RUN.config | {"epochs": 4})
+    place(tmp_path, other, MEASUREMENT)
+    header, _, line = group_means(write_table(tmp_path)).splitlines()
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1:] == ["fp32", "3", "92.00 ± 2.65", "1.235 ± 0.000", "2.000 ± 0.000"]
+    assert "Seeds" in header
+    assert group_means(rows_of(tmp_path / "runs" / "another")) == ""
+
+
+WRITER = """
+import json, sys, time
+from dataclasses import replace
+from pathlib import Path
+from cifar_lightning.results import Measurement, Run, write_table
+outputs, number, start = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+run, measurement = (json.loads(text) for text in sys.argv[4:])
+run["name"] += f"-{number}"
+folder = outputs / "runs" / run["name"]
+Run(**run).save(folder)
+time.sleep(max(0, start - time.time()))  # all at once
+path = Measurement(**measurement).save(folder)
+print(path, flush=True)
+while True:  # until somebody ends it
+    write_table(outputs)
+    print("table", flush=True)
+"""
+
+
+def write_together(outputs, rounds, seed):
+    """Eight writers a round, some killed at a random moment; return how many were."""
+    chance = random.Random(seed)
+    records = [RUN.to_json(), MEASUREMENT.to_json()]
+    killed = 0
+    for number in range(rounds):
+        start = str(time.time() + 1.5)
+        writers = [
+            subprocess.Popen(
+                [sys.executable, "-c", WRITER, str(outputs), str(8 * number + k), start, *records],
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+            )
+            for k in range(8)
+        ]
+        doomed = set(chance.sample(range(8), 3))
+        for k, writer in enumerate(writers):
+            assert writer.stdout.readline().endswith(".json\n")  # measured
+            if k not in doomed:
+                assert writer.stdout.readline() == "table\n"
+        for k in doomed:
+            time.sleep(chance.random() * 0.02)
+            writers[k].kill()
+            killed += 1
+        for writer in writers:
+            writer.kill()
+            writer.communicate()
+        yield killed
+
+
+def assert_whole(outputs, runs):
+    with (outputs / "results.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len({row["run"] for row in rows}) == len(rows) == runs
+    assert all(row["test_acc"] == "90.0" and None not in row.values() for row in rows)
+    lines = (outputs / "results.md").read_text().splitlines()
+    assert len(lines) == runs + 2
+    assert len({len(line) for line in lines}) == 1
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(25, marks=pytest.mark.slow)])
+def test_many_writers_some_of_them_killed(rounds, tmp_path):
+    for number, _ in enumerate(write_together(tmp_path, rounds, seed=0), 1):
+        write_table(tmp_path)
+        assert_whole(tmp_path, 8 * number)
+    assert not list(tmp_path.glob("*kept*"))
+    assert not [path for path in tmp_path.iterdir() if path.name.rpartition(".")[2].isdigit()]

@@ -1,0 +1,205 @@
+"""Multiruns: every job checked first, each in a process of its own, failures recorded."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, TINY
+
+from cifar_lightning import sweep
+from cifar_lightning.results import Run, rows_of
+
+SMALL = (*TINY, "epochs=1", "batch_size=128")
+
+
+def runs(outputs):
+    return {folder.name: Run.load(folder) for folder in sorted((outputs / "runs").iterdir())}
+
+
+def job(tmp_path, name="net-sgd-cosine-e1-s0-00000000", **trainer):
+    config = {"benchmark": {}, "trainer": trainer, "outputs": str(tmp_path), "rerun": True}
+    return sweep.Job(("epochs=1",), name, config, tmp_path / "runs" / name)
+
+
+class Scripts:
+    """A place whose jobs are lines of Python, by their label."""
+
+    apart = False
+
+    def __init__(self, scripts, at_once=1):
+        self.scripts, self.at_once = scripts, at_once
+
+    def start(self, job, overrides, slot, output):
+        with output.open("ab") as stream:
+            return subprocess.Popen(
+                [sys.executable, "-c", self.scripts[job.label]], stdout=stream, stderr=stream
+            )
+
+
+def test_from_the_command_to_all_rows(command, outputs):
+    """Two at a time: trained first, then measured; the same command again has nothing to do."""
+    settings = ("-m", *SMALL, "seed=0,1", "hydra.launcher.n_jobs=2")
+    ended = command(*settings)
+    assert ended.status == 0, ended.err
+    done = runs(outputs)
+    assert [run.config["seed"] for run in done.values()] == [0, 1]
+    for name in done:
+        (row,) = rows_of(outputs / "runs" / name)
+        assert row["lat_mean_ms"] > 0
+    lines = ended.out.splitlines()
+    told = [line for line in lines if " of 2" in line]
+    assert told[0] == "training 1 of 2: seed=0"
+    assert [line.split()[0] for line in told if ": seed" in line] == [
+        "training",
+        "training",
+        "measuring",
+        "measuring",
+    ]
+    assert any("| mobilenetv3-sgd-cosine-e1-" in line and "±" in line for line in lines)
+    begin = time.perf_counter()
+    again = command(*settings)
+    assert time.perf_counter() - begin < 10
+    assert again.status == 0
+    assert "2 of 2 jobs are finished" in again.out
+    assert "training" not in again.out
+
+
+def test_nothing_starts_before_all_are_right(command, outputs):
+    """Mistakes that composing, our own rules and a constructor find, each in a line."""
+    ended = command("-m", *SMALL, "model.output_stride=32,5", "optim.lr=0.1,-1")
+    assert ended.status == 2
+    assert sorted(line.partition(": allowed")[0] for line in ended.err.splitlines()) == [
+        "error: model.output_stride=5",
+        "error: optim.lr=-1",
+    ]
+    assert not outputs.exists()
+
+
+@pytest.mark.parametrize("n", ["0", "two", "1.5"])
+def test_a_wrong_number_of_jobs(n, command, outputs):
+    ended = command("-m", *SMALL, "seed=0,1", f"hydra.launcher.n_jobs={n}")
+    assert ended.status == 2
+    assert ended.err.startswith(f"error: hydra.launcher.n_jobs={n}: allowed is a whole number")
+    assert not outputs.exists()
+
+
+def test_one_bad_job_does_not_hide_the_others(tmp_path):
+    """One fails with an error, one is killed in the middle of its run, one is fine."""
+    running = json.loads(Run(**RUN).to_json())
+    jobs = [job(tmp_path, name) for name in ("fails", "killed", "fine")]
+    scripts = {
+        "fails": "raise SystemExit('error: no such thing')",
+        "killed": f"""
+import json, os, pathlib
+folder = pathlib.Path({str(jobs[1].folder)!r})
+folder.mkdir(parents=True)
+(folder / "run.json").write_text(json.dumps({running!r}))
+print("half way", flush=True)
+os.kill(os.getpid(), 9)""",
+        "fine": f"open({str(tmp_path / 'fine')!r}, 'w')",
+    }
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(sweep.RunFailed) as failed:
+        sweep.run(jobs, Scripts(scripts))
+    assert str(failed.value).splitlines() == [
+        "fails: no such thing",
+        "killed: killed by SIGKILL, perhaps for want of memory",
+    ]
+    assert (tmp_path / "fine").exists()
+    assert Run.load(jobs[1].folder).status == "failed"
+    assert (jobs[1].folder / "output.log").read_text() == "half way\n"
+    assert ",failed," in (tmp_path / "results.csv").read_text()
+
+
+RUN = {
+    "name": "killed",
+    "id": None,
+    "choices": {"model": "net", "optim": "sgd", "scheduler": "cosine"},
+    "config": {"epochs": 1, "seed": 0, "data": {"name": "x"}, "augment": {}, "trainer": {}},
+    "status": "running",
+    "started": "2026-01-01T00:00:00+00:00",
+    "data_fingerprint": "f",
+    "code": {},
+    "versions": {},
+    "machine": {},
+    "params": 1,
+    "macs": 1,
+}
+
+
+def test_only_mistakes_of_the_user_give_their_status(tmp_path):
+    script = "import sys; print('error: there is no folder', file=sys.stderr); sys.exit(2)"
+    with pytest.raises(sweep.UserError, match="there is no folder"):
+        sweep.run([job(tmp_path, "a")], Scripts({"a": script}))
+
+
+def test_at_most_so_many_at_a_time(tmp_path):
+    """Each job sees how many are under way beside it."""
+    (tmp_path / "now").mkdir()
+    script = f"""
+import os, pathlib, time
+now = pathlib.Path({str(tmp_path / "now")!r})
+mine = now / str(os.getpid())
+mine.touch()
+time.sleep(0.3)
+print(len(list(now.iterdir())), flush=True)
+assert len(list(now.iterdir())) <= 3
+mine.unlink()"""
+    names = [f"job{n}" for n in range(7)]
+    sweep.run([job(tmp_path, name) for name in names], Scripts(dict.fromkeys(names, script), 3))
+
+
+def test_a_gpu_and_a_share_of_the_cores_for_each(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-abc")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    place = sweep.ThisMachine(2)
+    shares = [place.environment(job(tmp_path), slot) for slot in range(3)]
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["3", "GPU-abc", "3"]
+    assert shares[0]["OMP_NUM_THREADS"] == "4"
+    assert "CUDA_VISIBLE_DEVICES" not in place.environment(job(tmp_path, devices=2), 0)
+
+
+def test_sigterm_ends_the_jobs_and_the_sweep(outputs):
+    """The first job ends after its batch, the second never starts; again, it goes on."""
+    arguments = [sys.executable, "train.py", "-m", f"outputs={outputs}", *TINY]
+    arguments += ["epochs=200", "batch_size=128", "seed=0,1", "benchmark.variants=[]"]
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    last = "runs/*/checkpoints/last.ckpt"
+    while not list(outputs.glob(last)):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out = process.communicate(timeout=30)[0]
+    assert process.returncode == 143, out
+    assert "error: interrupted; the same command again runs what is missing" in out
+    (run,) = runs(outputs).values()
+    assert run.status == "interrupted"
+    assert run.config["seed"] == 0
+
+
+def test_slurm_by_its_local_stand_in(command, outputs):
+    pytest.importorskip("submitit", reason="needs the extra `slurm`")
+    ended = command(
+        *("-m", *SMALL, "hydra/launcher=slurm", "hydra.launcher.cluster=local"),
+        "hydra.launcher.gpus=0",
+    )
+    assert ended.status == 0, ended.err
+    assert [run.status for run in runs(outputs).values()] == ["finished"]
+    assert re.search(r"job \d+: ", ended.out)
+
+
+def test_a_mistake_in_slurms_parameters(command, outputs):
+    pytest.importorskip("submitit", reason="needs the extra `slurm`")
+    settings = ("-m", *SMALL, "seed=0,1", "hydra/launcher=slurm")
+    ended = command(*settings, "hydra.launcher.cluster=local", "+hydra.launcher.more.a=1")
+    assert ended.status == 2
+    assert ended.err.startswith("error: hydra.launcher: ")
+    assert not (outputs / "runs").exists()
