@@ -1,0 +1,121 @@
+"""Runs killed at any moment continue, and end as if nothing had happened."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from safetensors.torch import load_file
+from test_experiment import curves, only_run
+
+from cifar_lightning.results import Run, rows_of
+
+COMMAND = (*TINY, "epochs=4", "batch_size=128", "optim.lr=0.2")
+
+# What happens at the n-th call of a function: the process is killed before it, or after it.
+MOMENTS = {
+    "in the first epoch": ("classifier.ImageClassifier.training_step", 5, "before"),
+    "in the third epoch": ("classifier.ImageClassifier.training_step", 25, "before"),
+    "in validation": ("classifier.ImageClassifier.validation_step", 3, "after"),
+    "while best.ckpt is written": ("files.os.fsync:best.ckpt", 2, "before"),
+    "between best.ckpt and last.ckpt": ("callbacks.write_atomically:last.ckpt", 2, "before"),
+    "while last.ckpt is written": ("files.os.fsync:last.ckpt", 2, "before"),
+    "when the last epoch is saved": ("callbacks.write_atomically:last.ckpt", 4, "after"),
+    "while the weights are written": ("files.os.fsync:weights", 1, "before"),
+    "in testing": ("classifier.ImageClassifier.test_step", 1, "after"),
+    "while measuring": ("measure.measure_latency", 1, "before"),
+    "when it is measured": ("results.write_atomically:measurements", 1, "after"),
+    "while the table is replaced": ("results.write_atomically:results.csv", 1, "after"),
+}
+
+DRIVER = """
+import functools, importlib, os, pathlib, signal, sys
+sys.path.insert(0, "")
+import cifar_lightning.experiment
+where, wanted, when = sys.argv.pop(1), int(sys.argv.pop(1)), sys.argv.pop(1)
+where, _, about = where.partition(":")
+module, _, name = where.partition(".")
+owner = importlib.import_module("cifar_lightning." + module)
+*path, name = name.split(".")
+for part in path:
+    owner = getattr(owner, part)
+function, calls = getattr(owner, name), 0
+
+def concerns(arguments):
+    if not about:
+        return True
+    first = arguments[0]
+    file = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else str(first)
+    return about in file
+
+@functools.wraps(function)
+def fatal(*arguments, **settings):
+    global calls
+    calls += concerns(arguments)
+    now = calls == wanted and concerns(arguments)
+    if now and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = function(*arguments, **settings)
+    if now:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+setattr(owner, name, fatal)
+import train
+train.main()
+"""
+
+
+def run(outputs, *arguments, driver=()):
+    command = [sys.executable, *(("-c", DRIVER, *driver) if driver else ("train.py",))]
+    return subprocess.run(
+        [*command, f"outputs={outputs}", *COMMAND, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The same run without a kill; workers don't change its results."""
+    outputs = tmp_path_factory.mktemp("reference")
+    done = run(outputs)
+    assert done.returncode == 0, done.stderr
+    return only_run(outputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed(moment, workers, reference, outputs):
+    where, count, when = MOMENTS[moment]
+    setting = f"data.num_workers={workers}"
+    killed = run(outputs, setting, driver=(where, str(count), when))
+    assert killed.returncode == -9, killed.stderr
+    folder = only_run(outputs)
+    assert json.loads((folder / Run.FILE).read_text())["status"] in ("running", "finished")
+    again = run(outputs, setting)
+    assert again.returncode == 0, again.stderr
+
+    assert folder.name == reference.name
+    ours, theirs = (load_file(f / "weights.safetensors") for f in (folder, reference))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    for name in ("best.ckpt", "last.ckpt"):
+        checkpoints = [
+            torch.load(f / "checkpoints" / name, weights_only=True) for f in (folder, reference)
+        ]
+        for part in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers"):
+            torch.testing.assert_close(*(c[part] for c in checkpoints), rtol=0, atol=0)
+    records = [Run.load(f) for f in (folder, reference)]
+    for value in ("status", "val_acc", "test_acc", "params"):
+        assert len({getattr(record, value) for record in records}) == 1
+    assert curves(folder) == curves(reference)
+    assert [row["test_acc"] for row in rows_of(folder)] == [
+        row["test_acc"] for row in rows_of(reference)
+    ]
+    lines = (outputs / "results.csv").read_text().splitlines()
+    assert len(lines) == 2
+    assert not [path for path in outputs.rglob(".*") if path.suffix[1:].isdigit()]

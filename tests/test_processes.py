@@ -1,0 +1,94 @@
+"""One training over several processes, on the CPU with gloo."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY
+from test_experiment import only_run
+
+from cifar_lightning.results import Run, rows_of
+
+# The second process has one batch less to evaluate: 179 of 359 images.
+TWO = (*TINY, "epochs=2", "batch_size=64", "trainer.devices=2", "data.eval_batch_size=179")
+
+
+def start(outputs, *arguments, by=()):
+    command = [*(by or (sys.executable,)), "train.py"]
+    done = subprocess.run(
+        [*command, *arguments, f"outputs={outputs}", *TWO, "trainer.strategy=ddp"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def assert_one_row(folder):
+    """As if one process had done it; every test image counted once."""
+    run = Run.load(folder)
+    assert run.status == "finished"
+    (row,) = rows_of(folder)
+    # What two processes counted together, and what one counted when it measured.
+    assert row["test_acc"] == pytest.approx(run.test_acc, abs=1e-3)
+    assert len(list((folder / "tensorboard").glob("events*"))) <= 2  # fit's and test's
+
+
+def test_two_processes(outputs):
+    done = start(outputs)
+    assert_one_row(only_run(outputs))
+    assert done.stdout.count(" M parameters") == 1
+    assert len((outputs / "results.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_torchrun_gives_the_same(outputs, tmp_path):
+    torchrun = (str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", "2")
+    start(outputs)
+    start(tmp_path / "torchrun", by=torchrun)
+    ours, theirs = only_run(outputs), only_run(tmp_path / "torchrun")
+    assert_one_row(theirs)
+    assert ours.name == theirs.name
+    weights = [(folder / "weights.safetensors").read_bytes() for folder in (ours, theirs)]
+    assert weights[0] == weights[1]
+    again = start(tmp_path / "torchrun", by=torchrun)
+    assert again.stdout.count("is finished") == 1  # the first process decides and tells
+
+
+@pytest.mark.slow
+def test_two_processes_in_a_multirun(outputs):
+    start(outputs, "-m", "seed=0,1")
+    folders = sorted((outputs / "runs").iterdir())
+    assert len(folders) == 2
+    for folder in folders:
+        assert_one_row(folder)
+    assert len((outputs / "results.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_well_as_one(outputs, tmp_path):
+    """The same images a step, and so the same course within the noise of BatchNorm's halves."""
+    settings = ("epochs=12", "optim.lr=0.1")
+    start(outputs, *settings)
+    single = [*TINY, "epochs=12", "optim.lr=0.1", "batch_size=128", f"outputs={tmp_path / 'one'}"]
+    subprocess.run([sys.executable, "train.py", *single], cwd=ROOT, check=True)
+    ours, theirs = (Run.load(only_run(place)) for place in (outputs, tmp_path / "one"))
+    assert theirs.test_acc > 60
+    assert ours.test_acc == pytest.approx(theirs.test_acc, abs=8)
+
+
+def test_processes_that_begin_too_late(command, outputs):
+    ended = command(*TWO, "trainer.strategy=ddp_spawn")
+    assert ended.status == 2
+    assert ended.err.startswith("error: trainer.strategy=ddp_spawn: allowed is")
+    assert not outputs.exists()
+
+
+def test_torchrun_with_another_number(command, outputs, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    ended = command(*TWO)
+    assert ended.status == 2
+    assert ended.err.startswith("error: trainer.devices=2: allowed is 4, what torchrun started")
