@@ -83,6 +83,8 @@ def command(
                 report(interruption.error())
             except Exception as error:
                 known = error if isinstance(error, CifarLightningError) else config.explain(error)
+                if known is None and isinstance(error, OSError) and not started:
+                    known = UserError(f"{error.filename or 'outputs'}: {error.strerror}")
                 if known is None and not started:
                     # Hydra does not wrap everything that it finds wrong with a command line.
                     known = UserError(" ".join(str(error).split()))

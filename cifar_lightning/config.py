@@ -83,7 +83,7 @@ class TrainConfig:
 
 
 @dataclass
-class TuneConfig:
+class TuneConfig(TrainConfig):
     """Types of what ``conf/tune.yaml`` adds."""
 
     n_trials: int = MISSING

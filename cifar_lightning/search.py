@@ -25,6 +25,7 @@ from cifar_lightning.results import Run
 log = logging.getLogger(__name__)
 
 OWN_KEYS = ("n_trials", "space")
+RANGE_KEYS = ("low", "high", "log", "choices")
 SHOWN = 5  # of the best trials
 Space = Mapping[str, Mapping[str, Any]]
 
@@ -44,7 +45,7 @@ def search(cfg: DictConfig) -> None:
         import optuna
     except ImportError as error:
         raise UserError("tune.py needs Optuna: pip install 'cifar-lightning[tune]'") from error
-    space: Space = OmegaConf.to_container(cfg.space, resolve=True)  # type: ignore[assignment]
+    space = _flat(OmegaConf.to_container(cfg.space, resolve=True))  # type: ignore[arg-type]
     configuration.check({"n_trials": cfg.n_trials})
     given = [
         override
@@ -63,11 +64,7 @@ def search(cfg: DictConfig) -> None:
             direction="maximize",
             load_if_exists=True,
         )
-        _take_up(study)
-        ended = sum(
-            trial.state.is_finished() and not trial.user_attrs.get("taken_up")
-            for trial in study.trials
-        )
+        ended = _take_up(study)
         log.info("study %s: %d of %d trials are done", name, ended, cfg.n_trials)
         for number in range(ended, cfg.n_trials):
             # Another seed each time, or a search that goes on would draw the same again.
@@ -94,14 +91,19 @@ def _run(job: sweep.Job) -> float | None:
     return Run.load(job.folder).val_acc
 
 
-def _take_up(study: Any) -> None:
-    """Begin again with the trials that a killed command left; their runs continue."""
+def _take_up(study: Any) -> int:
+    """Begin again with the trials that a killed command left; return how many have ended.
+
+    Their runs have the same names again, and so continue.
+    """
     from optuna.trial import TrialState
 
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study._storage.set_trial_user_attr(trial._trial_id, "taken_up", True)
         study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
+        study.enqueue_trial(trial.params, user_attrs={"instead_of": trial.number})
+    trials = study.get_trials()
+    finished = [trial for trial in trials if trial.state.is_finished()]
+    return len(finished) - sum("instead_of" in trial.user_attrs for trial in trials)
 
 
 def _draw(trial: Any, space: Space) -> Iterator[tuple[str, Any]]:
@@ -115,32 +117,46 @@ def _draw(trial: Any, space: Space) -> Iterator[tuple[str, Any]]:
             yield key, suggest(key, low, high, log=entry.get("log", False))
 
 
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Space:
+    """Name every range of the space by its key in the configuration, such as ``optim.lr``."""
+    space: dict[str, Mapping[str, Any]] = {}
+    for key, value in node.items():
+        if not isinstance(value, Mapping) or not value:
+            raise bad_value(
+                f"space.{prefix}{key}", value, "{low: ..., high: ...}, {choices: [...]}"
+            )
+        if set(value) & set(RANGE_KEYS):
+            space[prefix + key] = value
+        else:
+            space |= _flat(value, f"{prefix}{key}.")
+    return space
+
+
 def _checked(given: list[str], space: Space) -> sweep.Job:
     """See that the space and its ends are allowed; return the job without a draw from it."""
     if not space:
         raise bad_value("space", "{}", "at least one key with low and high, or choices")
-    ends: list[list[str]] = [given]
-    for key, entry in space.items():
-        if not isinstance(entry, Mapping) or not {"low", "high"} <= set(entry) ^ {"choices"}:
-            raise bad_value(f"space.{key}", entry, "{low: ..., high: ...} or {choices: [...]}")
-        for name in entry:
-            if name not in ("low", "high", "log", "choices"):
-                raise unknown_name(
-                    f"space.{key}.{name}", "key", name, ("low", "high", "log", "choices")
-                )
-        if "choices" in entry:
-            if not isinstance(entry["choices"], list) or not entry["choices"]:
-                raise bad_value(f"space.{key}.choices", entry["choices"], "a list of values")
-            values = entry["choices"]
-        else:
-            values = [entry["low"], entry["high"]]
-            numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-            if not numbers or values[0] >= values[1]:
-                raise bad_value(f"space.{key}", entry, "low below high")
-            if entry.get("log") and values[0] <= 0:
-                raise bad_value(f"space.{key}.low", values[0], "a number above 0 where log is true")
-        ends += [[*given, f"{key}={value}"] for value in values]
-    return _jobs(ends)[0]
+    ends = [f"{key}={value}" for key, entry in space.items() for value in _ends(key, entry)]
+    return _jobs([given, *([*given, end] for end in ends)])[0]
+
+
+def _ends(key: str, entry: Mapping[str, Any]) -> list[Any]:
+    """Tell the values between which a range lies, or all of its choices."""
+    for name in entry:
+        if name not in RANGE_KEYS:
+            raise unknown_name(f"space.{key}.{name}", "key", name, RANGE_KEYS)
+    if "choices" in entry:
+        choices = entry["choices"]
+        if not isinstance(choices, list) or not choices or len(entry) > 1:
+            raise bad_value(f"space.{key}", entry, "{choices: [...]} with at least one")
+        return choices
+    low, high = entry.get("low"), entry.get("high")
+    numbers = [v for v in (low, high) if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(numbers) < 2 or numbers[0] >= numbers[1]:
+        raise bad_value(f"space.{key}", entry, "numbers, low below high")
+    if entry.get("log") and numbers[0] <= 0:
+        raise bad_value(f"space.{key}.low", low, "a number above 0 where log is true")
+    return numbers
 
 
 def _jobs(job_overrides: list[list[str]]) -> list[sweep.Job]:
