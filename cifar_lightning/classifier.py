@@ -87,21 +87,29 @@ class ImageClassifier(LightningModule):
     def _metric(self, name: str) -> Metric:
         return cast(Metric, self.metrics[name])
 
-    def _log_epoch(self, stage: Stage) -> None:
+    def _epoch_metrics(self, stage: Stage) -> dict[str, Any]:
+        """Read and reset a stage's metrics, over all processes."""
+        values = {}
         for name in (f"{stage}/loss", f"{stage}/acc"):
-            metric = self._metric(name)
-            self.log(name, metric.compute())  # over all processes already
-            metric.reset()
+            values[name] = self._metric(name).compute()
+            self._metric(name).reset()
+        return values
 
     def on_train_epoch_end(self) -> None:
-        self._log_epoch("train")
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        values = self._epoch_metrics("train")
+        values["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log_dict(values, logger=False)
+        # Lightning would write them after the checkpoint. A run killed in between would go on with
+        # the next epoch, and this one's points were lost.
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.trainer.global_step - 1)
+            logger.save()
 
     def on_validation_epoch_end(self) -> None:
-        self._log_epoch("val")
+        self.log_dict(self._epoch_metrics("val"))
 
     def on_test_epoch_end(self) -> None:
-        self._log_epoch("test")
+        self.log_dict(self._epoch_metrics("test"))
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(parameter_groups(self.backbone))

@@ -22,6 +22,7 @@ MOMENTS = {
     "while best.ckpt is written": ("files.os.fsync:best.ckpt", 2, "before"),
     "between best.ckpt and last.ckpt": ("callbacks.write_atomically:last.ckpt", 2, "before"),
     "while last.ckpt is written": ("files.os.fsync:last.ckpt", 2, "before"),
+    "when the second epoch is saved": ("callbacks.write_atomically:last.ckpt", 2, "after"),
     "when the last epoch is saved": ("callbacks.write_atomically:last.ckpt", 4, "after"),
     "while the weights are written": ("files.os.fsync:weights", 1, "before"),
     "in testing": ("classifier.ImageClassifier.test_step", 1, "after"),
@@ -48,7 +49,7 @@ def concerns(arguments):
         return True
     first = arguments[0]
     file = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else str(first)
-    return about in file
+    return about in "/".join(pathlib.Path(file).parts[-2:])
 
 @functools.wraps(function)
 def fatal(*arguments, **settings):

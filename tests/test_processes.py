@@ -17,7 +17,7 @@ TWO = (*TINY, "epochs=2", "batch_size=64", "trainer.devices=2", "data.eval_batch
 def start(outputs, *arguments, by=()):
     command = [*(by or (sys.executable,)), "train.py"]
     done = subprocess.run(
-        [*command, *arguments, f"outputs={outputs}", *TWO, "trainer.strategy=ddp"],
+        [*command, f"outputs={outputs}", *TWO, "trainer.strategy=ddp", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -59,7 +59,7 @@ def test_torchrun_gives_the_same(outputs, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_in_a_multirun(outputs):
-    start(outputs, "-m", "seed=0,1")
+    start(outputs, "seed=0,1", "-m")
     folders = sorted((outputs / "runs").iterdir())
     assert len(folders) == 2
     for folder in folders:
