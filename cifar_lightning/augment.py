@@ -2,13 +2,39 @@
 
 A transform takes and returns a batch of shape (B, C, H, W), dtype uint8. Each image gets its
 own random draw, made by torch's generator of the batch's device, so the run's seed decides.
+
+torchvision's transforms are used as they are; `kind` tells at which point of a batch's way.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torchvision.transforms import v2
+
+
+class Kind(Enum):
+    """Where on a batch's way a transform works."""
+
+    PER_IMAGE = "each image, in the loader"
+    BATCHED = "the batch, on its device"
+    MIXING = "normalised images together with their labels"
+
+
+def kind(transform: Callable[..., Any]) -> Kind:
+    """Tell where a transform works.
+
+    torchvision's policies draw once a call, so they are called image by image; its `MixUp` and
+    `CutMix` mix a batch; everything else is batched.
+    """
+    if isinstance(transform, v2.MixUp | v2.CutMix):
+        return Kind.MIXING
+    return Kind.PER_IMAGE if isinstance(transform, v2.Transform) else Kind.BATCHED
 
 
 class RandomCrop:
@@ -50,3 +76,39 @@ class RandomHorizontalFlip:
     def __call__(self, images: Tensor) -> Tensor:
         mirrored = torch.rand(len(images), device=images.device) < self.p
         return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+
+
+class Cutout:
+    """Paint a square at a random place of each image; its centre lies anywhere in the image.
+
+    From DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout"
+    (2017), where squares may reach over the border, too.
+
+    Args:
+        size: Of the square, in pixels.
+        fill: Its colour, per channel in [0, 1].
+
+    Raises:
+        ValueError: If ``size`` is below 1 or ``fill`` does not give three shares.
+    """
+
+    def __init__(self, size: int, fill: list[float]) -> None:
+        if size < 1:
+            raise ValueError(f"size={size}: allowed is 1 or more")
+        if len(fill) != 3 or not all(0.0 <= share <= 1.0 for share in fill):
+            raise ValueError(f"fill={fill}: allowed are 3 numbers from 0 to 1")
+        self.size = size
+        self.fill = torch.tensor([round(255 * share) for share in fill], dtype=torch.uint8)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        count, _, height, width = images.shape
+        rows = self._painted(count, height, images.device)
+        columns = self._painted(count, width, images.device)
+        square = rows[:, None, :, None] & columns[:, None, None, :]
+        return torch.where(square, self.fill.to(images.device)[:, None, None], images)
+
+    def _painted(self, count: int, length: int, device: torch.device) -> Tensor:
+        """Choose ``size`` positions in a row for each image; shape (count, length)."""
+        first = torch.randint(length, (count, 1), device=device) - self.size // 2
+        position = torch.arange(length, device=device)
+        return (position >= first) & (position < first + self.size)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.models.resnet import BasicBlock
 
 INPUT_SIZE = 32  # pixels, both ways
 
@@ -30,6 +31,7 @@ def mobilenet_v3_small(
     dropout: float,
     bn_momentum: float,
     bn_eps: float,
+    zero_init: bool | None = None,
 ) -> nn.Module:
     """Build MobileNetV3-Small (Howard et al. 2019).
 
@@ -40,11 +42,14 @@ def mobilenet_v3_small(
         dropout: Probability before the last linear layer.
         bn_momentum: Of every BatchNorm; torchvision's 0.01 is made for long ImageNet schedules.
         bn_eps: Of every BatchNorm.
+        zero_init: Let residual blocks begin as the identity.
 
     Raises:
         ValueError: If the output stride is out of reach or the width is not positive.
     """
     network = _mobilenet(models.mobilenet_v3_small, num_classes, width, dropout)
+    if zero_init:
+        silence_residuals(network)
     return adapt(network, output_stride, bn_momentum, bn_eps)
 
 
@@ -55,9 +60,12 @@ def mobilenet_v3_large(
     dropout: float,
     bn_momentum: float,
     bn_eps: float,
+    zero_init: bool | None = None,
 ) -> nn.Module:
     """Build MobileNetV3-Large (Howard et al. 2019); arguments as for `mobilenet_v3_small`."""
     network = _mobilenet(models.mobilenet_v3_large, num_classes, width, dropout)
+    if zero_init:
+        silence_residuals(network)
     return adapt(network, output_stride, bn_momentum, bn_eps)
 
 
@@ -68,9 +76,12 @@ def mobilenet_v2(
     dropout: float,
     bn_momentum: float,
     bn_eps: float,
+    zero_init: bool | None = None,
 ) -> nn.Module:
     """Build MobileNetV2 (Sandler et al. 2018); arguments as for `mobilenet_v3_small`."""
     network = _mobilenet(models.mobilenet_v2, num_classes, width, dropout)
+    if zero_init:
+        silence_residuals(network)
     return adapt(network, output_stride, bn_momentum, bn_eps)
 
 
@@ -96,7 +107,12 @@ def shufflenet_v2(
 
 
 def resnet18(
-    num_classes: int, output_stride: int, dropout: float, bn_momentum: float, bn_eps: float
+    num_classes: int,
+    output_stride: int,
+    dropout: float,
+    bn_momentum: float,
+    bn_eps: float,
+    zero_init: bool | None = None,
 ) -> nn.Module:
     """Build ResNet-18 (He et al. 2015) for small images; arguments as for `mobilenet_v3_small`.
 
@@ -109,7 +125,22 @@ def resnet18(
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.maxpool = nn.Identity()
     network.fc = nn.Sequential(nn.Dropout(dropout), network.fc)
+    if zero_init:
+        silence_residuals(network)
     return adapt(network, output_stride, bn_momentum, bn_eps)
+
+
+def silence_residuals(network: nn.Module) -> None:
+    """Let every residual block begin as the identity: its last BatchNorm's weights become 0.
+
+    From Goyal et al., "Accurate, Large Minibatch SGD" (2017).
+    """
+    for block in network.modules():
+        if isinstance(block, BasicBlock):
+            nn.init.zeros_(block.bn2.weight)
+        elif getattr(block, "use_res_connect", False):  # both MobileNets'
+            norms = [layer for layer in block.modules() if isinstance(layer, nn.BatchNorm2d)]
+            nn.init.zeros_(norms[-1].weight)
 
 
 def adapt(network: nn.Module, output_stride: int, bn_momentum: float, bn_eps: float) -> nn.Module:

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from cifar_lightning import interruption
@@ -102,7 +104,7 @@ class FiniteLoss(Callback):
         self._losses = []
         if _any_process(trainer, bool(bad.any())):
             raise NotFinite(
-                f"the training loss is {loss if bad.any() else 'not finite in another process'} "
+                f"{NotFinite.BEGINNING} {loss if bad.any() else 'not finite in another process'} "
                 f"in epoch {trainer.current_epoch + 1}, step {step} of "
                 f"{trainer.num_training_batches}; a lower optim.lr, a longer scheduler.warmup or "
                 "precision=32-true may help"
@@ -125,6 +127,39 @@ class AtomicCheckpoints(TorchCheckpointIO):
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         write_atomically(Path(path), buffer.getvalue())
+
+
+class TrainingImages(Callback):
+    """Draws the first images that the training sees, augmented as they are, in TensorBoard."""
+
+    COUNT = 32
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step > 0 or batch_idx > 0:
+            return
+        normalize = trainer.datamodule.normalize  # type: ignore[attr-defined]
+        grid = make_grid(normalize.inverse(batch[0][: self.COUNT]).cpu())
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("train/images", grid)
+
+
+class MovableCheckpoint(ModelCheckpoint):
+    """Knows its files and its best score also after the outputs were moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        folder = Path(str(self.dirpath))
+
+        def here(path: str) -> str:
+            return str(folder / Path(path).name) if path else path
+
+        moved = dict(state_dict, dirpath=str(self.dirpath))
+        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            moved[key] = here(moved[key])
+        moved["best_k_models"] = {here(key): v for key, v in moved["best_k_models"].items()}
+        super().load_state_dict(moved)
 
 
 class RunProgressBar(ProgressBar):

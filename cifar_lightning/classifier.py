@@ -81,7 +81,9 @@ class ImageClassifier(LightningModule):
         logits = self(images)
         loss = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         self._metric(f"{stage}/loss").update(loss.detach(), weight=len(labels))
-        self._metric(f"{stage}/acc").update(logits.detach(), labels)
+        # Mixed images have a share of each class; the largest one is the label.
+        classes = labels if labels.ndim == 1 else labels.argmax(1)
+        self._metric(f"{stage}/acc").update(logits.detach(), classes)
         return loss
 
     def _metric(self, name: str) -> Metric:

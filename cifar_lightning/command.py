@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,20 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning import config, interruption
-from cifar_lightning.errors import CifarLightningError, UserError
+from cifar_lightning.errors import CifarLightningError, RunFailed, UserError
+from cifar_lightning.files import alone, is_disk_full
 
 Task = Callable[[DictConfig], None]
 
+_started = False
 LOCK = ".lock"  # in a run's folder: held by the process that trains it
 
 
 def command(
-    config_name: str, texts: tuple[str, ...] = (), lists: tuple[str, ...] = ()
+    config_name: str,
+    texts: tuple[str, ...] = (),
+    lists: tuple[str, ...] = (),
+    sweeps: bool = True,
 ) -> Callable[[Task], Callable[[], None]]:
     """Make a command out of a function of the composed configuration.
 
@@ -38,11 +44,11 @@ def command(
         config_name: The file in ``conf``, without its ending.
         texts: Keys whose values are text even where they look like numbers: ``id=1e5``.
         lists: Keys whose values are lists of such texts, so ``key=a,b`` is no sweep.
+        sweeps: Whether it can be a multirun.
     """
 
     def decorate(task: Task) -> Callable[[], None]:
         config.register()
-        started: list[DictConfig] = []
         statuses: list[int] = []
 
         def report(error: CifarLightningError) -> None:
@@ -52,7 +58,7 @@ def command(
 
         @wraps(task)
         def job(cfg: DictConfig) -> None:
-            started.append(cfg)
+            mark_started()
             try:
                 task(cfg)
             except KeyboardInterrupt:
@@ -70,9 +76,13 @@ def command(
         @wraps(task)
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, instead of printing and exiting with 1
-            started.clear()
+            global _started
+            _started = False
             statuses.clear()
             HydraConfig.instance().cfg = None
+            if not sweeps and {"-m", "--multirun"} & set(sys.argv[1:]):
+                report(UserError(f"-m: {config_name} takes no sweep"))
+                sys.exit(max(statuses))
             sys.argv[1:] = [_quoted(argument, texts, lists) for argument in sys.argv[1:]]
             # A full disk can't take messages either; the error says it once.
             logging.raiseExceptions = False
@@ -83,9 +93,11 @@ def command(
                 report(interruption.error())
             except Exception as error:
                 known = error if isinstance(error, CifarLightningError) else config.explain(error)
-                if known is None and isinstance(error, OSError) and not started:
-                    known = UserError(f"{error.filename or 'outputs'}: {error.strerror}")
-                if known is None and not started:
+                if known is None and is_disk_full(error):
+                    known = RunFailed("no space left; free some, and give the same command again")
+                if known is None and isinstance(error, OSError) and not _started:
+                    known = UserError(f"{error.filename}: {error.strerror}")
+                if known is None and not _started:
                     # Hydra does not wrap everything that it finds wrong with a command line.
                     known = UserError(" ".join(str(error).split()))
                 if known is None:
@@ -100,13 +112,21 @@ def command(
     return decorate
 
 
+def mark_started() -> None:
+    """Say that the work has begun: from here on, an unknown error is none of Hydra's."""
+    global _started
+    _started = True
+
+
 def _quoted(argument: str, texts: tuple[str, ...], lists: tuple[str, ...]) -> str:
     """Put quotes around what Hydra would read as a number, a sweep or nothing at all."""
     key, _, value = argument.partition("=")
+    key = key.lstrip("+")
     if not re.fullmatch(r"[^'\"\[\]{}()\\]+", value) or value == "null":
         return argument  # quoted already, or something else than plain text
     if key in texts:
-        return f"{key}='{value}'" if "," not in value else argument
+        parts = value.split(",") if "," in value else [value]  # several are a sweep
+        return argument.removesuffix(value) + ",".join(f"'{part}'" for part in parts)
     if key in lists:
         return f"{key}=[{','.join(repr(part) for part in value.split(','))}]"
     return argument
@@ -129,11 +149,14 @@ def _remove_leftovers() -> None:
     if (
         job_folder
         and settings.output_subdir
-        and not (folder := Path(job_folder)).joinpath("run.json").exists()
+        and (folder := Path(job_folder)).exists()
+        and not (folder / "run.json").exists()
     ):
-        shutil.rmtree(folder / str(settings.output_subdir), ignore_errors=True)
-        for name in ("train.log", LOCK):
-            (folder / name).unlink(missing_ok=True)
+        # Another process that is just beginning this very run holds the lock; its files stay.
+        with suppress(UserError), alone(folder / LOCK, "held"):
+            shutil.rmtree(folder / str(settings.output_subdir), ignore_errors=True)
+            for name in ("train.log", LOCK):
+                (folder / name).unlink(missing_ok=True)
         _remove_empty(folder, folder.parent, folder.parent.parent)
     if settings.mode == RunMode.MULTIRUN:
         (Path(settings.sweep.dir) / "multirun.yaml").unlink(missing_ok=True)

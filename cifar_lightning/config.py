@@ -74,6 +74,7 @@ class TrainConfig:
     batch_size: int = MISSING
     seed: int = MISSING
     precision: str = MISSING
+    ema: float | None = MISSING
     label_smoothing: float = MISSING
     channels_last: bool = MISSING
     compile: bool = MISSING
@@ -121,6 +122,7 @@ def _whole(holds: Callable[[Any], bool]) -> Callable[[object], bool]:
 
 _POSITIVE = (_number(lambda v: v > 0), "a number above 0")
 _NOT_NEGATIVE = (_number(lambda v: v >= 0), "a number of 0 or more")
+_IN_UNIT = _number(lambda v: 0 < v < 1)
 _BELOW_ONE = (_number(lambda v: 0 <= v < 1), "0 or more, below 1")
 
 REBUILT = ("model", "data")  # from run.json, when a run is measured again
@@ -131,6 +133,7 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "batch_size": (_whole(lambda v: v >= 2), "a whole number of at least 2"),
     "seed": (_whole(lambda v: 0 <= v < 2**32), "a whole number from 0 to 2^32 - 1"),
     "label_smoothing": _BELOW_ONE,
+    "ema": (lambda v: v is None or _IN_UNIT(v), "null, or above 0 and below 1"),
     "precision": (lambda v: v in PRECISIONS, ", ".join(PRECISIONS)),
     "id": (
         lambda v: v is None or bool(re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,63}", str(v), re.ASCII)),
@@ -143,7 +146,10 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "model.dropout": _BELOW_ONE,
     "model.bn_momentum": (_number(lambda v: 0 < v <= 1), "above 0, at most 1"),
     "model.bn_eps": _POSITIVE,
-    "data.val_fraction": (_number(lambda v: 0 < v < 1), "above 0, below 1"),
+    "data.val_fraction": _BELOW_ONE,
+    "augment.cutout.size": (_whole(lambda v: 1 <= v <= 32), "1 to 32, the image's size"),
+    "augment.mixup.alpha": _POSITIVE,
+    "augment.cutmix.alpha": _POSITIVE,
     "data.num_workers": (_whole(lambda v: v >= 0), "a whole number of 0 or more"),
     "data.eval_batch_size": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
     "data.num_classes": (_whole(lambda v: v >= 2), "a whole number of at least 2"),
@@ -170,6 +176,11 @@ def check(config: Mapping[str, Any]) -> None:
                 raise bad_value(key, value, allowed)
     for name in REBUILT:
         check_targets(name, config.get(name, {}))
+    if {"mixup", "cutmix"} <= set(config.get("augment", {})):
+        raise UserError("augment=mixup,cutmix: allowed is one of them")
+    trainer = config.get("trainer", {})
+    if trainer.get("deterministic") and trainer.get("benchmark"):
+        raise bad_value("trainer.benchmark", "true", "false or null where trainer.deterministic")
 
 
 def check_targets(name: str, node: Mapping[str, Any]) -> None:

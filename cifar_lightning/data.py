@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning import LightningDataModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from cifar_lightning.augment import Kind, kind
 from cifar_lightning.errors import bad_value
 from cifar_lightning.sources import (
     ImageData,
@@ -41,7 +43,44 @@ def epochs_done(trainer: Trainer) -> int:
     return int(progress.processed)
 
 
-class IndexBatches(Sampler[Tensor]):
+@dataclass(frozen=True)
+class BatchIndices:
+    """Which images make a batch, and the seed of what is drawn for it while it is made."""
+
+    indices: Tensor
+    seed: int
+
+
+class ImageBatches(Dataset[Batch]):
+    """Cuts batches out of images in memory.
+
+    Args:
+        images: Shape (N, 3, 32, 32), uint8.
+        labels: Shape (N,).
+        transforms: Of single images, applied in order.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, transforms: Sequence[Callable[[Tensor], Tensor]]
+    ) -> None:
+        self.images, self.labels, self.transforms = images, labels, transforms
+
+    def __getitem__(self, batch: BatchIndices) -> Batch:
+        images, labels = self.images[batch.indices], self.labels[batch.indices]
+        if self.transforms:
+            # The batch's own seed: the same draws with any number of worker processes.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(batch.seed)
+                images = torch.stack([self._transformed(image) for image in images])
+        return images, labels
+
+    def _transformed(self, image: Tensor) -> Tensor:
+        for transform in self.transforms:
+            image = transform(image)
+        return image
+
+
+class IndexBatches(Sampler[BatchIndices]):
     """Yields the indices of one batch at a time, as a function of (seed, epoch, rank) alone.
 
     Args:
@@ -82,13 +121,16 @@ class IndexBatches(Sampler[Tensor]):
             return len(self.indices) // (self.batch_size * self.world_size)
         return -(-len(self.indices[self.rank :: self.world_size]) // self.batch_size)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[BatchIndices]:
         order = self.indices
         if self.shuffle:
             generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
             order = order[torch.randperm(len(order), generator=generator)]
             order = order[: len(self) * self.batch_size * self.world_size]
-        yield from order[self.rank :: self.world_size].split(self.batch_size)
+        seed = epoch_seed(self.seed, self.epoch, self.rank)
+        batches = order[self.rank :: self.world_size].split(self.batch_size)
+        for number, indices in enumerate(batches):
+            yield BatchIndices(indices, seed + number)
 
 
 class Normalize:
@@ -115,6 +157,11 @@ class Normalize:
             self._shift, self._scale = self._shift.to(images.device), self._scale.to(images.device)
         return images.float().sub_(self._shift).mul_(self._scale)
 
+    def inverse(self, images: Tensor) -> Tensor:
+        """Bring normalised images back to uint8."""
+        scale, shift = self._scale.to(images.device), self._shift.to(images.device)
+        return (images.float() / scale + shift).round().clamp(0, 255).byte()
+
 
 class ImageDataModule(LightningDataModule, ABC):
     """Batches for training, validation and testing from any source of images.
@@ -122,7 +169,8 @@ class ImageDataModule(LightningDataModule, ABC):
     Args:
         name: What the results table calls the data set.
         num_classes: Has to agree with what is read.
-        val_fraction: Share of the training images held out to choose the checkpoint.
+        val_fraction: Share of the training images held out to choose the checkpoint; 0 trains on
+            all of them, and the last checkpoint is the chosen one.
         split_seed: Of the held-out split; not the training's, so all seeds share the split.
         batch_size: Of training, per process.
         eval_batch_size: Of validation and testing, per process.
@@ -130,7 +178,8 @@ class ImageDataModule(LightningDataModule, ABC):
         seed: Of the training order.
         mean: Per channel, of pixels in [0, 1].
         std: Per channel.
-        augment: Transforms of uint8 batches, applied in order while training.
+        augment: Transforms while training. Those of single images come first, then those of
+            uint8 batches, then, after normalising, those that mix images; each in order.
     """
 
     def __init__(
@@ -146,7 +195,7 @@ class ImageDataModule(LightningDataModule, ABC):
         seed: int,
         mean: list[float],
         std: list[float],
-        augment: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+        augment: Mapping[str, Callable[..., Any]] | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -158,7 +207,9 @@ class ImageDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.seed = seed
         self.normalize = Normalize(mean, std)
-        self.augment = dict(augment or {})
+        self.augment: dict[Kind, list[Callable[..., Any]]] = {each: [] for each in Kind}
+        for transform in (augment or {}).values():
+            self.augment[kind(transform)].append(transform)
 
     @abstractmethod
     def read(self) -> ImageData:
@@ -187,7 +238,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         labels = self.images.train.labels
         train, val = stratified_split(labels, self.val_fraction, self.split_seed)
-        if len(val.unique()) == 0 or len(train) == 0:
+        if (self.val_fraction > 0 and len(val) == 0) or len(train) == 0:
             raise bad_value("data.val_fraction", self.val_fraction, "what leaves images in both")
         if self.batch_size > len(train):
             raise bad_value("batch_size", self.batch_size, f"2 to {len(train)}, the train split")
@@ -209,7 +260,11 @@ class ImageDataModule(LightningDataModule, ABC):
             world_size=trainer.world_size if trainer else 1,
         )
         return DataLoader(
-            cast(Dataset[Batch], TensorDataset(source.images, source.labels)),
+            ImageBatches(
+                source.images,
+                source.labels,
+                self.augment[Kind.PER_IMAGE] if training else (),
+            ),
             batch_size=None,  # an element is a batch already
             sampler=sampler,
             num_workers=self.num_workers,
@@ -232,8 +287,12 @@ class ImageDataModule(LightningDataModule, ABC):
         """Augment (in training) and normalise a batch that already lies on its device."""
         images, labels = batch
         if self.trainer is not None and self.trainer.training:
-            for transform in self.augment.values():
+            for transform in self.augment[Kind.BATCHED]:
                 images = transform(images)
+            images = self.normalize(images)
+            for mix in self.augment[Kind.MIXING]:
+                images, labels = mix(images, labels)
+            return images, labels
         return self.normalize(images), labels
 
 

@@ -25,6 +25,8 @@ class RunFailed(CifarLightningError):
 class NotFinite(RunFailed):
     """The training loss was no number any more."""
 
+    BEGINNING = "the training loss is"
+
 
 class Interrupted(CifarLightningError):
     """The user stopped the command; the same command again continues it."""

@@ -20,11 +20,12 @@ from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save as to_bytes
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cifar_lightning import config as configuration
@@ -34,8 +35,10 @@ from cifar_lightning.callbacks import (
     Benchmark,
     EpochSeed,
     FiniteLoss,
+    MovableCheckpoint,
     RunProgressBar,
     StopWhenAsked,
+    TrainingImages,
 )
 from cifar_lightning.classifier import ImageClassifier, parameter_groups
 from cifar_lightning.command import LOCK
@@ -95,7 +98,8 @@ class Experiment:
     data: ImageDataModule
     classifier: ImageClassifier
     trainer: Trainer
-    best: ModelCheckpoint
+    best: ModelCheckpoint | None
+    last: ModelCheckpoint
     timer: Timer
     benchmark: Benchmark
 
@@ -103,6 +107,11 @@ class Experiment:
     def leads(self) -> bool:
         """Whether this is the one process, or the first of several: it alone writes files."""
         return bool(self.trainer.is_global_zero)
+
+    @property
+    def chosen(self) -> ModelCheckpoint:
+        """The checkpoint that is tested: the best one, or without validation the last one."""
+        return self.best or self.last
 
     def save(self, record: Run) -> Run:
         return record.save(self.folder) if self.leads else record
@@ -143,23 +152,12 @@ def run(cfg: DictConfig) -> None:
     choices = {key: str(hydra.runtime.choices[key]) for key in configuration.NAMING_GROUPS}
     experiment = build(config, folder)
     with ExitStack() as stack:
-        start: Start | None = None
         if experiment.leads:
             stack.enter_context(alone(folder / LOCK, f"{folder.name}: another process is at it"))
-            start = begin(experiment, config, choices)
-        if experiment.trainer.world_size > 1:
-            start = _agree(experiment.trainer, start)
-        assert start is not None
-        if start.record.status == "finished":
-            if experiment.leads:
-                show_again(folder, start.record, config)
-            return
         try:
-            with interruption.deferred():
-                record = fit(experiment, start)
-                test(experiment, record)
+            _run(experiment, config, choices)
         except BaseException as error:
-            ending = _ending(experiment, error)
+            ending = _ending(experiment, error, config)
             if ending is None:
                 raise
             if experiment.leads:
@@ -167,9 +165,22 @@ def run(cfg: DictConfig) -> None:
             elif isinstance(ending, Interrupted | NotFinite):
                 return  # the first process says so for all
             raise ending from error
+
+
+def _run(experiment: Experiment, config: dict[str, Any], choices: dict[str, str]) -> None:
+    start = begin(experiment, config, choices) if experiment.leads else None
+    if experiment.trainer.world_size > 1:
+        start = _agree(experiment.trainer, start)
+    assert start is not None
+    if start.record.status == "finished":
         if experiment.leads:
-            write_table(Path(config["outputs"]))
-            show(folder)
+            show_again(experiment.folder, start.record, config)
+        return
+    with interruption.deferred():
+        test(experiment, fit(experiment, start))
+    if experiment.leads:
+        write_table(Path(config["outputs"]))
+        show(experiment.folder)
 
 
 def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str]) -> Start:
@@ -187,7 +198,7 @@ def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str
             f"{folder}: this run was trained on other data ({before.data_fingerprint}, now "
             f"{fingerprint}); give the data another data.name, or start over with rerun=true"
         )
-    if before is not None and before.status == "finished":
+    if before is not None and before.status == "finished" and (folder / WEIGHTS).exists():
         if _missing(experiment):
             log.info("%s is trained; measuring what is missing", folder.name)
             with interruption.deferred():
@@ -197,7 +208,7 @@ def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str
     start = Start(
         Run(
             name=folder.name,
-            id=config["id"],
+            id=config["id"] or (before.id if before else None),
             choices=choices,
             config=config,
             status="running",
@@ -249,7 +260,7 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
     checkpoints = folder / CHECKPOINTS
     # Written after validation, best first: last.ckpt then knows the best one so far.
     best, last = (
-        ModelCheckpoint(
+        MovableCheckpoint(
             dirpath=checkpoints,
             filename=filename,
             monitor=monitor,
@@ -258,6 +269,12 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
             save_on_train_epoch_end=True,
         )
         for filename, monitor in (("best", "val/acc"), ("last", None))
+    )
+    validates = config["data"]["val_fraction"] > 0
+    averaging = (
+        [WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(config["ema"]))]
+        if config["ema"] is not None
+        else []
     )
     timer = Timer()
     benchmark = _construct("benchmark", config["benchmark"])
@@ -268,10 +285,12 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
             EpochSeed(config["seed"]),
             StopWhenAsked(),
             FiniteLoss(),
+            TrainingImages(),
             RunProgressBar(),
             timer,
+            *averaging,
             benchmark,
-            best,
+            *([best] if validates else ()),
             last,
         ],
         default_root_dir=str(folder),
@@ -280,15 +299,18 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         num_sanity_val_steps=0,
         plugins=_plugins(),
         use_distributed_sampler=False,
+        **({} if validates else {"limit_val_batches": 0}),
     )
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         # Its processes begin inside `fit`, when it is too late to agree on where to begin.
         raise bad_value("trainer.strategy", config["trainer"]["strategy"], "auto, ddp or the like")
-    return Experiment(folder, data, classifier, trainer, best, timer, benchmark)
+    return Experiment(
+        folder, data, classifier, trainer, best if validates else None, last, timer, benchmark
+    )
 
 
 def fit(experiment: Experiment, start: Start) -> Run:
-    """Train to the end and write the best backbone's weights."""
+    """Train to the end and write the chosen backbone's weights."""
     trainer, record = experiment.trainer, start.record
     trainer.logger = _logger(experiment.folder, start)
     with logging_redirect_tqdm():
@@ -298,11 +320,10 @@ def fit(experiment: Experiment, start: Start) -> Run:
             ckpt_path=str(start.checkpoint) if start.checkpoint else None,
             weights_only=True,
         )
-    score = experiment.best.best_model_score
-    assert score is not None
+    score = experiment.best.best_model_score if experiment.best else None
     if experiment.leads:
-        best = experiment.best.best_model_path
-        state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+        chosen = experiment.chosen.best_model_path
+        state = torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"]
         prefix = "backbone."
         weights = {
             key.removeprefix(prefix): tensor.contiguous()
@@ -313,18 +334,18 @@ def fit(experiment: Experiment, start: Start) -> Run:
     return experiment.save(
         replace(
             record,
-            val_acc=percent(float(score)),
+            val_acc=None if score is None else percent(float(score)),
             train_seconds=experiment.timer.time_elapsed("train"),
         )
     )
 
 
 def test(experiment: Experiment, record: Run) -> Run:
-    """Test the best checkpoint once; the Benchmark callback measures it after that."""
+    """Test the chosen checkpoint once; the Benchmark callback measures it after that."""
     (metrics,) = experiment.trainer.test(
         experiment.classifier,
         datamodule=experiment.data,
-        ckpt_path=experiment.best.best_model_path,
+        ckpt_path=experiment.chosen.best_model_path,
         weights_only=True,
         verbose=False,
     )
@@ -473,22 +494,27 @@ def _logger(folder: Path, start: Start) -> TensorBoardLogger:
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier training left, but not this command's own log."""
+    for name in (Run.FILE, WEIGHTS):  # the record first: without it there is no run
+        (folder / name).unlink(missing_ok=True)
     for name in (CHECKPOINTS, "measurements", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (WEIGHTS, Run.FILE):
-        (folder / name).unlink(missing_ok=True)
 
 
 # --- Ending otherwise -----------------------------------------------------------------------
 
 
-def _ending(experiment: Experiment, error: BaseException) -> CifarLightningError | None:
+def _ending(
+    experiment: Experiment, error: BaseException, config: dict[str, Any]
+) -> CifarLightningError | None:
     """Turn what ended the work early into the error that the user sees; None leaves it as it is."""
     name = experiment.folder.name
     stopped = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit)
     if stopped or (isinstance(error, Exception) and interruption.received()):
         # Signals reach a loader's worker processes, too, and show as failures of theirs.
-        return interruption.error(f"{name}: interrupted; the same command again continues it")
+        again = (
+            "the same command without rerun=true" if config["rerun"] else "the same command again"
+        )
+        return interruption.error(f"{name}: interrupted; {again} continues it")
     if isinstance(error, NotFinite):
         return NotFinite(f"{name}: {error}")
     if isinstance(error, UserError):
@@ -507,8 +533,10 @@ def _ending(experiment: Experiment, error: BaseException) -> CifarLightningError
 def _record_ending(experiment: Experiment, ending: CifarLightningError, outputs: Path) -> None:
     """Write down how the run ended; on a full disk it stays as it was."""
     log.debug("the run ended early", exc_info=True)  # for train.log
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         record = Run.load(experiment.folder)
+        if record.status != "running" or isinstance(ending, UserError):
+            return  # it had not begun, or was trained before
         if isinstance(ending, Interrupted):
             replace(record, status="interrupted").save(experiment.folder)
         else:

@@ -47,30 +47,36 @@ def shown(cfg: DictConfig) -> bool:
 
 def finished(folder: Path, config: Mapping[str, Any]) -> Run | None:
     """Read a run that is finished and measured as asked; None if work is left or it is damaged."""
-    if config["rerun"]:
+    if config["rerun"] or not (folder / WEIGHTS).exists():
         return None
     try:
         run = Run.load(folder)
     except (FileNotFoundError, ValueError):
         return None
     benchmark = config["benchmark"]
+    on_cpu = run.machine.get("device") == run.machine.get("cpu")
     measured = all(
         Measurement.exists(folder, variant, threads, benchmark["protocol"])
         for variant in benchmark["variants"]
-        for threads in benchmark["threads"]
+        for threads in (benchmark["threads"] if on_cpu else benchmark["threads"][:1])
     )
     return run if run.status == "finished" and measured else None
 
 
 def show_again(folder: Path, run: Run, config: Mapping[str, Any]) -> None:
-    """Show a finished run's rows, give it the ID that is asked for now, and say what differs."""
-    if config["id"] not in (None, run.id):
-        run = replace(run, id=config["id"]).save(folder)
+    """Show a finished run's rows, with the ID that is asked for now, and say what differs."""
     log.info("%s is finished; rerun=true would train it again", run.name)
-    for change in changes_since(run):
-        log.info("since then changed: %s", change)
+    take_up(folder, run, config)
     write_table(Path(config["outputs"]))
     show(folder)
+
+
+def take_up(folder: Path, run: Run, config: Mapping[str, Any]) -> None:
+    """Give a finished run the ID that is asked for now, and say what has changed since."""
+    if config["id"] not in (None, run.id):
+        replace(run, id=config["id"]).save(folder)
+    for change in changes_since(run):
+        log.info("since then changed: %s", change)
 
 
 def changes_since(run: Run) -> list[str]:

@@ -265,7 +265,9 @@ def rows_of(folder: Path) -> list[Row]:
 def _rows_of(run: Run, measurements: list[Measurement]) -> list[Row]:
     fully = {m.configuration for m in measurements if m.protocol == "full"}
     shown = [m for m in measurements if m.protocol == "full" or m.configuration not in fully]
-    if not shown and run.status in ("failed", "finished"):
+    if run.status in ("running", "interrupted"):
+        return []
+    if not shown or run.status == "failed":
         return [_row(run, None)]
     rows = [_row(run, measurement) for measurement in shown]
     _add_speedups(rows)

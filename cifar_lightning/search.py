@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning import config as configuration
 from cifar_lightning import sweep
-from cifar_lightning.errors import RunFailed, UserError, bad_value, unknown_name
+from cifar_lightning.errors import NotFinite, RunFailed, UserError, bad_value, unknown_name
 from cifar_lightning.files import alone
 from cifar_lightning.results import Run
 
@@ -82,10 +82,16 @@ def search(cfg: DictConfig) -> None:
 
 
 def _run(job: sweep.Job) -> float | None:
-    """Train one trial; return its validation accuracy in percent, None if it failed."""
+    """Train one trial; return its validation accuracy in percent.
+
+    None says that these settings can't be trained. Any other failure is none of theirs: it ends the
+    search, and the same command again takes the trial up.
+    """
     try:
         sweep.run([job], sweep.ThisMachine(1))
-    except (RunFailed, UserError) as error:
+    except RunFailed as error:
+        if f"{NotFinite.BEGINNING} " not in str(error):
+            raise
         log.warning("%s", error)
         return None
     return Run.load(job.folder).val_acc

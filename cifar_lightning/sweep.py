@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +28,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cifar_lightning import config as configuration
 from cifar_lightning import interruption
+from cifar_lightning.command import LOCK
 from cifar_lightning.errors import RunFailed, UserError
-from cifar_lightning.finished import duration, finished
+from cifar_lightning.files import alone
+from cifar_lightning.finished import duration, finished, take_up
 from cifar_lightning.results import Run, group_means, markdown, rows_of, write_table
 
 log = logging.getLogger(__name__)
@@ -102,6 +105,10 @@ def jobs(
             found.setdefault((folder, job.benchmark), job)
     if mistakes:
         raise UserError("\n".join(mistakes))
+    if not found:
+        raise UserError("-m: this sweep has no jobs")
+    if len(found) < len(job_overrides):
+        log.info("%d jobs come to %d", len(job_overrides), len(found))
     return list(found.values())
 
 
@@ -137,7 +144,17 @@ class Place(Protocol):
 
 def command_line(overrides: Sequence[str]) -> list[str]:
     """Make the command that runs one job alone."""
-    return [sys.executable, str(configuration.CONF_DIR.parent / "train.py"), *overrides]
+    script = str(configuration.CONF_DIR.parent / "train.py")
+    return [sys.executable, script, *_search_path(sys.argv[1:]), *overrides]
+
+
+def _search_path(arguments: Sequence[str]) -> list[str]:
+    """Hand on where Hydra looks for more configuration files; it keeps these from the jobs."""
+    handed = [text for text in arguments if text.lstrip("+").startswith("hydra.searchpath=")]
+    for option in ("--config-dir", "-cd"):
+        if option in arguments[:-1]:
+            handed += ["--config-dir", arguments[arguments.index(option) + 1]]
+    return handed + [text for text in arguments if text.startswith("--config-dir=")]
 
 
 @dataclass
@@ -242,7 +259,8 @@ class Submission:
         """Go on in a new job when this one's time is up: the same command continues the run."""
         import submitit
 
-        return submitit.helpers.DelayedSubmission(self)
+        again = replace(self, command=[*self.command, "rerun=false"])
+        return submitit.helpers.DelayedSubmission(again)
 
 
 @dataclass(frozen=True)
@@ -255,7 +273,7 @@ class _Submitted:
         if not self.job.done():
             return None
         try:
-            return int(max(self.job.results()))
+            return next((int(status) for status in self.job.results() if status), 0)
         except Exception as error:  # cancelled, lost or killed
             log.debug("job %s", self.job.job_id, exc_info=error)
             return 1
@@ -292,14 +310,19 @@ def run(all_jobs: Sequence[Job], place: Place) -> None:
     missing = [job for job in all_jobs if not job.done]
     if len(missing) < len(all_jobs):
         log.info("%d of %d jobs are finished", len(all_jobs) - len(missing), len(all_jobs))
+        for job in all_jobs:
+            if earlier := finished(job.folder, job.config):
+                take_up(job.folder, earlier, job.config)
+    first = list({job.folder: job for job in reversed(missing)}.values())[::-1]
     with interruption.deferred():
-        if place.apart:
-            failures = _run_each(_one_a_run(missing), place, "training", (LATER,))
-            broken = {failure.job.folder for failure in failures}
-            trained = [job for job in missing if job.folder not in broken]
-            failures += _run_each(trained, ThisMachine(1), "measuring")
-        else:
-            failures = _run_each(missing, place, "running")
+        failures = _run_each(first, place, *(("training", LATER) if place.apart else ("running",)))
+        broken = {failure.job.folder for failure in failures}
+        # What is left only measures: all of it where that was kept apart, else what other jobs of
+        # the same runs ask for.
+        left = [job for job in missing if job.folder not in broken]
+        left = left if place.apart else [job for job in left if job not in first]
+        place = ThisMachine(1) if place.apart else place
+        failures += _run_each(left, place, "measuring", "rerun=false")
     _show(all_jobs)
     if interruption.received():
         raise interruption.error("interrupted; the same command again runs what is missing")
@@ -309,16 +332,12 @@ def run(all_jobs: Sequence[Job], place: Place) -> None:
         raise UserError(lines) if mistakes else RunFailed(lines)
 
 
-def _one_a_run(jobs: Iterable[Job]) -> list[Job]:
-    """Drop jobs that differ from an earlier one only in what is measured."""
-    return list({job.folder: job for job in jobs}.values())
-
-
 def _show(jobs: Sequence[Job]) -> None:
     outputs = Path(jobs[0].config["outputs"])
     if (outputs / "runs").exists():
         write_table(outputs)
-    rows = [row for job in _one_a_run(jobs) for row in rows_of(job.folder)]
+    folders = dict.fromkeys(job.folder for job in jobs)
+    rows = [row for folder in folders for row in rows_of(folder)]
     log.info("\n%s", markdown(rows))
     if means := group_means(rows):
         log.info("%s", means)
@@ -332,20 +351,21 @@ class _Running:
     process: Process
     output: Path
     since: float
+    started: float
 
 
-def _run_each(
-    jobs: Sequence[Job], place: Place, doing: str, more: tuple[str, ...] = ()
-) -> list[Failure]:
+def _run_each(jobs: Sequence[Job], place: Place, doing: str, *more: str) -> list[Failure]:
     """Run jobs, so many at a time as the place takes; return those that failed."""
     failures: list[Failure] = []
     waiting = deque(enumerate(jobs, 1))
     free = list(range(min(place.at_once, len(jobs))))
     running: list[_Running] = []
+    told = False
     with tempfile.TemporaryDirectory() as outputs:
         try:
             while waiting or running:
-                if interruption.received() and waiting:
+                if interruption.received() and not told:
+                    told = True
                     waiting.clear()
                     _end(running)
                 while waiting and free:
@@ -353,7 +373,9 @@ def _run_each(
                     log.info("%s %d of %d: %s", doing, number, len(jobs), job.label)
                     slot, output = free.pop(0), Path(outputs) / str(number)
                     process = place.start(job, [*job.overrides, *more], slot, output)
-                    running.append(_Running(number, job, slot, process, output, time.monotonic()))
+                    running.append(
+                        _Running(number, job, slot, process, output, time.monotonic(), time.time())
+                    )
                 for one in list(running):
                     status = one.process.poll()
                     if status is None:
@@ -379,20 +401,23 @@ def _end(running: Iterable[_Running]) -> None:
 def _reason(one: _Running, status: int) -> str:
     """Tell why a job failed, and keep its output beside the run, if there is any of both."""
     folder = one.job.folder
+    printed = one.output.read_text().strip().splitlines() if one.output.exists() else []
+    if status == UserError.exit_status:  # the run, if there is one, is as it was
+        return printed[-1].removeprefix("error: ") if printed else "refused"
     if one.output.exists() and folder.exists():
         shutil.copy(one.output, folder / "output.log")
-    try:
-        record = Run.load(folder)
-    except (FileNotFoundError, ValueError):
-        record = None
-    if record is not None and record.status == "running":  # it could not say so itself
-        reason = f"ended with status {status}"
-        if status < 0:
-            reason = f"killed by {signal.Signals(-status).name}"
-            if -status == signal.SIGKILL:
-                reason += ", perhaps for want of memory"
-        record = replace(record, status="failed", error=reason).save(folder)
-    if record is not None and record.error:
-        return record.error
-    printed = one.output.read_text().strip().splitlines() if one.output.exists() else []
-    return printed[-1].removeprefix("error: ") if printed else f"status {status}"
+    with suppress(FileNotFoundError, ValueError, UserError):
+        with alone(folder / LOCK, "held"):
+            record = Run.load(folder)
+            if record.status == "running":  # it could not say so itself
+                record = replace(record, status="failed", error=_death(status)).save(folder)
+        if record.error and (folder / Run.FILE).stat().st_mtime >= one.started:
+            return record.error
+    return printed[-1].removeprefix("error: ") if printed else _death(status)
+
+
+def _death(status: int) -> str:
+    if status >= 0:
+        return f"ended with status {status}"
+    memory = ", perhaps for want of memory" if -status == signal.SIGKILL else ""
+    return f"killed by {signal.Signals(-status).name}{memory}"

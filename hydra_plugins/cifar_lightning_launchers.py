@@ -13,6 +13,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from cifar_lightning.command import mark_started
 from cifar_lightning.errors import bad_value
 
 
@@ -41,6 +42,8 @@ class ProcessLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         from cifar_lightning import sweep
+
+        mark_started()
 
         def compose(overrides: Sequence[str]) -> DictConfig:
             return self._loader.load_sweep_config(self._config, list(overrides))

@@ -1,7 +1,12 @@
 import pytest
 import torch
+from hydra.utils import instantiate
+from torchvision.transforms import v2
 
-from cifar_lightning.augment import RandomCrop, RandomHorizontalFlip
+from cifar_lightning.augment import Cutout, Kind, RandomCrop, RandomHorizontalFlip, kind
+from cifar_lightning.data import BatchIndices, DigitsDataModule, ImageBatches
+
+GREY = [0.5, 0.25, 1.0]
 
 
 @pytest.fixture
@@ -45,7 +50,7 @@ def test_certain_flips(images, p, expected):
     assert torch.equal(RandomHorizontalFlip(p)(images), images.flip(3) if expected else images)
 
 
-@pytest.mark.parametrize("transform", [RandomCrop(4), RandomHorizontalFlip(0.5)])
+@pytest.mark.parametrize("transform", [RandomCrop(4), RandomHorizontalFlip(0.5), Cutout(3, GREY)])
 def test_the_seed_decides_and_the_input_stays(images, transform):
     before = images.clone()
     torch.manual_seed(5)
@@ -61,3 +66,101 @@ def test_bad_arguments():
         RandomCrop(-1)
     with pytest.raises(ValueError, match=r"p=1\.5"):
         RandomHorizontalFlip(1.5)
+    with pytest.raises(ValueError, match="size=0"):
+        Cutout(0, GREY)
+    with pytest.raises(ValueError, match="fill="):
+        Cutout(4, [1.0, 2.0, 0.0])
+
+
+def test_cutout_paints_a_square_that_may_reach_over_the_border():
+    images = torch.zeros(4000, 3, 8, 8, dtype=torch.uint8)
+    torch.manual_seed(0)
+    painted = Cutout(3, GREY)(images)
+    colour = torch.tensor([128, 64, 255])
+    inside = (painted == colour[:, None, None]).all(1)
+    assert torch.equal(inside, (painted != 0).any(1))
+    rows, columns = inside.any(2), inside.any(1)
+    assert torch.equal(inside, rows[:, :, None] & columns[:, None, :])
+    assert set(rows.sum(1).tolist()) == {2, 3}  # cut at the border where the centre is there
+    # In a corner of the image a pixel is painted by 2 of 8 centres each way, in the middle by 3.
+    share = inside.float().mean(0)
+    assert share[0, 0] == pytest.approx(4 / 64, abs=0.02)
+    assert share[4, 4] == pytest.approx(9 / 64, abs=0.03)
+
+
+# What a configuration makes of each option, and the share of the images that it changes.
+OPTIONS = {
+    "crop": Kind.BATCHED,
+    "flip": Kind.BATCHED,
+    "cutout": Kind.BATCHED,
+    "autoaugment": Kind.PER_IMAGE,
+    "randaugment": Kind.PER_IMAGE,
+    "trivialaugment": Kind.PER_IMAGE,
+    "mixup": Kind.MIXING,
+    "cutmix": Kind.MIXING,
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_each_option_changes_images(option, resolved, images):
+    config, _ = resolved("data=digits", f"augment={option}")
+    transform = instantiate(config["augment"][option], _convert_="all")
+    assert kind(transform) == OPTIONS[option]
+    torch.manual_seed(0)
+    if OPTIONS[option] is Kind.MIXING:
+        labels = torch.arange(len(images)) % 10
+        mixed, shares = transform(images.float(), labels)
+        assert shares.shape == (len(images), 10)
+        torch.testing.assert_close(shares.sum(1), torch.ones(len(images)))
+        assert (shares.max(1).values < 1).any()
+        changed = (mixed != images).flatten(1).any(1)
+    elif OPTIONS[option] is Kind.PER_IMAGE:
+        changed = torch.stack([(transform(i) != i).any() for i in images])
+    else:
+        changed = (transform(images) != images).flatten(1).any(1)
+    assert changed.float().mean() > 0.4
+
+
+def test_mixup_keeps_the_means():
+    """A share of one image and the rest of another: pixels and labels alike."""
+    images = torch.arange(64.0)[:, None, None, None].expand(-1, 3, 2, 2)
+    torch.manual_seed(0)
+    mixed, shares = v2.MixUp(alpha=1.0, num_classes=64)(images, torch.arange(64))
+    torch.testing.assert_close(mixed[:, 0, 0, 0], shares @ torch.arange(64.0))
+
+
+def test_cutmix_shares_labels_by_area():
+    images = torch.arange(64.0)[:, None, None, None].expand(-1, 3, 16, 16)
+    torch.manual_seed(0)
+    mixed, shares = v2.CutMix(alpha=1.0, num_classes=64)(images, torch.arange(64))
+    torch.testing.assert_close(mixed.mean((1, 2, 3)), shares @ torch.arange(64.0))
+
+
+def test_images_of_a_batch_are_drawn_for_one_by_one(images):
+    """Each image its own draw, by the batch's seed alone; the global generator is left alone."""
+    labels = torch.arange(len(images))
+    batches = ImageBatches(images, labels, [v2.RandomHorizontalFlip(0.5)])
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    indices = torch.arange(100, 300)
+    first, cut = batches[BatchIndices(indices, 7)]
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(cut, indices)
+    flipped = (first != images[indices]).flatten(1).any(1)
+    assert 60 < flipped.sum() < 140
+    assert torch.equal(first, batches[BatchIndices(indices, 7)][0])
+    assert not torch.equal(first, batches[BatchIndices(indices, 8)][0])
+
+
+def test_workers_do_not_change_what_is_drawn(resolved):
+    def batches(workers):
+        config, _ = resolved(
+            "data=digits", "augment=trivialaugment", f"data.num_workers={workers}", "batch_size=300"
+        )
+        augment = {"policy": instantiate(config["augment"]["trivialaugment"])}
+        settings = {k: v for k, v in config["data"].items() if k != "_target_"}
+        return [
+            images for images, _ in DigitsDataModule(augment=augment, **settings).loader("train")
+        ]
+
+    assert all(torch.equal(a, b) for a, b in zip(batches(0), batches(2), strict=True))

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torchvision.models.resnet import BasicBlock
 
 from cifar_lightning import backbones
 from cifar_lightning.footprint import count_macs, count_parameters
@@ -101,3 +102,22 @@ def test_width_that_the_network_lacks():
         backbones.shufflenet_v2(num_classes=10, output_stride=8, width=0.7, **COMMON)
     with pytest.raises(ValueError, match="width=-1"):
         backbones.mobilenet_v2(num_classes=10, output_stride=8, width=-1, **COMMON)
+
+
+@pytest.mark.parametrize(
+    ("name", "residuals"),
+    [("mobilenet_v3_small", 6), ("mobilenet_v3_large", 10), ("mobilenet_v2", 10), ("resnet18", 8)],
+)
+def test_residual_blocks_can_begin_as_the_identity(name, residuals):
+    settings = {} if name == "resnet18" else {"width": 1.0}
+    common = {"output_stride": 8, "dropout": 0.0, "bn_momentum": 0.1, "bn_eps": 1e-5}
+    network = getattr(backbones, name)(10, **settings, **common, zero_init=True)
+    silent = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and not m.weight.any()]
+    assert len(silent) == residuals
+    network.eval()
+    block = next(
+        m for m in network.modules() if getattr(m, "use_res_connect", isinstance(m, BasicBlock))
+    )
+    size = next(layer for layer in block.modules() if isinstance(layer, nn.Conv2d)).in_channels
+    images = torch.rand(2, size, 8, 8)  # not negative: ResNet's blocks end with a ReLU
+    torch.testing.assert_close(block(images), images)

@@ -8,6 +8,8 @@ import time
 import pytest
 from conftest import ROOT, TINY
 
+from cifar_lightning.command import _quoted
+
 BAD = {
     # What was typed: how the line begins, and what it offers.
     "epochs=ten": "epochs=ten: allowed is a whole number",
@@ -145,3 +147,20 @@ def test_help_lists_the_groups():
     assert done.returncode == 0
     for word in ("model: mobilenetv2", "optim: adamw, sgd", "label_smoothing", "output_stride"):
         assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("id=1e5", "id='1e5'"),
+        ("++id=1e5", "++id='1e5'"),
+        ("id=1e5,1_0", "id='1e5','1_0'"),
+        ("id='a',b", "id='a',b"),
+        ("id=null", "id=null"),
+        ("run=1e5,B1", "run=['1e5','B1']"),
+        ("seed=1,2", "seed=1,2"),
+        ("-m", "-m"),
+    ],
+)
+def test_names_that_look_like_numbers_are_names(typed, read):
+    assert _quoted(typed, ("id",), ("run",)) == read

@@ -247,6 +247,52 @@ def test_two_commands_at_the_same_run(command, outputs):
     assert ended.err == f"error: {name}: another process is at it; let it finish\n"
 
 
+def test_a_refused_command_leaves_the_files_of_the_one_that_begins(command, outputs):
+    """Another process holds the lock and has not come to write run.json yet."""
+    name = command(*COMMAND, "benchmark.variants=[]").out.split(maxsplit=1)[0]
+    folder = outputs / "runs" / name
+    (folder / "run.json").unlink()
+    with alone(folder / ".lock", "held"):
+        assert command(*COMMAND).status == 2
+        assert (folder / ".lock").exists()
+        assert (folder / ".hydra").exists()
+        assert (folder / "train.log").exists()
+
+
+def test_outputs_that_were_moved(command, outputs, tmp_path, monkeypatch):
+    """A run goes on at its new place with its best score so far, and with no epochs left, too."""
+    with monkeypatch.context() as patch:
+        stop_in_epoch(patch, 2)
+        assert command(*COMMAND).status == 130
+    moved = tmp_path / "moved"
+    outputs.rename(moved)
+    again = command(*COMMAND, f"outputs={moved}")
+    assert again.status == 0, again.err
+    folder = only_run(moved)
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    assert Run.load(folder).val_acc is not None
+    assert not outputs.exists()
+    replace(Run.load(folder), status="interrupted").save(folder)
+    (folder / "weights.safetensors").unlink()
+    moved.rename(outputs)
+    monkeypatch.setattr(ImageClassifier, "training_step", no_training)
+    assert command(*COMMAND).status == 0
+    shipped = load_file(only_run(outputs) / "weights.safetensors")
+    assert all(torch.equal(shipped[k], best["state_dict"][f"backbone.{k}"]) for k in shipped)
+
+
+@pytest.mark.parametrize("what", ["weights.safetensors", "run.json"])
+def test_a_finished_run_that_lost_a_file_is_finished_again(what, command, outputs, monkeypatch):
+    """As after a kill while rerun=true was clearing the folder."""
+    assert command(*COMMAND).status == 0
+    folder = only_run(outputs)
+    before = Run.load(folder).test_acc
+    (folder / what).unlink()
+    again = command(*COMMAND)
+    assert again.status == 0, again.err
+    assert Run.load(folder).test_acc == before
+
+
 def test_what_has_changed_since_is_said(command, outputs):
     command(*COMMAND)
     folder = only_run(outputs)
@@ -316,6 +362,63 @@ def test_a_compiled_training_is_the_same_training(command, outputs, tmp_path):
     assert only_run(outputs).name == only_run(tmp_path / "eager").name
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
     assert load_backbone(only_run(outputs))(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_the_averaged_weights_are_kept_and_tested(command, outputs, monkeypatch):
+    """What is validated, chosen, tested and shipped is the average, computed here once more."""
+    decay, average = 0.8, {}
+    step = ImageClassifier.optimizer_step
+
+    def followed(self, *arguments, **settings):
+        step(self, *arguments, **settings)
+        for name, value in self.backbone.state_dict().items():
+            old = average.get(name, value)
+            average[name] = (
+                old * decay + value * (1 - decay) if value.is_floating_point() else value.clone()
+            ).clone()
+
+    monkeypatch.setattr(ImageClassifier, "optimizer_step", followed)
+    assert command(*COMMAND, f"ema={decay}").status == 0
+    folder = only_run(outputs)
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    for name, value in last["state_dict"].items():
+        key = name.removeprefix("backbone.")
+        if name.startswith("backbone.") and value.is_floating_point():
+            torch.testing.assert_close(value, average[key], rtol=1e-3, atol=1e-4)
+    live = last["current_model_state"]["backbone.classifier.3.weight"]
+    assert not torch.equal(live, last["state_dict"]["backbone.classifier.3.weight"])
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    shipped = load_file(folder / "weights.safetensors")
+    assert all(torch.equal(shipped[key], best[f"backbone.{key}"]) for key in shipped)
+    (path,) = (folder / "measurements").iterdir()
+    assert Measurement.read(path).test_acc == pytest.approx(Run.load(folder).test_acc, abs=1e-3)
+
+
+def test_training_on_all_images(command, outputs):
+    """Nothing is held out, and the last checkpoint is the one that is tested."""
+    ended = command(*COMMAND, "data.val_fraction=0")
+    assert ended.status == 0, ended.err
+    folder = only_run(outputs)
+    run = Run.load(folder)
+    assert run.val_acc is None
+    assert run.test_acc is not None
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 3 * (1438 // 128)
+    shipped = load_file(folder / "weights.safetensors")
+    assert all(torch.equal(shipped[k], last["state_dict"][f"backbone.{k}"]) for k in shipped)
+    (row,) = rows_of(folder)
+    assert row["val_acc"] is None
+    assert row["test_acc"] == pytest.approx(run.test_acc, abs=1e-3)
+    assert "val/acc" not in curves(folder)
+
+
+def test_training_images_are_drawn(command, outputs):
+    command(*COMMAND, "augment=[crop,cutout]", "benchmark.variants=[]")
+    events = EventAccumulator(str(only_run(outputs) / "tensorboard"))
+    events.Reload()
+    (image,) = events.Images("train/images")
+    assert image.width > 8 * 32
 
 
 def test_own_images(command, outputs, image_folder):

@@ -14,21 +14,21 @@ from cifar_lightning.results import Run, rows_of
 
 COMMAND = (*TINY, "epochs=4", "batch_size=128", "optim.lr=0.2")
 
-# What happens at the n-th call of a function: the process is killed before it, or after it.
+# The process is killed before or after the n-th call of a function; so many epochs are then done.
 MOMENTS = {
-    "in the first epoch": ("classifier.ImageClassifier.training_step", 5, "before"),
-    "in the third epoch": ("classifier.ImageClassifier.training_step", 25, "before"),
-    "in validation": ("classifier.ImageClassifier.validation_step", 3, "after"),
-    "while best.ckpt is written": ("files.os.fsync:best.ckpt", 2, "before"),
-    "between best.ckpt and last.ckpt": ("callbacks.write_atomically:last.ckpt", 2, "before"),
-    "while last.ckpt is written": ("files.os.fsync:last.ckpt", 2, "before"),
-    "when the second epoch is saved": ("callbacks.write_atomically:last.ckpt", 2, "after"),
-    "when the last epoch is saved": ("callbacks.write_atomically:last.ckpt", 4, "after"),
-    "while the weights are written": ("files.os.fsync:weights", 1, "before"),
-    "in testing": ("classifier.ImageClassifier.test_step", 1, "after"),
-    "while measuring": ("measure.measure_latency", 1, "before"),
-    "when it is measured": ("results.write_atomically:measurements", 1, "after"),
-    "while the table is replaced": ("results.write_atomically:results.csv", 1, "after"),
+    "in the first epoch": ("classifier.ImageClassifier.training_step", 5, "before", 0),
+    "in the third epoch": ("classifier.ImageClassifier.training_step", 25, "before", 2),
+    "in validation": ("classifier.ImageClassifier.validation_step", 3, "after", 2),
+    "while best.ckpt is written": ("files.os.fsync:best.ckpt", 2, "before", 1),
+    "between best.ckpt and last.ckpt": ("callbacks.write_atomically:last.ckpt", 2, "before", 1),
+    "while last.ckpt is written": ("files.os.fsync:last.ckpt", 2, "before", 1),
+    "when the second epoch is saved": ("callbacks.write_atomically:last.ckpt", 2, "after", 2),
+    "when the last epoch is saved": ("callbacks.write_atomically:last.ckpt", 4, "after", 4),
+    "while the weights are written": ("files.os.fsync:weights", 1, "before", 4),
+    "in testing": ("classifier.ImageClassifier.test_step", 1, "after", 4),
+    "while measuring": ("measure.measure_latency", 1, "before", 4),
+    "when it is measured": ("results.write_atomically:measurements", 1, "after", 4),
+    "while the table is replaced": ("results.write_atomically:results.csv", 1, "after", None),
 }
 
 DRIVER = """
@@ -92,7 +92,7 @@ def reference(tmp_path_factory):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed(moment, workers, reference, outputs):
-    where, count, when = MOMENTS[moment]
+    where, count, when, epochs = MOMENTS[moment]
     setting = f"data.num_workers={workers}"
     killed = run(outputs, setting, driver=(where, str(count), when))
     assert killed.returncode == -9, killed.stderr
@@ -100,6 +100,8 @@ def test_killed(moment, workers, reference, outputs):
     assert json.loads((folder / Run.FILE).read_text())["status"] in ("running", "finished")
     again = run(outputs, setting)
     assert again.returncode == 0, again.stderr
+    assert (f"continuing after epoch {epochs}" in again.stdout) == bool(epochs)
+    assert ("is finished" in again.stdout) == (epochs is None)
 
     assert folder.name == reference.name
     ours, theirs = (load_file(f / "weights.safetensors") for f in (folder, reference))

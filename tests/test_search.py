@@ -7,6 +7,7 @@ import pytest
 from conftest import TINY
 
 from cifar_lightning import sweep
+from cifar_lightning.errors import RunFailed
 from cifar_lightning.results import Run
 
 pytest.importorskip("optuna", reason="needs the extra `tune`")
@@ -113,6 +114,35 @@ def test_it_goes_on_where_it_was_stopped(tune, monkeypatch):
     assert len(pretending.rates) == 6
     assert pretending.rates[2] == pretending.rates[3]
     assert len(set(pretending.rates)) == 5
+
+
+def test_a_failure_that_is_not_the_settings_ends_the_search(tune, monkeypatch):
+    """And the same command again takes up that trial; a loss that is no number counts as one."""
+    pretending = Pretending(monkeypatch)
+    outcomes = iter(["killed by SIGKILL", "the training loss is nan in epoch 1", None])
+    run = pretending.run
+
+    def failing(jobs, place):
+        run(jobs, place)
+        if outcome := next(outcomes, None):
+            raise RunFailed(f"a: {outcome}")
+
+    monkeypatch.setattr(sweep, "run", failing)
+    status, _, err = tune(*SPACE, "n_trials=2")
+    assert status == 1
+    assert err == "error: a: killed by SIGKILL\n"
+    status, out, err = tune(*SPACE, "n_trials=2")
+    assert status == 0
+    assert "0 of 2 trials are done" in out
+    assert pretending.rates[0] == pretending.rates[1] != pretending.rates[2]
+    assert len(pretending.rates) == 3
+
+
+def test_a_search_is_no_sweep(tune, outputs):
+    status, _, err = tune("-m", "seed=0,1")
+    assert status == 2
+    assert err == "error: -m: tune takes no sweep\n"
+    assert not outputs.exists()
 
 
 def test_another_space_is_another_study(tune, monkeypatch):

@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from conftest import ROOT, TINY
 
-from cifar_lightning import sweep
+from cifar_lightning import interruption, sweep
+from cifar_lightning.errors import Interrupted
+from cifar_lightning.files import alone
 from cifar_lightning.results import Run, rows_of
 
 SMALL = (*TINY, "epochs=1", "batch_size=128")
@@ -23,7 +26,9 @@ def runs(outputs):
 
 def job(tmp_path, name="net-sgd-cosine-e1-s0-00000000", **trainer):
     config = {"benchmark": {}, "trainer": trainer, "outputs": str(tmp_path), "rerun": True}
-    return sweep.Job(("epochs=1",), name, config, tmp_path / "runs" / name)
+    folder = tmp_path / "runs" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return sweep.Job(("epochs=1",), name, config, folder)
 
 
 class Scripts:
@@ -62,9 +67,10 @@ def test_from_the_command_to_all_rows(command, outputs):
     ]
     assert any("| mobilenetv3-sgd-cosine-e1-" in line and "±" in line for line in lines)
     begin = time.perf_counter()
-    again = command(*settings)
+    again = command(*settings, "id=named")
     assert time.perf_counter() - begin < 10
     assert again.status == 0
+    assert {run.id for run in runs(outputs).values()} == {"named"}
     assert "2 of 2 jobs are finished" in again.out
     assert "training" not in again.out
 
@@ -97,13 +103,11 @@ def test_one_bad_job_does_not_hide_the_others(tmp_path):
         "killed": f"""
 import json, os, pathlib
 folder = pathlib.Path({str(jobs[1].folder)!r})
-folder.mkdir(parents=True)
 (folder / "run.json").write_text(json.dumps({running!r}))
 print("half way", flush=True)
 os.kill(os.getpid(), 9)""",
         "fine": f"open({str(tmp_path / 'fine')!r}, 'w')",
     }
-    (tmp_path / "runs").mkdir()
     with pytest.raises(sweep.RunFailed) as failed:
         sweep.run(jobs, Scripts(scripts))
     assert str(failed.value).splitlines() == [
@@ -130,6 +134,43 @@ RUN = {
     "params": 1,
     "macs": 1,
 }
+
+
+def test_a_run_under_way_elsewhere_is_left_alone(tmp_path):
+    """Its record says that it is running, and so it is: another process holds its lock."""
+    one = job(tmp_path, "a")
+    Run(**RUN).save(one.folder)
+    with (
+        alone(one.folder / ".lock", "held"),
+        pytest.raises(sweep.RunFailed, match="a: ended with status 3"),
+    ):
+        sweep.run([one], Scripts({"a": "raise SystemExit(3)"}))
+    assert Run.load(one.folder).status == "running"
+
+
+def test_runs_are_trained_once_and_measured_for_every_job(tmp_path):
+    """Jobs that differ only in what is measured, with rerun=true, apart and not."""
+
+    class Recording(Scripts):
+        def __init__(self, apart):
+            super().__init__({}, 2)
+            self.apart, self.started = apart, []
+
+        def start(self, job, overrides, slot, output):
+            self.started.append((job.folder.name, *overrides[len(job.overrides) :]))
+            return subprocess.Popen(["true"])
+
+    jobs = [job(tmp_path, name) for name in ("a", "a", "b")]
+    place = Recording(apart=False)
+    sweep.run([jobs[0], replace(jobs[1], overrides=("x=1",)), jobs[2]], place)
+    assert place.started == [("a",), ("b",), ("a", "rerun=false")]
+
+
+def test_an_empty_sweep(command, outputs):
+    ended = command("-m", *SMALL, "seed=range(3,3)")
+    assert ended.status == 2
+    assert ended.err == "error: -m: this sweep has no jobs\n"
+    assert not outputs.exists()
 
 
 def test_only_mistakes_of_the_user_give_their_status(tmp_path):
@@ -166,9 +207,9 @@ def test_a_gpu_and_a_share_of_the_cores_for_each(tmp_path, monkeypatch):
 
 
 def test_sigterm_ends_the_jobs_and_the_sweep(outputs):
-    """The first job ends after its batch, the second never starts; again, it goes on."""
+    """The job under way, here the last one, ends after its batch."""
     arguments = [sys.executable, "train.py", "-m", f"outputs={outputs}", *TINY]
-    arguments += ["epochs=200", "batch_size=128", "seed=0,1", "benchmark.variants=[]"]
+    arguments += ["epochs=200", "batch_size=128", "benchmark.variants=[]"]
     process = subprocess.Popen(
         arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -182,7 +223,22 @@ def test_sigterm_ends_the_jobs_and_the_sweep(outputs):
     assert "error: interrupted; the same command again runs what is missing" in out
     (run,) = runs(outputs).values()
     assert run.status == "interrupted"
-    assert run.config["seed"] == 0
+
+
+def test_a_signal_keeps_waiting_jobs_from_starting(tmp_path):
+    started = tmp_path / "started"
+    script = f"""
+import os, pathlib, signal, time
+with pathlib.Path({str(started)!r}).open("a") as stream:
+    stream.write("x")
+os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(60)"""
+    begin = time.perf_counter()
+    with interruption.handled(), pytest.raises(Interrupted) as stopped:
+        sweep.run([job(tmp_path, "a"), job(tmp_path, "b")], Scripts({"a": script, "b": script}))
+    assert stopped.value.exit_status == 143
+    assert started.read_text() == "x"
+    assert time.perf_counter() - begin < 30
 
 
 def test_slurm_by_its_local_stand_in(command, outputs):
