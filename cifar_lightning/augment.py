@@ -53,12 +53,20 @@ class RandomCrop:
         self.padding = padding
 
     def __call__(self, images: Tensor) -> Tensor:
-        count, _, height, width = images.shape
+        count, channels, height, width = images.shape
         offsets = torch.randint(2 * self.padding + 1, (2, count), device=images.device)
         padded = functional.pad(images, [self.padding] * 4)
-        # (B, C, offsets_y, offsets_x, H, W): a view; indexing it copies one window an image.
-        windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-        return windows[torch.arange(count, device=images.device), :, offsets[0], offsets[1]]
+        # Every run of `width` pixels, as a view; choosing the windows' rows among them copies a row
+        # at a time, several times as fast as indexing, which copies pixels.
+        rows = padded.flatten().unfold(0, width, 1)
+        image, channel, line, _ = padded.stride()
+        first = (
+            (torch.arange(count, device=images.device) * image + offsets[0] * line + offsets[1])
+            .view(-1, 1, 1)
+            .add(torch.arange(channels, device=images.device).view(-1, 1) * channel)
+            .add(torch.arange(height, device=images.device) * line)
+        )
+        return rows.index_select(0, first.flatten()).view_as(images)
 
 
 class RandomHorizontalFlip:
@@ -74,8 +82,11 @@ class RandomHorizontalFlip:
         self.p = p
 
     def __call__(self, images: Tensor) -> Tensor:
-        mirrored = torch.rand(len(images), device=images.device) < self.p
-        return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        count = len(images)
+        mirrored = torch.rand(count, device=images.device) < self.p
+        # Choosing whole images is several times as fast as choosing pixels with `torch.where`.
+        both = torch.cat([images, images.flip(3)])
+        return both.index_select(0, torch.arange(count, device=images.device) + count * mirrored)
 
 
 class Cutout:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric, Metric
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MeanMetric
 
 from cifar_lightning.data import Batch
 
@@ -23,11 +22,10 @@ Stage = Literal["train", "val", "test"]
 class ImageClassifier(LightningModule):
     """Trains a backbone with cross-entropy.
 
-    Metrics accumulate on the device and are read once an epoch, so no step waits for the device.
+    Losses and counts stay on the device and are read once an epoch, so no step waits for it.
 
     Args:
         backbone: Maps (B, 3, 32, 32) to (B, num_classes).
-        num_classes: Number of classes.
         optimizer: Called with parameter groups.
         scheduler: Called with the optimizer and ``total_steps``; stepped once per batch.
         label_smoothing: Of the training loss; validation and test losses go without.
@@ -38,7 +36,6 @@ class ImageClassifier(LightningModule):
     def __init__(
         self,
         backbone: nn.Module,
-        num_classes: int,
         optimizer: Callable[[list[dict[str, Any]]], Optimizer],
         scheduler: Callable[..., LRScheduler],
         label_smoothing: float,
@@ -54,14 +51,14 @@ class ImageClassifier(LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.label_smoothing = label_smoothing
-        self.metrics = nn.ModuleDict()
-        for stage in ("train", "val", "test"):
-            # What is no number is found by `callbacks.FiniteLoss`; looking here would wait for the
-            # device at every step.
-            self.metrics[f"{stage}/loss"] = MeanMetric(nan_strategy="disable")
-            self.metrics[f"{stage}/acc"] = MulticlassAccuracy(
-                num_classes, average="micro", validate_args=False
-            )
+        # What is no number is found by `callbacks.FiniteLoss`.
+        self.mean_loss = MeanMetric(nan_strategy="disable")
+        self.accuracy = MeanMetric(nan_strategy="disable")
+        self._steps: dict[Stage, list[tuple[Tensor, Tensor, int]]] = {
+            "train": [],
+            "val": [],
+            "test": [],
+        }
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.backbone(images)
@@ -80,22 +77,29 @@ class ImageClassifier(LightningModule):
         images, labels = batch
         logits = self(images)
         loss = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        self._metric(f"{stage}/loss").update(loss.detach(), weight=len(labels))
         # Mixed images have a share of each class; the largest one is the label.
         classes = labels if labels.ndim == 1 else labels.argmax(1)
-        self._metric(f"{stage}/acc").update(logits.detach(), classes)
+        # Kept as they are: updating a metric at every step would cost more than all of Lightning.
+        correct = (logits.detach().argmax(1) == classes).sum()
+        self._steps[stage].append((loss.detach(), correct, len(labels)))
         return loss
 
-    def _metric(self, name: str) -> Metric:
-        return cast(Metric, self.metrics[name])
-
     def _epoch_metrics(self, stage: Stage) -> dict[str, Any]:
-        """Read and reset a stage's metrics, over all processes."""
+        """Make a stage's metrics out of its steps, over all processes."""
+        if self._steps[stage]:  # another process may have all images of a tiny split
+            losses, correct, counts = zip(*self._steps[stage], strict=True)
+            weights = torch.tensor(counts, device=losses[0].device)
+            self.mean_loss.update(torch.stack(losses), weights)
+            self.accuracy.update(torch.stack(correct).sum() / weights.sum(), weights.sum())
+            self._steps[stage].clear()
         values = {}
-        for name in (f"{stage}/loss", f"{stage}/acc"):
-            values[name] = self._metric(name).compute()
-            self._metric(name).reset()
+        for name, metric in (("loss", self.mean_loss), ("acc", self.accuracy)):
+            values[f"{stage}/{name}"] = metric.compute()
+            metric.reset()
         return values
+
+    def on_train_epoch_start(self) -> None:
+        self._steps["train"].clear()  # of an epoch that was interrupted
 
     def on_train_epoch_end(self) -> None:
         values = self._epoch_metrics("train")

@@ -250,7 +250,6 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
     data = _construct("data", config["data"], augment=augment)
     classifier = ImageClassifier(
         backbone,
-        num_classes=config["data"]["num_classes"],
         optimizer=optimizer,
         scheduler=scheduler,
         label_smoothing=config["label_smoothing"],

@@ -19,7 +19,7 @@ MOMENTS = {
     "in the first epoch": ("classifier.ImageClassifier.training_step", 5, "before", 0),
     "in the third epoch": ("classifier.ImageClassifier.training_step", 25, "before", 2),
     "in validation": ("classifier.ImageClassifier.validation_step", 3, "after", 2),
-    "while best.ckpt is written": ("files.os.fsync:best.ckpt", 2, "before", 1),
+    "while best.ckpt is written": ("files.os.fsync:best.ckpt", 1, "before", 0),
     "between best.ckpt and last.ckpt": ("callbacks.write_atomically:last.ckpt", 2, "before", 1),
     "while last.ckpt is written": ("files.os.fsync:last.ckpt", 2, "before", 1),
     "when the second epoch is saved": ("callbacks.write_atomically:last.ckpt", 2, "after", 2),
