@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from bench.turns import conditions, table, take_turns
 from cifar_lightning import config as configuration
+from cifar_lightning import identity
 from cifar_lightning.data import Batch, ImageDataModule
 from cifar_lightning.experiment import build
 from cifar_lightning.sources import ImageData
@@ -117,7 +118,7 @@ def ours() -> float:
         initialize_config_dir(str(configuration.CONF_DIR), version_base="1.3"),
     ):
         overrides = ["data=digits", "epochs=1", "trainer.accelerator=cpu", "data.val_fraction=0"]
-        config = configuration.resolve(compose("train", overrides, return_hydra_config=True))
+        config = identity.resolve(compose("train", overrides, return_hydra_config=True))
         experiment = build(config, Path(folder))
         settings = {key: value for key, value in config["data"].items() if key != "_target_"}
         experiment.classifier.backbone = network()
@@ -129,7 +130,7 @@ def ours() -> float:
 
 def main() -> None:
     """Print the table."""
-    configuration.register()
+    identity.register()
     sides = {"bare loop": bare, "Lightning, nothing on": lightning, "ours, everything on": ours}
     figures = take_turns(sides, ROUNDS)
     beyond = [

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from cifar_lightning.data import Batch
+from cifar_lightning.distill import Distillation
 
 Stage = Literal["train", "val", "test"]
 
@@ -31,6 +32,7 @@ class ImageClassifier(LightningModule):
         label_smoothing: Of the training loss; validation and test losses go without.
         channels_last: Memory format while training.
         compile: Compile the backbone for training.
+        distillation: Mixes a teacher into the training loss.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class ImageClassifier(LightningModule):
         label_smoothing: float,
         channels_last: bool,
         compile: bool,
+        distillation: Distillation | None = None,
     ) -> None:
         super().__init__()
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -51,6 +54,7 @@ class ImageClassifier(LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.label_smoothing = label_smoothing
+        self.distillation = distillation
         # What is no number is found by `callbacks.FiniteLoss`.
         self.mean_loss = MeanMetric(nan_strategy="disable")
         self.accuracy = MeanMetric(nan_strategy="disable")
@@ -77,6 +81,8 @@ class ImageClassifier(LightningModule):
         images, labels = batch
         logits = self(images)
         loss = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        if stage == "train" and self.distillation is not None:
+            loss = self.distillation(images, logits, loss)
         # Mixed images have a share of each class; the largest one is the label.
         classes = labels if labels.ndim == 1 else labels.argmax(1)
         # Kept as they are: updating a metric at every step would cost more than all of Lightning.

@@ -19,7 +19,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_lightning import config, interruption
+from cifar_lightning import config, identity, interruption
 from cifar_lightning.errors import CifarLightningError, RunFailed, UserError
 from cifar_lightning.files import alone, is_disk_full
 
@@ -48,7 +48,7 @@ def command(
     """
 
     def decorate(task: Task) -> Callable[[], None]:
-        config.register()
+        identity.register()
         statuses: list[int] = []
 
         def report(error: CifarLightningError) -> None:

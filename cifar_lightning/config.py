@@ -16,8 +16,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -69,6 +67,7 @@ class TrainConfig:
     data: dict[str, Any] = MISSING
     augment: dict[str, Any] = MISSING
     trainer: dict[str, Any] = MISSING
+    distill: dict[str, Any] | None = None
     benchmark: dict[str, Any] = MISSING
     epochs: int = MISSING
     batch_size: int = MISSING
@@ -147,6 +146,8 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "model.bn_momentum": (_number(lambda v: 0 < v <= 1), "above 0, at most 1"),
     "model.bn_eps": _POSITIVE,
     "data.val_fraction": _BELOW_ONE,
+    "distill.temperature": _POSITIVE,
+    "distill.alpha": (_number(lambda v: 0 <= v <= 1), "0 to 1"),
     "augment.cutout.size": (_whole(lambda v: 1 <= v <= 32), "1 to 32, the image's size"),
     "augment.mixup.alpha": _POSITIVE,
     "augment.cutmix.alpha": _POSITIVE,
@@ -294,7 +295,7 @@ def _describe(annotation: Any) -> str:
 # --- Identity -------------------------------------------------------------------------------
 
 
-def resolve(config: DictConfig) -> dict[str, Any]:
+def plain(config: DictConfig) -> dict[str, Any]:
     """Make plain containers of the task's part of a composed configuration.
 
     Raises:
@@ -357,30 +358,6 @@ def group_name(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
 def _digest(training: Mapping[str, Any]) -> str:
     canonical = json.dumps(training, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
-
-
-def _resolve_run_name(_root_: DictConfig) -> str:
-    """Check the whole configuration and name its run.
-
-    Hydra asks for the name before it makes the run's folder, so a mistake leaves nothing behind.
-    """
-    config = resolve(_root_)
-    check(config)
-    hydra = _root_.get("hydra") or HydraConfig.get()
-    choices = hydra.runtime.choices
-    for group in NAMING_GROUPS:
-        if not isinstance(choices.get(group), str):
-            raise UserError(f"{group}: needs exactly one option, say {group}=...")
-    return run_name(config, choices)
-
-
-def register() -> None:
-    """Make the schemas and the ``run_name`` resolver known to Hydra."""
-    store = ConfigStore.instance()
-    store.store(name="schema", node=TrainConfig)
-    store.store(name="measure_schema", node=MeasureConfig)
-    store.store(name="tune_schema", node=TuneConfig)
-    OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
 
 
 # --- Hydra's errors in one line -------------------------------------------------------------

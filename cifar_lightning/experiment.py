@@ -29,7 +29,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cifar_lightning import config as configuration
-from cifar_lightning import interruption, provenance
+from cifar_lightning import identity, interruption, provenance
 from cifar_lightning.callbacks import (
     AtomicCheckpoints,
     Benchmark,
@@ -43,6 +43,7 @@ from cifar_lightning.callbacks import (
 from cifar_lightning.classifier import ImageClassifier, parameter_groups
 from cifar_lightning.command import LOCK
 from cifar_lightning.data import ImageDataModule
+from cifar_lightning.distill import Distillation
 from cifar_lightning.errors import (
     CifarLightningError,
     Interrupted,
@@ -61,7 +62,7 @@ from cifar_lightning.finished import (
     show_again,
 )
 from cifar_lightning.footprint import count_macs, count_parameters
-from cifar_lightning.measure import device_name
+from cifar_lightning.measure import device_name, load_backbone
 from cifar_lightning.results import MEGA, Measurement, Run, write_table
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ GIVEN: dict[str, tuple[str, ...]] = {
     "optim": ("params",),
     "scheduler": ("optimizer", "total_steps"),
     "augment": (),
+    "distill": ("backbone",),
     "data": ("augment",),
     "benchmark": (),
     "trainer": (
@@ -146,7 +148,7 @@ def run(cfg: DictConfig) -> None:
         RunFailed: If the training failed; ``run.json`` says why.
         Interrupted: If the user stopped it.
     """
-    config = configuration.resolve(cfg)
+    config = identity.resolve(cfg)
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     choices = {key: str(hydra.runtime.choices[key]) for key in configuration.NAMING_GROUPS}
@@ -239,7 +241,8 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
     """
     _quiet()
     for name, given in GIVEN.items():
-        configuration.check_component(name, config[name], given)
+        if config[name] is not None:
+            configuration.check_component(name, config[name], given)
     _check_devices(config)
     seed_everything(config["seed"], verbose=False)
     backbone = _construct("model", config["model"])
@@ -255,6 +258,7 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         label_smoothing=config["label_smoothing"],
         channels_last=config["channels_last"],
         compile=config["compile"],
+        distillation=_teacher(config, folder.parent),
     )
     checkpoints = folder / CHECKPOINTS
     # Written after validation, best first: last.ckpt then knows the best one so far.
@@ -359,6 +363,26 @@ def percent(share: float) -> float:
 
 
 # --- Building -------------------------------------------------------------------------------
+
+
+def _teacher(config: dict[str, Any], runs: Path) -> Distillation | None:
+    """Build the teacher of a distilled run.
+
+    Raises:
+        UserError: If its classes or its data are others.
+    """
+    node = config["distill"]
+    if node is None:
+        return None
+    teacher = Run.load(runs / node["teacher"])
+    for key in ("num_classes", "name", "mean", "std"):
+        there, here = teacher.config["data"][key], config["data"][key]
+        if there != here:
+            raise bad_value("distill.teacher", teacher.name, f"data.{key}={here}, its is {there}")
+    distillation: Distillation = _construct(
+        "distill", node, backbone=load_backbone(runs / teacher.name)
+    )
+    return distillation
 
 
 def _plugins() -> list[Any]:

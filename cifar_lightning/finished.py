@@ -15,8 +15,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from cifar_lightning import config as configuration
-from cifar_lightning import provenance
+from cifar_lightning import identity, provenance
 from cifar_lightning.results import Measurement, Run, markdown, rows_of, write_table
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ def shown(cfg: DictConfig) -> bool:
     """
     if any(name in os.environ for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID")):
         return False
-    config = configuration.resolve(cfg)
+    config = identity.resolve(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     run = finished(folder, config)
     if run is None:

@@ -29,6 +29,7 @@ from cifar_lightning.files import remove_unfinished, write_atomically
 
 log = logging.getLogger(__name__)
 
+RUNS = "runs"  # the folder of the runs in the outputs
 MEGA = 1e6  # MB, M parameters and M MACs are decimal
 LAUNCH_BOUND_ABOVE = 1.3  # eager over replayed
 
@@ -210,6 +211,7 @@ CSV_COLUMNS = (
     "scheduler",
     "epochs",
     "seed",
+    "teacher",
     "dataset",
     "variant",
     "val_acc",
@@ -283,12 +285,13 @@ def _add_speedups(rows: list[Row]) -> None:
             row["speedup"] = baselines[like(row)] / row["lat_mean_ms"]
 
 
-def find_run(outputs: Path, query: str) -> Path:
+def find_run(outputs: Path, query: str, key: str = "run") -> Path:
     """Find the folder of one finished run.
 
     Args:
         outputs: Where to look.
         query: An ID, the beginning of a run's name, or a folder.
+        key: What the query was given for, to name it in errors.
 
     Raises:
         UserError: If there is none, more than one, or it is not finished.
@@ -301,13 +304,13 @@ def find_run(outputs: Path, query: str) -> Path:
         found = found or [f for f, run in runs.items() if query and run.name.startswith(query)]
         if not found:
             names = {name for run in runs.values() for name in (run.label, run.name)}
-            raise unknown_name(f"run={query}", f"run in {outputs}", query, names)
+            raise unknown_name(f"{key}={query}", f"run in {outputs}", query, names)
         if len(found) > 1:
             names = {runs[folder].name for folder in found}
-            raise bad_value("run", query, f"one of {', '.join(sorted(names))}: it means them all")
+            raise bad_value(key, query, f"one of {', '.join(sorted(names))}: it means them all")
         folder, run = found[0], runs[found[0]]
     if run.status != "finished":
-        raise UserError(f"run={query}: {run.name} is {run.status}, needed is a finished run")
+        raise UserError(f"{key}={query}: {run.name} is {run.status}, needed is a finished run")
     return folder
 
 
@@ -343,6 +346,7 @@ def _row(run: Run, measurement: Measurement | None) -> Row:
         "group": group_name(run.config, run.choices),
         "epochs": run.config["epochs"],
         "seed": run.config["seed"],
+        "teacher": (run.config.get("distill") or {}).get("teacher"),
         "dataset": run.config["data"]["name"],
         "val_acc": run.val_acc,
         "test_acc": run.test_acc,
@@ -500,6 +504,12 @@ def _draw(lines: list[tuple[str, ...]], numeric: range) -> str:
     return "\n".join(drawn) + "\n"
 
 
+def _taught(row: Mapping[str, Any]) -> str:
+    """Name a row, and its teacher if it had one."""
+    teacher = row["teacher"]
+    return f"{row['id']} (taught by {teacher.rpartition('-')[2]})" if teacher else str(row["id"])
+
+
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     def number(value: float | None, digits: int) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
@@ -518,7 +528,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     if row["status"] not in ("ok", "finished"):
         variant += f" ({row['status']})"
     return (
-        str(row["id"]),
+        _taught(row),
         variant,
         number(row["test_acc"], 2),
         number(row["lat_mean_ms"], 3),

@@ -27,7 +27,7 @@ from hydra.core.utils import configure_log
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cifar_lightning import config as configuration
-from cifar_lightning import interruption
+from cifar_lightning import identity, interruption
 from cifar_lightning.command import LOCK
 from cifar_lightning.errors import RunFailed, UserError
 from cifar_lightning.files import alone
@@ -87,7 +87,7 @@ def jobs(
             composed = compose(overrides)
             with open_dict(composed):
                 composed.hydra.job.id = composed.hydra.job.num = number
-            config = configuration.resolve(composed)
+            config = identity.resolve(composed)
             configuration.check(config)
             name = configuration.run_name(config, composed.hydra.runtime.choices)
             folder = Path(config["outputs"]) / "runs" / name

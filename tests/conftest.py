@@ -77,14 +77,14 @@ def resolved() -> Callable[..., tuple[dict, dict]]:
     """Compose and resolve a configuration; return it with the groups' choices."""
     from hydra import compose, initialize_config_dir
 
-    from cifar_lightning import config
+    from cifar_lightning import config, identity
 
-    config.register()
+    identity.register()
 
     def make(*overrides: str) -> tuple[dict, dict]:
         with initialize_config_dir(str(config.CONF_DIR), version_base="1.3"):
             composed = compose("train", list(overrides), return_hydra_config=True)
-        return config.resolve(composed), dict(composed.hydra.runtime.choices)
+        return identity.resolve(composed), dict(composed.hydra.runtime.choices)
 
     return make
 

@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from test_command import start
 
 from cifar_lightning import config as configuration
+from cifar_lightning import identity
 from cifar_lightning.errors import UserError
 from cifar_lightning.experiment import build
 
@@ -84,14 +85,14 @@ def test_there_are_enough():
 
 @pytest.fixture(scope="module")
 def composing():
-    configuration.register()
+    identity.register()
     with initialize_config_dir(str(configuration.CONF_DIR), version_base="1.3"):
         yield
 
 
 def accept(override, folder):
     composed = compose("train", [*TINY, override], return_hydra_config=True)
-    config = configuration.resolve(composed)
+    config = identity.resolve(composed)
     configuration.check(config)
     configuration.run_name(config, composed.hydra.runtime.choices)
     build(config, folder)

@@ -1,0 +1,86 @@
+import copy
+
+import pytest
+import torch
+from conftest import TINY
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional
+
+from cifar_lightning.distill import Distillation
+from cifar_lightning.results import Run, rows_of
+
+SMALL = (*TINY, "batch_size=128", "optim.lr=0.2", "benchmark.variants=[]")
+STUDENT = (*SMALL, "epochs=2", "distill=kd")
+
+
+def test_the_loss_is_the_papers():
+    torch.manual_seed(0)
+    images = torch.randn(5, 3, 2, 2)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    logits = torch.randn(5, 4, requires_grad=True)
+    loss = torch.tensor(2.0)
+    found = Distillation(teacher, "t", temperature=3.0, alpha=0.6)(images, logits, loss)
+    p = functional.softmax(teacher(images) / 3, dim=1)
+    q = functional.softmax(logits / 3, dim=1)
+    distance = (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(found, 0.4 * loss + 0.6 * 9 * distance)
+    found.backward()
+    assert logits.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_a_teacher_is_frozen_in_eval_mode_and_shared():
+    norm = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten())
+    distillation = Distillation(norm, "t", temperature=1.0, alpha=1.0)
+    before = copy.deepcopy(norm.state_dict())
+    distillation(torch.randn(4, 3, 1, 1) + 5, torch.randn(4, 3), torch.tensor(0.0))
+    assert all(torch.equal(before[key], value) for key, value in norm.state_dict().items())
+    assert copy.deepcopy(distillation) is distillation
+    # What the teacher says itself is at no distance.
+    images = torch.randn(4, 3, 1, 1)
+    assert distillation(images, norm(images), torch.tensor(9.0)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_student_learns_from_a_run(command, outputs):
+    assert command(*SMALL, "epochs=4", "id=T").status == 0
+    (folder,) = (outputs / "runs").iterdir()
+    teacher = Run.load(folder)
+    weights = (folder / "weights.safetensors").read_bytes()
+    ended = command(*STUDENT, "distill.teacher=T", "ema=0.9", "augment=[crop,mixup]", "id=S")
+    assert ended.status == 0, ended.err
+    (student,) = (f for f in (outputs / "runs").iterdir() if f != folder)
+    assert Run.load(student).config["distill"]["teacher"] == teacher.name
+    (row,) = rows_of(student)
+    assert row["teacher"] == teacher.name
+    assert f"S (taught by {teacher.name[-8:]})" in ended.out
+    assert (folder / "weights.safetensors").read_bytes() == weights
+    checkpoint = torch.load(student / "checkpoints" / "last.ckpt", weights_only=True)
+    assert not [key for key in checkpoint["state_dict"] if "teacher" in key or "distill" in key]
+    assert (
+        load_file(student / "weights.safetensors").keys()
+        == load_file(folder / "weights.safetensors").keys()
+    )
+    # By its name it is the same teacher, so the same run.
+    again = command(*STUDENT, f"distill.teacher={teacher.name}", "ema=0.9", "augment=[crop,mixup]")
+    assert "is finished" in again.out
+
+    for wrong, line in {
+        "distill.teacher=X": "distill.teacher=X: no such run in",
+        "distill.temperature=0": "distill.temperature=0: allowed is a number above 0",
+        "distill.alpha=2": "distill.alpha=2: allowed is 0 to 1",
+        "data.mean=[0.1,0.1,0.1]": f"distill.teacher={teacher.name}: allowed is data.mean=",
+    }.items():
+        refused = command(*STUDENT, "distill.teacher=T", wrong)
+        assert refused.status == 2
+        assert refused.err.startswith(f"error: {line}"), refused.err
+    other = teacher.config["data"] | {"num_classes": 7}
+    Run(**{**vars(teacher), "config": teacher.config | {"data": other}}).save(folder)
+    refused = command(*STUDENT, "distill.teacher=T")
+    assert "allowed is data.num_classes=10, its is 7" in refused.err
+    Run(**{**vars(teacher), "status": "interrupted"}).save(folder)
+    assert "is interrupted, needed is a finished run" in command(*STUDENT, "distill.teacher=T").err
+    missing = command(*STUDENT)
+    assert missing.status == 2
+    assert "distill.teacher" in missing.err
+    assert len(list((outputs / "runs").iterdir())) == 2
