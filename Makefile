@@ -5,7 +5,7 @@ ARGS ?=
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train test test-slow gpu-check lint tensorboard clean
+.PHONY: help setup demo train test test-slow gpu-check bench lint tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -35,6 +35,9 @@ test-slow: setup ## run the tests that take minutes
 gpu-check: ## on a machine with a GPU: gpu tests and latencies, with the torch that is there
 	PYTHONPATH=. $(PYTHON) bench/gpu_check.py $(ARGS)
 	$(PYTHON) -m pytest -m gpu tests/test_company.py tests/test_latency.py tests/test_variants.py
+
+bench: setup ## measure input, overhead, training and start-up, on a quiet machine: about 15 minutes
+	for part in input overhead startup throughput; do $(BIN)/python -m bench.$$part 2>/dev/null || exit 1; done
 
 lint: setup ## check style and types
 	$(BIN)/ruff check .

@@ -29,9 +29,13 @@ USUAL_IMAGES = 10_000  # the usual pipeline is slow; its speed does not depend o
 class Images(ImageDataModule):
     """Random pixels: what they show does not matter to their speed."""
 
+    def __init__(self, count: int = IMAGES, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.count = count
+
     def read(self) -> ImageData:
-        pixels = torch.randint(256, (IMAGES, 3, 32, 32), dtype=torch.uint8)
-        labels = torch.arange(IMAGES) % 10
+        pixels = torch.randint(256, (self.count, 3, 32, 32), dtype=torch.uint8)
+        labels = torch.arange(self.count) % 10
         return ImageData(
             Split(pixels, labels), Split(pixels[:10], labels[:10]), tuple("abcdefghij")
         )
@@ -40,8 +44,8 @@ class Images(ImageDataModule):
 class UsualImages(Dataset[tuple[Tensor, int]]):
     """As torchvision's data sets give them: PIL images made of arrays."""
 
-    def __init__(self) -> None:
-        self.pixels = torch.randint(256, (USUAL_IMAGES, 32, 32, 3), dtype=torch.uint8).numpy()
+    def __init__(self, count: int = USUAL_IMAGES) -> None:
+        self.pixels = torch.randint(256, (count, 32, 32, 3), dtype=torch.uint8).numpy()
         self.transform = transforms.Compose(
             [
                 transforms.RandomCrop(32, padding=4),

@@ -1,0 +1,57 @@
+"""Seconds until the command answers: help, a mistake, and the first step of a training.
+
+python -m bench.startup
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+
+from bench.turns import conditions, table, take_turns
+
+ROUNDS = 5
+
+
+def answer(*arguments: str) -> float:
+    """Run the command to its end; return the seconds it took."""
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "train.py", *arguments], capture_output=True)
+    return time.perf_counter() - begin
+
+
+def first_step() -> float:
+    """Start a training on digits; return the seconds until its first step is done."""
+    with tempfile.TemporaryDirectory() as outputs:
+        begin = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-u", "train.py", f"outputs={outputs}", "data=digits", "epochs=1"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        seen = b""
+        while b"train: " not in seen:  # drawn when the first step begins
+            seen += process.stderr.read(1)
+        seconds = time.perf_counter() - begin
+        process.kill()
+        process.communicate()
+        return seconds
+
+
+def main() -> None:
+    """Print the table."""
+    sides = {
+        "--help": lambda: answer("--help"),
+        "a mistake in a top-level key": lambda: answer("epohcs=3"),
+        "the first training step": first_step,
+    }
+    print("## Start-up\n")
+    print(table(take_turns(sides, ROUNDS), "s", 2, "--help"))
+    print(conditions(ROUNDS))
+
+
+if __name__ == "__main__":
+    main()
