@@ -42,11 +42,14 @@ NEUTRAL = {
     "rerun",
     "data.cache_dir",
     "data.connect_timeout",
+    "data.device",
     "data.eval_batch_size",
     "data.md5",
     "data.mirrors",
     "data.num_workers",
     "data.root",
+    "optim.foreach",
+    "optim.fused",
     "trainer.accelerator",
     "trainer.benchmark",
     "trainer.deterministic",
@@ -151,6 +154,7 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "augment.cutout.size": (_whole(lambda v: 1 <= v <= 32), "1 to 32, the image's size"),
     "augment.mixup.alpha": _POSITIVE,
     "augment.cutmix.alpha": _POSITIVE,
+    "data.device": (lambda v: v in ("cpu", "gpu"), "cpu, gpu"),
     "data.num_workers": (_whole(lambda v: v >= 0), "a whole number of 0 or more"),
     "data.eval_batch_size": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
     "data.num_classes": (_whole(lambda v: v >= 2), "a whole number of at least 2"),
@@ -179,6 +183,9 @@ def check(config: Mapping[str, Any]) -> None:
         check_targets(name, config.get(name, {}))
     if {"mixup", "cutmix"} <= set(config.get("augment", {})):
         raise UserError("augment=mixup,cutmix: allowed is one of them")
+    data = config.get("data", {})
+    if data.get("device") == "gpu" and data.get("num_workers"):
+        raise bad_value("data.num_workers", data["num_workers"], "0 where data.device=gpu")
     trainer = config.get("trainer", {})
     if trainer.get("deterministic") and trainer.get("benchmark"):
         raise bad_value("trainer.benchmark", "true", "false or null where trainer.deterministic")

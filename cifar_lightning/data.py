@@ -177,6 +177,7 @@ class ImageDataModule(LightningDataModule, ABC):
         batch_size: Of training, per process.
         eval_batch_size: Of validation and testing, per process.
         num_workers: Processes that cut batches; 0 is usually fastest.
+        device: Where the images lie: ``cpu``, or ``gpu`` for the device of the training.
         seed: Of the training order.
         mean: Per channel, of pixels in [0, 1].
         std: Per channel.
@@ -197,6 +198,7 @@ class ImageDataModule(LightningDataModule, ABC):
         seed: int,
         mean: list[float],
         std: list[float],
+        device: str = "cpu",
         augment: Mapping[str, Callable[..., Any]] | None = None,
     ) -> None:
         super().__init__()
@@ -207,6 +209,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
+        self.device = device
         self.seed = seed
         self.normalize = Normalize(mean, std)
         self.augment: dict[Kind, list[Callable[..., Any]]] = {each: [] for each in Kind}
@@ -247,10 +250,13 @@ class ImageDataModule(LightningDataModule, ABC):
         return {"train": train, "val": val, "test": torch.arange(len(self.images.test.labels))}
 
     def loader(self, split: SplitName) -> DataLoader[Batch]:
-        """Make the loader of one split; batches are uint8 and lie on the CPU."""
+        """Make the loader of one split; its batches are uint8."""
         source = self.images.test if split == "test" else self.images.train
         training = split == "train"
         trainer = self.trainer
+        place = torch.device("cpu")
+        if self.device == "gpu" and trainer is not None:
+            place = trainer.strategy.root_device
         sampler = IndexBatches(
             self.indices[split],
             self.batch_size if training else self.eval_batch_size,
@@ -263,15 +269,15 @@ class ImageDataModule(LightningDataModule, ABC):
         )
         return DataLoader(
             ImageBatches(
-                source.images,
-                source.labels,
+                source.images.to(place),
+                source.labels.to(place),
                 self.augment[Kind.PER_IMAGE] if training else (),
             ),
             batch_size=None,  # an element is a batch already
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and place.type == "cpu",
             # Its own, so that making an iterator draws nothing from the global one.
             generator=torch.Generator().manual_seed(self.seed),
         )

@@ -439,6 +439,8 @@ def _check_devices(config: dict[str, Any]) -> None:
         started = int(os.environ["WORLD_SIZE"]) // trainer.get("num_nodes", 1)
         if devices != started:
             raise bad_value("trainer.devices", devices, f"{started}, what torchrun started a node")
+    if on_cpu and config["data"].get("device") == "gpu":
+        raise bad_value("data.device", "gpu", "cpu: the training has no GPU")
     if on_cpu and config["precision"] == "16-mixed":
         raise bad_value("precision", "16-mixed", "32-true or bf16-mixed on a CPU")
 

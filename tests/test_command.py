@@ -16,6 +16,11 @@ BAD = {
     "epochs=0": "epochs=0: allowed is a whole number of at least 1",
     "epochs=1.5": "epochs=1.5: allowed is a whole number",
     "epochs=null": "epochs",
+    "data.device=gpu": "data.device=gpu: allowed is cpu: the training has no GPU",
+    "data.device=tpu": "data.device=tpu: allowed is cpu, gpu",
+    "ema=1": "ema=1.0: allowed is null, or above 0 and below 1",
+    "augment=[mixup,cutmix]": "augment=mixup,cutmix: allowed is one of them",
+    "data.val_fraction=1": "data.val_fraction=1: allowed is 0 or more, below 1",
     "batch_size=-1": "batch_size=-1: allowed is",
     "seed=-1": "seed=-1: allowed is",
     "rerun=maybe": "rerun=maybe: allowed is true or false",
@@ -77,6 +82,28 @@ def assert_refused(ended, outputs, begins):
 @pytest.mark.parametrize("override", BAD)
 def test_bad_overrides(override, command, outputs):
     assert_refused(command(*TINY, override), outputs, BAD[override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ("augment=cutout", "augment.cutout.size=33"),
+            "augment.cutout.size=33: allowed is 1 to 32, the image's size",
+        ),
+        (
+            ("trainer.deterministic=true", "trainer.benchmark=true"),
+            "trainer.benchmark=true: allowed is false or null where trainer.deterministic",
+        ),
+        (
+            ("data.device=gpu", "data.num_workers=2"),
+            "data.num_workers=2: allowed is 0 where data.device=gpu",
+        ),
+        (("augment=mixup", "augment.mixup.alpha=0"), "augment.mixup.alpha=0: allowed is a number"),
+    ],
+)
+def test_what_excludes_itself(overrides, line, command, outputs):
+    assert_refused(command(*TINY, *overrides), outputs, line)
 
 
 def test_a_bad_multirun_leaves_nothing(command, outputs):

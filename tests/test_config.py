@@ -12,7 +12,7 @@ OPTIONS = {
 
 
 def name_of(resolved, *overrides):
-    return config.run_name(*resolved(*overrides))
+    return config.config.run_name(*resolved(*overrides))
 
 
 @pytest.mark.parametrize(
@@ -131,3 +131,15 @@ def test_a_good_component_passes():
 def test_a_target_that_is_not_there():
     with pytest.raises(UserError, match=r"part\._target_=no\.such\.thing"):
         config.check_component("part", {"_target_": "no.such.thing"})
+
+
+@pytest.mark.parametrize(
+    "override", ["data.device=gpu", "+optim.fused=true", "compile=true", "data.num_workers=2"]
+)
+def test_how_it_is_computed_renames_no_run(override, resolved):
+    assert config.run_name(*resolved(override)) == config.run_name(*resolved())
+
+
+@pytest.mark.parametrize("override", ["ema=0.9", "augment=cutout", "model.zero_init=true"])
+def test_what_changes_the_weights_renames_a_run(override, resolved):
+    assert config.run_name(*resolved(override)) != config.run_name(*resolved())
