@@ -8,8 +8,10 @@ loss and the accuracy logged at every step. Whole epochs, of fewer images than C
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +100,9 @@ def usual(model: str, stride: str) -> float:
         trainer = Trainer(
             max_epochs=1, accelerator="cpu", default_root_dir=folder, enable_model_summary=False
         )
-        return _speed(trainer, Usual(network, len(loader)), train_dataloaders=loader)
+        # Its progress bar costs what it costs, but is not shown.
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+            return _speed(trainer, Usual(network, len(loader)), train_dataloaders=loader)
 
 
 def _speed(trainer: Trainer, module: LightningModule, **data: Any) -> float:
