@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningModule
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric
+from torchmetrics import SumMetric
 
 from cifar_lightning.data import Batch
 from cifar_lightning.distill import Distillation
@@ -55,9 +55,11 @@ class ImageClassifier(LightningModule):
         self.scheduler = scheduler
         self.label_smoothing = label_smoothing
         self.distillation = distillation
-        # What is no number is found by `callbacks.FiniteLoss`.
-        self.mean_loss = MeanMetric(nan_strategy="disable")
-        self.accuracy = MeanMetric(nan_strategy="disable")
+        # Over all processes. What is no number is found by `callbacks.FiniteLoss`.
+        # NOTE: torchmetrics 1.9's MeanMetric forgets its weights with this strategy.
+        self.sums = nn.ModuleDict(
+            {name: SumMetric(nan_strategy="disable") for name in ("loss", "correct", "images")}
+        )
         self._steps: dict[Stage, list[tuple[Tensor, Tensor, int]]] = {
             "train": [],
             "val": [],
@@ -94,15 +96,23 @@ class ImageClassifier(LightningModule):
         """Make a stage's metrics out of its steps, over all processes."""
         if self._steps[stage]:  # another process may have all images of a tiny split
             losses, correct, counts = zip(*self._steps[stage], strict=True)
-            weights = torch.tensor(counts, device=losses[0].device)
-            self.mean_loss.update(torch.stack(losses), weights)
-            self.accuracy.update(torch.stack(correct).sum() / weights.sum(), weights.sum())
+            images = torch.tensor(counts, device=losses[0].device)
+            parts = {
+                "loss": torch.stack(losses) * images,
+                "correct": torch.stack(correct).float(),
+                "images": images.float(),
+            }
+            for name, part in parts.items():
+                cast(SumMetric, self.sums[name]).update(part)
             self._steps[stage].clear()
-        values = {}
-        for name, metric in (("loss", self.mean_loss), ("acc", self.accuracy)):
-            values[f"{stage}/{name}"] = metric.compute()
-            metric.reset()
-        return values
+        sums = {}
+        for name, metric in self.sums.items():
+            sums[name] = cast(SumMetric, metric).compute()
+            cast(SumMetric, metric).reset()
+        return {
+            f"{stage}/loss": sums["loss"] / sums["images"],
+            f"{stage}/acc": sums["correct"] / sums["images"],
+        }
 
     def on_train_epoch_start(self) -> None:
         self._steps["train"].clear()  # of an epoch that was interrupted

@@ -6,6 +6,7 @@ What only some tests need is imported by their fixtures: the GPU tests run witho
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import tarfile
 from collections import Counter
@@ -17,6 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
+# The networks of the tests are so small that a second thread slows them down.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 ROOT = Path(__file__).resolve().parent.parent
 # All of CIFAR-10 as an archive of class folders, where it lies beside the checkout.
 CIFAR10_COPY = ROOT.parent / "shared" / "data" / "cifar10-jpeg.tar.xz"

@@ -61,6 +61,15 @@ def test_smoothing_is_for_training_only():
     assert torch.isclose(module._epoch_metrics("val")["val/loss"], plain)
 
 
+def test_losses_are_means_over_images_not_over_batches():
+    module = classifier(nn.Identity())
+    logits, labels = torch.randn(13, 10), torch.arange(13) % 10
+    for images in (slice(0, 10), slice(10, 13)):
+        module.validation_step((logits[images], labels[images]), 0)
+    whole = nn.functional.cross_entropy(logits, labels)
+    torch.testing.assert_close(module._epoch_metrics("val")["val/loss"], whole)
+
+
 def test_accuracy_counts_every_image_once_whatever_the_batches():
     module = classifier(nn.Identity())
     logits = nn.functional.one_hot(torch.arange(10), 10).float()

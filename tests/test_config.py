@@ -12,17 +12,28 @@ OPTIONS = {
 
 
 def name_of(resolved, *overrides):
-    return config.config.run_name(*resolved(*overrides))
+    return config.run_name(*resolved(*overrides))
 
 
 @pytest.mark.parametrize(
-    "override", [f"{group}={option}" for group in OPTIONS for option in OPTIONS[group]]
+    "override",
+    [
+        f"{group}={option}"
+        for group in OPTIONS
+        for option in OPTIONS[group]
+        if option != "d1"  # needs a finished teacher
+    ],
 )
 def test_every_configuration_is_instantiated(override, resolved, tmp_path):
     settings, _ = resolved(override, "trainer.accelerator=cpu")
     config.check(settings)
     experiment = build(settings, tmp_path)
     assert experiment.trainer.max_epochs == settings["epochs"]
+
+
+def test_d1_needs_its_teacher(resolved):
+    with pytest.raises(UserError, match=r"distill\.teacher=B2: no such run"):
+        resolved("experiment=d1")
 
 
 @pytest.mark.parametrize("option", ["cifar10", "imagefolder", "digits"])
@@ -55,6 +66,9 @@ def test_names_are_stable(resolved):
         "trainer.accelerator=cpu",
         "trainer.deterministic=true",
         "trainer.profiler=simple",
+        "data.device=gpu",
+        "+optim.fused=true",
+        "ema=null",
     ],
 )
 def test_what_leaves_the_weights_alone_leaves_the_name(override, resolved):
@@ -82,6 +96,9 @@ def test_what_changes_the_weights_changes_the_name(resolved):
         "seed=1",
         "precision=bf16-mixed",
         "label_smoothing=0",
+        "ema=0.9",
+        "augment=[crop,flip,cutout]",
+        "model.zero_init=true",
         "trainer.devices=2",
         "+trainer.gradient_clip_val=1",
     ]
@@ -131,15 +148,3 @@ def test_a_good_component_passes():
 def test_a_target_that_is_not_there():
     with pytest.raises(UserError, match=r"part\._target_=no\.such\.thing"):
         config.check_component("part", {"_target_": "no.such.thing"})
-
-
-@pytest.mark.parametrize(
-    "override", ["data.device=gpu", "+optim.fused=true", "compile=true", "data.num_workers=2"]
-)
-def test_how_it_is_computed_renames_no_run(override, resolved):
-    assert config.run_name(*resolved(override)) == config.run_name(*resolved())
-
-
-@pytest.mark.parametrize("override", ["ema=0.9", "augment=cutout", "model.zero_init=true"])
-def test_what_changes_the_weights_renames_a_run(override, resolved):
-    assert config.run_name(*resolved(override)) != config.run_name(*resolved())
