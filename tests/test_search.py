@@ -93,12 +93,12 @@ def test_trials_are_ordinary_runs(tune, outputs):
 
 def test_it_finds_the_better_settings(tune, monkeypatch):
     pretending = Pretending(monkeypatch)
-    status, out, err = tune(*SPACE, "n_trials=25")
+    status, out, err = tune(*SPACE, "n_trials=18")
     assert status == 0, err
-    assert len(pretending.rates) == 25
+    assert len(pretending.rates) == 18
     best = float(out.splitlines()[-1].split("optim.lr=")[1].split()[0])
     assert best == pytest.approx(0.1, rel=0.3)
-    late, early = pretending.rates[-10:], pretending.rates[:10]
+    late, early = pretending.rates[-8:], pretending.rates[:8]
     assert sum(abs(r - 0.1) for r in late) < sum(abs(r - 0.1) for r in early)
 
 

@@ -206,6 +206,7 @@ def test_a_gpu_and_a_share_of_the_cores_for_each(tmp_path, monkeypatch):
     assert "CUDA_VISIBLE_DEVICES" not in place.environment(job(tmp_path, devices=2), 0)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_jobs_and_the_sweep(outputs):
     """The job under way, here the last one, ends after its batch."""
     arguments = [sys.executable, "train.py", "-m", f"outputs={outputs}", *TINY]
@@ -241,6 +242,7 @@ time.sleep(60)"""
     assert time.perf_counter() - begin < 30
 
 
+@pytest.mark.slow
 def test_slurm_by_its_local_stand_in(command, outputs):
     pytest.importorskip("submitit", reason="needs the extra `slurm`")
     ended = command(

@@ -119,7 +119,13 @@ def test_fusing_leaves_no_batch_norm(name):
         assert prepared.notes["fusing_error"] < 1e-3
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_large", "shufflenet_v2", "resnet18"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shufflenet_v2",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("mobilenet_v3_large", "resnet18")),
+    ],
+)
 def test_int8_mostly_decides_alike(name):
     images = torch.randn(100, 3, 32, 32)
     with torch.no_grad():
