@@ -107,8 +107,6 @@ def jobs(
         raise UserError("\n".join(mistakes))
     if not found:
         raise UserError("-m: this sweep has no jobs")
-    if len(found) < len(job_overrides):
-        log.info("%d jobs come to %d", len(job_overrides), len(found))
     return list(found.values())
 
 
@@ -294,10 +292,15 @@ class Failure:
     reason: str
 
 
-def run(all_jobs: Sequence[Job], place: Place) -> None:
+def run(all_jobs: Sequence[Job], place: Place, merged: int = 0) -> None:
     """Run what is missing, and show the rows of all jobs.
 
     A job that fails is recorded, and the others go on.
+
+    Args:
+        all_jobs: From `jobs`.
+        place: Where they run.
+        merged: How many more were asked for that come to the same as others.
 
     Raises:
         RunFailed: If a job failed.
@@ -307,6 +310,8 @@ def run(all_jobs: Sequence[Job], place: Place) -> None:
     console = OmegaConf.load(CONSOLE)
     assert isinstance(console, DictConfig)
     configure_log(console)  # Hydra does that for a single run only
+    if merged:
+        log.info("%d jobs come to %d", len(all_jobs) + merged, len(all_jobs))
     missing = [job for job in all_jobs if not job.done]
     if len(missing) < len(all_jobs):
         log.info("%d of %d jobs are finished", len(all_jobs) - len(missing), len(all_jobs))
@@ -323,7 +328,11 @@ def run(all_jobs: Sequence[Job], place: Place) -> None:
         left = left if place.apart else [job for job in left if job not in first]
         place = ThisMachine(1) if place.apart else place
         failures += _run_each(left, place, "measuring", "rerun=false")
-    _show(all_jobs)
+    outputs = Path(all_jobs[0].config["outputs"])
+    if (outputs / "runs").exists():
+        write_table(outputs)  # a job that was killed could not
+    if len(all_jobs) > 1 or place.apart or not missing:  # else the one job has shown its rows
+        _show(all_jobs)
     if interruption.received():
         raise interruption.error("interrupted; the same command again runs what is missing")
     if failures:
@@ -333,9 +342,6 @@ def run(all_jobs: Sequence[Job], place: Place) -> None:
 
 
 def _show(jobs: Sequence[Job]) -> None:
-    outputs = Path(jobs[0].config["outputs"])
-    if (outputs / "runs").exists():
-        write_table(outputs)
     folders = dict.fromkeys(job.folder for job in jobs)
     rows = [row for folder in folders for row in rows_of(folder)]
     log.info("\n%s", markdown(rows))

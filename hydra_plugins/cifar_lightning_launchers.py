@@ -48,7 +48,8 @@ class ProcessLauncher(Launcher):
         def compose(overrides: Sequence[str]) -> DictConfig:
             return self._loader.load_sweep_config(self._config, list(overrides))
 
-        sweep.run(sweep.jobs(job_overrides, compose), self._places())
+        found = sweep.jobs(job_overrides, compose)
+        sweep.run(found, self._places(), merged=len(job_overrides) - len(found))
         return []  # each job's outcome is in its own folder
 
     def _places(self) -> Any:

@@ -11,8 +11,9 @@ from dataclasses import replace
 
 import pytest
 from conftest import ROOT, TINY
+from hydra import compose, initialize_config_dir
 
-from cifar_lightning import interruption, sweep
+from cifar_lightning import config, identity, interruption, sweep
 from cifar_lightning.errors import Interrupted
 from cifar_lightning.files import alone
 from cifar_lightning.results import Run, rows_of
@@ -25,10 +26,10 @@ def runs(outputs):
 
 
 def job(tmp_path, name="net-sgd-cosine-e1-s0-00000000", **trainer):
-    config = {"benchmark": {}, "trainer": trainer, "outputs": str(tmp_path), "rerun": True}
+    settings = {"benchmark": {}, "trainer": trainer, "outputs": str(tmp_path), "rerun": True}
     folder = tmp_path / "runs" / name
     folder.mkdir(parents=True, exist_ok=True)
-    return sweep.Job(("epochs=1",), name, config, folder)
+    return sweep.Job(("epochs=1",), name, settings, folder)
 
 
 class Scripts:
@@ -164,6 +165,24 @@ def test_runs_are_trained_once_and_measured_for_every_job(tmp_path):
     place = Recording(apart=False)
     sweep.run([jobs[0], replace(jobs[1], overrides=("x=1",)), jobs[2]], place)
     assert place.started == [("a",), ("b",), ("a", "rerun=false")]
+
+
+def test_jobs_that_come_to_the_same_are_one():
+    """Equal ones, and such that differ in what changes nothing; not what is measured."""
+    identity.register()
+    alike = [["seed=0"], ["seed=0", "id=B1"], ["seed=0", "benchmark=full"], ["seed=1"]]
+    with initialize_config_dir(str(config.CONF_DIR), version_base="1.3"):
+        found = sweep.jobs(
+            [[*SMALL, *overrides] for overrides in alike],
+            lambda overrides: compose("train", list(overrides), return_hydra_config=True),
+        )
+    assert [job.overrides[len(SMALL) :] for job in found] == [
+        ("seed=0",),
+        ("seed=0", "benchmark=full"),
+        ("seed=1",),
+    ]
+    assert found[0].folder == found[1].folder
+    assert found[0].label == "seed=0"
 
 
 def test_an_empty_sweep(command, outputs):
