@@ -223,10 +223,10 @@ def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str
             macs=count_macs(experiment.classifier.backbone),
         )
     )
-    if before is None:
-        _clear(folder)
-    else:
+    if before is not None:
         start = _continued(folder, before, start)
+    if start.checkpoint is None:  # also of a run that did not come to its first one
+        _clear(folder)
     remove_unfinished(folder)
     remove_unfinished(folder / CHECKPOINTS)
     start.record.save(folder)
