@@ -99,7 +99,9 @@ def test_the_same_command_again_shows_the_row(command, outputs, monkeypatch):
 def test_a_continued_run_equals_an_uninterrupted_one(
     workers, command, outputs, tmp_path, monkeypatch
 ):
-    settings = (*COMMAND, f"data.num_workers={workers}")
+    # With workers also with an average of the weights, and with draws for single images.
+    more = ("ema=0.9", "augment=[crop,trivialaugment,mixup]") if workers else ()
+    settings = (*COMMAND, f"data.num_workers={workers}", *more)
     reference = tmp_path / "reference"
     assert command(*settings, f"outputs={reference}").status == 0
     with monkeypatch.context() as patch:
@@ -127,7 +129,9 @@ def test_a_continued_run_equals_an_uninterrupted_one(
     checkpoints = [
         torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (folder, other)
     ]
-    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+    parts = ["state_dict", "optimizer_states", "lr_schedulers"]
+    parts += ["current_model_state", "averaging_state"] if more else []
+    for part in parts:
         torch.testing.assert_close(*(c[part] for c in checkpoints), rtol=0, atol=0)
     assert Run.load(folder).val_acc == Run.load(other).val_acc
     assert Run.load(folder).test_acc == Run.load(other).test_acc
