@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from lightning import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -86,6 +87,7 @@ def ours(model: str, stride: str) -> float:
     """Train an epoch as our command does; return images per second."""
     with tempfile.TemporaryDirectory() as folder:
         experiment, data = prepared(model, stride, folder)
+        experiment.trainer.logger = TensorBoardLogger(folder, name="")
         return _speed(experiment.trainer, experiment.classifier, datamodule=data)
 
 

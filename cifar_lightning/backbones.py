@@ -48,9 +48,7 @@ def mobilenet_v3_small(
         ValueError: If the output stride is out of reach or the width is not positive.
     """
     network = _mobilenet(models.mobilenet_v3_small, num_classes, width, dropout)
-    if zero_init:
-        silence_residuals(network)
-    return adapt(network, output_stride, bn_momentum, bn_eps)
+    return adapt(network, output_stride, bn_momentum, bn_eps, zero_init)
 
 
 def mobilenet_v3_large(
@@ -64,9 +62,7 @@ def mobilenet_v3_large(
 ) -> nn.Module:
     """Build MobileNetV3-Large (Howard et al. 2019); arguments as for `mobilenet_v3_small`."""
     network = _mobilenet(models.mobilenet_v3_large, num_classes, width, dropout)
-    if zero_init:
-        silence_residuals(network)
-    return adapt(network, output_stride, bn_momentum, bn_eps)
+    return adapt(network, output_stride, bn_momentum, bn_eps, zero_init)
 
 
 def mobilenet_v2(
@@ -80,9 +76,7 @@ def mobilenet_v2(
 ) -> nn.Module:
     """Build MobileNetV2 (Sandler et al. 2018); arguments as for `mobilenet_v3_small`."""
     network = _mobilenet(models.mobilenet_v2, num_classes, width, dropout)
-    if zero_init:
-        silence_residuals(network)
-    return adapt(network, output_stride, bn_momentum, bn_eps)
+    return adapt(network, output_stride, bn_momentum, bn_eps, zero_init)
 
 
 def shufflenet_v2(
@@ -125,25 +119,16 @@ def resnet18(
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.maxpool = nn.Identity()
     network.fc = nn.Sequential(nn.Dropout(dropout), network.fc)
-    if zero_init:
-        silence_residuals(network)
-    return adapt(network, output_stride, bn_momentum, bn_eps)
+    return adapt(network, output_stride, bn_momentum, bn_eps, zero_init)
 
 
-def silence_residuals(network: nn.Module) -> None:
-    """Let every residual block begin as the identity: its last BatchNorm's weights become 0.
-
-    From Goyal et al., "Accurate, Large Minibatch SGD" (2017).
-    """
-    for block in network.modules():
-        if isinstance(block, BasicBlock):
-            nn.init.zeros_(block.bn2.weight)
-        elif getattr(block, "use_res_connect", False):  # both MobileNets'
-            norms = [layer for layer in block.modules() if isinstance(layer, nn.BatchNorm2d)]
-            nn.init.zeros_(norms[-1].weight)
-
-
-def adapt(network: nn.Module, output_stride: int, bn_momentum: float, bn_eps: float) -> nn.Module:
+def adapt(
+    network: nn.Module,
+    output_stride: int,
+    bn_momentum: float,
+    bn_eps: float,
+    zero_init: bool | None = None,
+) -> nn.Module:
     """Bring a network to an output stride and set its BatchNorms, in place.
 
     The layers that halve the resolution are found by running the network once; those that see the
@@ -158,6 +143,7 @@ def adapt(network: nn.Module, output_stride: int, bn_momentum: float, bn_eps: fl
         output_stride: Input resolution over the last feature map's.
         bn_momentum: New value of every BatchNorm.
         bn_eps: New value of every BatchNorm.
+        zero_init: Let residual blocks begin as the identity.
 
     Returns:
         The same network.
@@ -177,7 +163,22 @@ def adapt(network: nn.Module, output_stride: int, bn_momentum: float, bn_eps: fl
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum, module.eps = bn_momentum, bn_eps
+    if zero_init:
+        _silence_residuals(network)
     return network
+
+
+def _silence_residuals(network: nn.Module) -> None:
+    """Let every residual block begin as the identity: its last BatchNorm's weights become 0.
+
+    From Goyal et al., "Accurate, Large Minibatch SGD" (2017).
+    """
+    for block in network.modules():
+        if isinstance(block, BasicBlock):
+            nn.init.zeros_(block.bn2.weight)
+        elif getattr(block, "use_res_connect", False):  # both MobileNets'
+            norms = [layer for layer in block.modules() if isinstance(layer, nn.BatchNorm2d)]
+            nn.init.zeros_(norms[-1].weight)
 
 
 def _downsampling_steps(network: nn.Module) -> list[list[nn.Conv2d | nn.MaxPool2d]]:

@@ -63,7 +63,7 @@ from cifar_lightning.finished import (
 )
 from cifar_lightning.footprint import count_macs, count_parameters
 from cifar_lightning.measure import device_name, load_backbone
-from cifar_lightning.results import MEGA, Measurement, Run, write_table
+from cifar_lightning.results import MEGA, Run, write_table
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str
             f"{fingerprint}); give the data another data.name, or start over with rerun=true"
         )
     if before is not None and before.status == "finished" and (folder / WEIGHTS).exists():
-        if _missing(experiment):
+        if any(experiment.benchmark.request.missing(folder, _device(experiment))):
             log.info("%s is trained; measuring what is missing", folder.name)
             with interruption.deferred():
                 experiment.benchmark.measure(folder, experiment.data, _device(experiment))
@@ -491,14 +491,6 @@ def _continued(folder: Path, before: Run, start: Start) -> Start:
     return replace(start, checkpoint=path, step=step)
 
 
-def _missing(experiment: Experiment) -> bool:
-    request = experiment.benchmark.request
-    return not all(
-        Measurement.exists(experiment.folder, name, threads, request.protocol)
-        for name, threads in request.combinations(_device(experiment))
-    )
-
-
 def _device(experiment: Experiment) -> torch.device:
     return experiment.trainer.strategy.root_device
 
@@ -577,6 +569,7 @@ def _quiet() -> None:
     """Keep Lightning's general advice off the console; what matters is said in our own words."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # their reports
     for message in (
         ".*exists and is not empty.*",  # a continued run's checkpoints
         ".*does not have many workers.*",
@@ -593,7 +586,7 @@ def _greet(experiment: Experiment) -> None:
         "%s in %s on %s: %.2f M parameters, %.2f M MACs",
         experiment.folder.name,
         relative(experiment.folder),
-        device_name(experiment.trainer.strategy.root_device),
+        device_name(_device(experiment)),
         count_parameters(backbone) / MEGA,
         count_macs(backbone) / MEGA,
     )

@@ -46,7 +46,7 @@ from cifar_lightning.latency import (
     compare_latencies,
     measure_latency,
 )
-from cifar_lightning.results import Measurement, Run, find_run, markdown, rows_of, write_table
+from cifar_lightning.results import RUNS, Measurement, Run, find_run, markdown, rows_of, write_table
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,12 @@ class Request:
         for name in self.variants:
             for count in self.threads if device.type == "cpu" else self.threads[:1]:
                 yield name, count
+
+    def missing(self, folder: Path, device: torch.device) -> Iterator[tuple[str, int]]:
+        """Yield those of the combinations that a run has no measurement of."""
+        for name, threads in self.combinations(device):
+            if not Measurement.exists(folder, name, threads, self.protocol):
+                yield name, threads
 
 
 def load_backbone(folder: Path) -> nn.Module:
@@ -136,9 +142,8 @@ def measure(
     """
     measurements = []
     with torch.inference_mode(mode=False):
-        for name, threads in request.combinations(device):
-            if only_missing and Measurement.exists(folder, name, threads, request.protocol):
-                continue
+        wanted = request.missing(folder, device) if only_missing else request.combinations(device)
+        for name, threads in wanted:
             with device_lock(device):
                 measurement = _measure(folder, data, name, threads, device, request.protocol)
             measurement.save(folder)
@@ -354,7 +359,7 @@ def _answer(
     else:
         measurements = measure(folder, data, request, device)
     # Of a run that was moved elsewhere, `outputs` has no table.
-    if folder.resolve().parent == (outputs / "runs").resolve():
+    if folder.resolve().parent == (outputs / RUNS).resolve():
         write_table(outputs)
     log.info("\n%s", markdown(rows_of(folder)))
     if failed := [measurement.variant for measurement in measurements if measurement.failed]:

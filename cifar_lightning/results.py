@@ -315,7 +315,7 @@ def find_run(outputs: Path, query: str, key: str = "run") -> Path:
 
 
 def _whole_runs(outputs: Path) -> Iterator[tuple[Path, Run]]:
-    for path in sorted((outputs / "runs").glob(f"*/{Run.FILE}")):
+    for path in sorted((outputs / RUNS).glob(f"*/{Run.FILE}")):
         try:
             yield path.parent, Run.load(path.parent)
         except ValueError as error:
@@ -394,7 +394,7 @@ def write_table(outputs: Path) -> list[Row]:
     """
     with FileLock(outputs / ".results.lock"):
         remove_unfinished(outputs)
-        rows = [row for folder in (outputs / "runs").iterdir() for row in rows_of(folder)]
+        rows = [row for folder in (outputs / RUNS).iterdir() for row in rows_of(folder)]
         rows.sort(key=lambda row: (row["started"], row["run"], str(row["variant"])))
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")

@@ -32,7 +32,7 @@ from cifar_lightning.command import LOCK
 from cifar_lightning.errors import RunFailed, UserError
 from cifar_lightning.files import alone
 from cifar_lightning.finished import duration, finished, take_up
-from cifar_lightning.results import Run, group_means, markdown, rows_of, write_table
+from cifar_lightning.results import RUNS, Run, group_means, markdown, rows_of, write_table
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def jobs(
             config = identity.resolve(composed)
             configuration.check(config)
             name = configuration.run_name(config, composed.hydra.runtime.choices)
-            folder = Path(config["outputs"]) / "runs" / name
+            folder = Path(config["outputs"]) / RUNS / name
             job = Job(tuple(overrides), " ".join(varied) or name, config, folder)
             if not job.done:
                 from cifar_lightning.experiment import build  # torch: only where there is work
@@ -329,7 +329,7 @@ def run(all_jobs: Sequence[Job], place: Place, merged: int = 0) -> None:
         place = ThisMachine(1) if place.apart else place
         failures += _run_each(left, place, "measuring", "rerun=false")
     outputs = Path(all_jobs[0].config["outputs"])
-    if (outputs / "runs").exists():
+    if (outputs / RUNS).exists():
         write_table(outputs)  # a job that was killed could not
     if len(all_jobs) > 1 or place.apart or not missing:  # else the one job has shown its rows
         _show(all_jobs)
@@ -356,7 +356,6 @@ class _Running:
     slot: int
     process: Process
     output: Path
-    since: float
     started: float
 
 
@@ -379,9 +378,7 @@ def _run_each(jobs: Sequence[Job], place: Place, doing: str, *more: str) -> list
                     log.info("%s %d of %d: %s", doing, number, len(jobs), job.label)
                     slot, output = free.pop(0), Path(outputs) / str(number)
                     process = place.start(job, [*job.overrides, *more], slot, output)
-                    running.append(
-                        _Running(number, job, slot, process, output, time.monotonic(), time.time())
-                    )
+                    running.append(_Running(number, job, slot, process, output, time.time()))
                 for one in list(running):
                     status = one.process.poll()
                     if status is None:
@@ -390,7 +387,7 @@ def _run_each(jobs: Sequence[Job], place: Place, doing: str, *more: str) -> list
                     free.append(one.slot)
                     if status and not interruption.received():
                         failures.append(Failure(one.job, status, _reason(one, status)))
-                    took = duration(time.monotonic() - one.since)
+                    took = duration(time.time() - one.started)
                     outcome = f"ended with status {status}" if status else "done"
                     log.info("%d of %d %s after %s", one.number, len(jobs), outcome, took)
                 time.sleep(POLL_S)

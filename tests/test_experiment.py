@@ -418,6 +418,12 @@ def test_training_on_all_images(command, outputs):
     assert "val/acc" not in curves(folder)
 
 
+def test_a_profile_is_shown(command, outputs):
+    ended = command(*TINY, "epochs=1", "benchmark.variants=[]", "trainer.profiler=simple")
+    assert ended.status == 0, ended.err
+    assert "run_training_epoch" in ended.out
+
+
 def test_training_images_are_drawn(command, outputs):
     command(*COMMAND, "augment=[crop,cutout]")
     events = EventAccumulator(str(only_run(outputs) / "tensorboard"))
