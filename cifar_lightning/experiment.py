@@ -567,8 +567,9 @@ def _record_ending(experiment: Experiment, ending: CifarLightningError, outputs:
 
 def _quiet() -> None:
     """Keep Lightning's general advice off the console; what matters is said in our own words."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).handlers.clear()  # the root's get it, too
     logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # their reports
     for message in (
         ".*exists and is not empty.*",  # a continued run's checkpoints
