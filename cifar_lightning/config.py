@@ -107,6 +107,19 @@ class MeasureConfig:
     data_root: str | None = MISSING
 
 
+@dataclass
+class ReportConfig:
+    """Types of ``conf/report.yaml``."""
+
+    outputs: list[str] = MISSING
+    to: str | None = MISSING
+    min_acc: float = MISSING
+    baseline: str | None = MISSING
+    sort: str = MISSING
+    filter: list[str] = MISSING
+    detail: str | None = MISSING
+
+
 # --- Checks ---------------------------------------------------------------------------------
 
 
@@ -160,6 +173,7 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "data.num_classes": (_whole(lambda v: v >= 2), "a whole number of at least 2"),
     "data.connect_timeout": _POSITIVE,
     "n_trials": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
+    "min_acc": (_number(lambda v: 0 <= v <= 100), "0 to 100, percent"),
     "repeats": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
 }
 
@@ -410,7 +424,7 @@ def _explain_key(error: OmegaConfBaseException) -> UserError:
 def _explain_type(error: ValidationError) -> UserError:
     expected = {"int": "a whole number", "float": "a number", "bool": "true or false"}
     annotations = TrainConfig.__annotations__ | MeasureConfig.__annotations__
-    annotations = annotations | TuneConfig.__annotations__
+    annotations = annotations | TuneConfig.__annotations__ | ReportConfig.__annotations__
     annotation = str(annotations.get(str(error.full_key), ""))
     if annotation in expected:
         return bad_value(str(error.full_key), error.value, expected[annotation])

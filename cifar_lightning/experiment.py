@@ -216,6 +216,7 @@ def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str
             status="running",
             started=before.started if before else datetime.now(UTC).isoformat(timespec="seconds"),
             data_fingerprint=fingerprint,
+            classes=list(experiment.data.images.classes),
             code=provenance.code(),
             versions=provenance.versions(),
             machine=provenance.machine() | {"device": device_name(_device(experiment))},

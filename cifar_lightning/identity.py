@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from cifar_lightning.config import (
     NAMING_GROUPS,
     MeasureConfig,
+    ReportConfig,
     TrainConfig,
     TuneConfig,
     check,
@@ -46,6 +47,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=TrainConfig)
     store.store(name="measure_schema", node=MeasureConfig)
+    store.store(name="report_schema", node=ReportConfig)
     store.store(name="tune_schema", node=TuneConfig)
     OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
 

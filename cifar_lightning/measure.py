@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from cifar_lightning import config as configuration
 from cifar_lightning import interruption, provenance, variants
@@ -202,7 +203,7 @@ def _fill(
 ) -> Measurement:
     """Evaluate and time a variant that is ready to be called."""
     protocol = PROTOCOLS[blank.protocol]
-    accuracy = evaluate(prepared.forward, data, device)
+    confusion = evaluate(prepared.forward, data, device)
     image = _image(device)
     before = device_state(device)
     load = Load(device)
@@ -227,7 +228,8 @@ def _fill(
         blank,
         status="disturbed" if disturbed else "ok",
         reason=f"other processes used {100 * share:.0f} %" if disturbed and share else None,
-        test_acc=accuracy,
+        test_acc=accuracy(confusion),
+        confusion=confusion.tolist(),
         latency=asdict(latency.stats),
         size_bytes=prepared.size_bytes,
         environment=environment,
@@ -256,19 +258,24 @@ def _calibration(data: ImageDataModule) -> Tensor:
 
 def evaluate(
     forward: Callable[[Tensor], Tensor], data: ImageDataModule, device: torch.device
-) -> float:
-    """Classify the whole test split in this process; return the accuracy in percent."""
+) -> Tensor:
+    """Classify the whole test split in this process.
+
+    Returns:
+        Counts of images: a row for each true class, a column for each predicted one.
+    """
     test = data.images.test
-    correct = 0
-    for images, labels in zip(
-        test.images.split(data.eval_batch_size),
-        test.labels.split(data.eval_batch_size),
-        strict=True,
-    ):
+    predicted = []
+    for images in test.images.split(data.eval_batch_size):
         interruption.check()
         logits = forward(data.normalize(images.to(device)))
-        correct += int((logits.argmax(1).cpu() == labels).sum())
-    return 100 * correct / len(test.labels)
+        predicted.append(logits.argmax(1).cpu())
+    return multiclass_confusion_matrix(torch.cat(predicted), test.labels, logits.shape[1])
+
+
+def accuracy(confusion: Tensor) -> float:
+    """Take the share of right answers, in percent, from what `evaluate` gives."""
+    return 100 * int(confusion.trace()) / int(confusion.sum())
 
 
 def _replayed_ms(prepared: variants.Prepared, image: Tensor, protocol: Protocol) -> float | None:

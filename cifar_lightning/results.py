@@ -16,7 +16,7 @@ import json
 import logging
 import operator
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -70,6 +70,7 @@ class Run(_Record):
         val_acc: Best validation accuracy in percent.
         test_acc: Test accuracy of that checkpoint in percent.
         train_seconds: Time in training and validation, over all continuations.
+        classes: Their names, in the order of the network's outputs.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Run(_Record):
     val_acc: float | None = None
     test_acc: float | None = None
     train_seconds: float | None = None
+    classes: list[str] = field(default_factory=list)
 
     FILE: ClassVar[str] = "run.json"
 
@@ -118,6 +120,8 @@ class Measurement(_Record):
         clock: ``cuda_event`` or ``perf_counter``.
         protocol: ``full`` or ``quick``.
         test_acc: In percent, evaluated under this variant on the whole test split.
+        confusion: Counts of test images, a row for each true class and a column for each predicted
+            one.
         latency: Fields of `latency.LatencyStats`.
         size_bytes: Of the file that this variant ships.
         environment: Versions, machine and every flag that was set.
@@ -155,6 +159,7 @@ class Measurement(_Record):
     wall: dict[str, Any] | None = None
     graph_ms: float | None = None
     repeats: list[dict[str, float | None]] = field(default_factory=list)
+    confusion: list[list[int]] | None = None
 
     FOLDER: ClassVar[str] = "measurements"
 
@@ -244,36 +249,67 @@ CSV_COLUMNS = (
 Row = dict[str, Any]
 
 
-def rows_of(folder: Path) -> list[Row]:
-    """Make the table's rows of one run: one a measurement, and one if it ended without any.
+@dataclass(frozen=True)
+class Recorded:
+    """A run with what the table shows of it.
 
-    A run that is still under way gives none, and of two protocols on the same hardware only
-    ``full`` is shown.
+    Attributes:
+        lines: Rows of the table, each with the measurement it was made of.
+        damaged: One line for each file that could not be read and is left out.
     """
-    try:
-        run = Run.load(folder)
-    except FileNotFoundError:
-        return []
-    except ValueError as error:
-        log.warning("%s is damaged and left out (%s)", folder / Run.FILE, error)
-        return []
-    try:
-        return _rows_of(run, list(_measurements(folder)))
-    except (KeyError, TypeError, AttributeError) as error:
-        log.warning("%s is damaged and left out (no %s)", folder, error)
-        return []
+
+    folder: Path
+    run: Run | None
+    lines: list[tuple[Row, Measurement | None]]
+    damaged: list[str]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read a run's files; what is damaged is left out.
+
+        A run that is still under way gives no rows, and of two protocols on the same hardware only
+        ``full`` is shown.
+        """
+        try:
+            run = Run.load(folder)
+        except FileNotFoundError:
+            return cls(folder, None, [], [])
+        except ValueError as error:
+            return cls(folder, None, [], [_left_out(folder / Run.FILE, error)])
+        measurements, damaged = [], []
+        for path in sorted((folder / Measurement.FOLDER).glob("*.json")):
+            try:
+                measurements.append(Measurement.read(path))
+            except ValueError as error:
+                damaged.append(_left_out(path, error))
+        try:
+            return cls(folder, run, _lines(run, measurements), damaged)
+        except (KeyError, TypeError, AttributeError) as error:
+            return cls(folder, None, [], [*damaged, _left_out(folder, f"no {error}")])
 
 
-def _rows_of(run: Run, measurements: list[Measurement]) -> list[Row]:
+def _left_out(path: Path, reason: object) -> str:
+    return f"{path} is damaged and left out ({reason})"
+
+
+def rows_of(folder: Path) -> list[Row]:
+    """Make the table's rows of one run: one a measurement, and one if it ended without any."""
+    recorded = Recorded.read(folder)
+    for line in recorded.damaged:
+        log.warning("%s", line)
+    return [row for row, _ in recorded.lines]
+
+
+def _lines(run: Run, measurements: list[Measurement]) -> list[tuple[Row, Measurement | None]]:
     fully = {m.configuration for m in measurements if m.protocol == "full"}
     shown = [m for m in measurements if m.protocol == "full" or m.configuration not in fully]
     if run.status in ("running", "interrupted"):
         return []
     if not shown or run.status == "failed":
-        return [_row(run, None)]
+        return [(_row(run, None), None)]
     rows = [_row(run, measurement) for measurement in shown]
     _add_speedups(rows)
-    return rows
+    return list(zip(rows, shown, strict=True))
 
 
 def _add_speedups(rows: list[Row]) -> None:
@@ -327,14 +363,6 @@ def _load_or_refuse(folder: Path) -> Run:
         return Run.load(folder)
     except ValueError as error:
         raise UserError(f"{folder / Run.FILE}: damaged ({error})") from error
-
-
-def _measurements(folder: Path) -> Iterator[Measurement]:
-    for path in sorted((folder / Measurement.FOLDER).glob("*.json")):
-        try:
-            yield Measurement.read(path)
-        except ValueError as error:
-            log.warning("%s is damaged and left out (%s)", path, error)
 
 
 def _row(run: Run, measurement: Measurement | None) -> Row:
@@ -452,7 +480,7 @@ def markdown(rows: list[Row]) -> str:
         "Device",
     )
     lines = [header] + [_cells(row) for row in rows]
-    return _draw(lines, numeric=range(2, 8))
+    return draw_table(lines, range(2, 8))
 
 
 def group_means(rows: list[Row]) -> str:
@@ -474,7 +502,7 @@ def group_means(rows: list[Row]) -> str:
             keys = (("test_acc", 2), ("lat_mean_ms", 3), ("lat_p95_ms", 3))
             means = (_mean_and_deviation([row[key] for row in alike], n) for key, n in keys)
             lines.append((group, variant or "-", str(len(alike)), *means))
-    return _draw(lines, numeric=range(2, 6)) if len(lines) > 1 else ""
+    return draw_table(lines, range(2, 6)) if len(lines) > 1 else ""
 
 
 def _mean_and_deviation(values: list[float | None], digits: int) -> str:
@@ -484,8 +512,13 @@ def _mean_and_deviation(values: list[float | None], digits: int) -> str:
     return f"{statistics.fmean(known):.{digits}f} ± {statistics.stdev(known):.{digits}f}"
 
 
-def _draw(lines: list[tuple[str, ...]], numeric: range) -> str:
-    """Draw a Markdown table from its header and rows, numbers to the right."""
+def draw_table(lines: Sequence[tuple[str, ...]], numeric: Container[int]) -> str:
+    """Draw a Markdown table.
+
+    Args:
+        lines: The header, then the rows.
+        numeric: Columns of numbers, which stand to the right.
+    """
     header = lines[0]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     rule = [

@@ -13,6 +13,8 @@ ORDER = (
     "config",
     "interruption",
     "results",
+    "comparison",
+    "plots",
     "identity",
     "command",
     "provenance",
@@ -33,6 +35,7 @@ ORDER = (
     "experiment",
     "sweep",
     "search",
+    "report",
 )
 PACKAGE = ROOT / "cifar_lightning"
 

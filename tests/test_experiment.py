@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cifar_lightning.classifier import ImageClassifier
 from cifar_lightning.data import DigitsDataModule
 from cifar_lightning.files import alone
-from cifar_lightning.measure import evaluate, load_backbone
+from cifar_lightning.measure import accuracy, evaluate, load_backbone
 from cifar_lightning.results import Measurement, Run, rows_of
 
 COMMAND = (*TINY, "epochs=3", "batch_size=128", "optim.lr=0.2", "benchmark.variants=[]")
@@ -66,7 +66,11 @@ def test_from_the_command_to_the_row(command, outputs):
     assert measurement.test_acc == pytest.approx(run.test_acc, abs=1e-3)
     data = DigitsDataModule(**{k: v for k, v in run.config["data"].items() if k != "_target_"})
     fresh = load_backbone(folder)
-    assert evaluate(fresh, data, torch.device("cpu")) == pytest.approx(run.test_acc, abs=1e-3)
+    confusion = evaluate(fresh, data, torch.device("cpu"))
+    assert accuracy(confusion) == pytest.approx(run.test_acc, abs=1e-3)
+    assert confusion.tolist() == measurement.confusion
+    assert confusion.sum(1).tolist() == data.images.test.labels.bincount().tolist()
+    assert run.classes == list("0123456789")
     assert len(measurement.samples_ms) == measurement.latency["n"] >= 200
     assert measurement.environment["flags"]["threads"] == 1
     assert torch.get_num_threads() >= 1
