@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from cifar_lightning import interruption
+from cifar_lightning import interruption, plots
 from cifar_lightning.data import ImageDataModule, epoch_seed
 from cifar_lightning.errors import NotFinite
 from cifar_lightning.files import write_atomically
@@ -146,6 +146,51 @@ class TrainingImages(Callback):
                 logger.experiment.add_image("train/images", grid)
 
 
+class MisclassifiedImages(Callback):
+    """Draws the first test images that are taken for another class, in TensorBoard."""
+
+    COUNT = 32
+
+    def __init__(self) -> None:
+        self._images: list[Any] = []
+        self._names: list[str] = []
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._images, self._names = [], []
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        room = self.COUNT - len(self._images)
+        if room == 0 or not trainer.is_global_zero:
+            return
+        data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
+        images, labels = batch
+        predicted = outputs["logits"].argmax(1)
+        wrong = (predicted != labels).nonzero().flatten()[:room]
+        names = data.images.classes
+        pixels = data.normalize.inverse(images[wrong]).clamp(0, 1).permute(0, 2, 3, 1)
+        self._images += list(pixels.float().cpu().numpy())
+        self._names += [
+            f"{names[true]}, not {names[taken]}"
+            for true, taken in zip(labels[wrong].tolist(), predicted[wrong].tolist(), strict=True)
+        ]
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._images:
+            return
+        figure = plots.named_images(self._images, self._names)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure("test/misclassified", figure, trainer.global_step)
+
+
 class MovableCheckpoint(ModelCheckpoint):
     """Knows its files and its best score also after the outputs were moved."""
 
@@ -255,19 +300,11 @@ class Benchmark(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or not self.request.variants:
             return
-        measurements = self.measure(
+        self.measure(
             Path(trainer.default_root_dir),
             trainer.datamodule,  # type: ignore[attr-defined]
             trainer.strategy.root_device,
         )
-        scalars = {
-            f"latency/{m.variant}-t{m.threads}/{key}": m.latency[key]
-            for m in measurements
-            for key in ("mean_ms", "p95_ms")
-            if m.latency.get(key) is not None
-        }
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=trainer.global_step)
 
     def measure(
         self, folder: Path, data: ImageDataModule, device: torch.device

@@ -71,15 +71,20 @@ class ImageClassifier(LightningModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._step(batch, "train", self.label_smoothing)
+        loss, _ = self._step(batch, "train", self.label_smoothing)
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._step(batch, "val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step(batch, "test")
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        _, logits = self._step(batch, "test")
+        return {"logits": logits}
 
-    def _step(self, batch: Batch, stage: Stage, label_smoothing: float = 0.0) -> Tensor:
+    def _step(
+        self, batch: Batch, stage: Stage, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the loss and the logits, and keep what the metrics are made of."""
         images, labels = batch
         logits = self(images)
         loss = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
@@ -90,7 +95,7 @@ class ImageClassifier(LightningModule):
         # Kept as they are: updating two metrics here takes ten times as long.
         correct = (logits.detach().argmax(1) == classes).sum()
         self._steps[stage].append((loss.detach(), correct, len(labels)))
-        return loss
+        return loss, logits
 
     def _epoch_metrics(self, stage: Stage) -> dict[str, Any]:
         """Make a stage's metrics out of its steps, over all processes."""

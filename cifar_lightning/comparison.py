@@ -383,7 +383,7 @@ def changes(base: Entry, entry: Entry) -> list[str]:
     Another network, optimizer or schedule is one change together with the defaults that come with
     it; so is a feature that was off. The seed is none.
     """
-    old, new = (_settings(one.runs[0]) for one in (base, entry))
+    old, new = (settings(one.runs[0]) for one in (base, entry))
     choices = base.runs[0].choices, entry.runs[0].choices
     found = []
     for name in (*NAMING_GROUPS, *sorted((old.keys() | new.keys()) - {*NAMING_GROUPS})):
@@ -409,15 +409,15 @@ def _differences(name: str, before: Mapping[str, Any], after: Mapping[str, Any])
             yield f"{name}.{key} {_shown(before.get(key))} → {_shown(after.get(key))}"
 
 
-def _unusual(name: str, choices: Mapping[str, str], settings: Mapping[str, Any]) -> set[str]:
+def _unusual(name: str, choices: Mapping[str, str], found: Mapping[str, Any]) -> set[str]:
     """Tell which of an option's settings are not its file's."""
     path = CONF_DIR / name / f"{choices[name]}.yaml"
     file = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
     assert isinstance(file, dict)
-    return {key for key, value in settings[name].items() if file.get(key) != value}
+    return {key for key, value in found[name].items() if file.get(key) != value}
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def settings(run: Run) -> dict[str, Any]:
     """Keep a run's settings that change the weights, each in one place."""
 
     def kept(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -427,8 +427,8 @@ def _settings(run: Run) -> dict[str, Any]:
             if prefix + key not in REPEATED
         }
 
-    settings = training_config(run.config)
-    return kept(settings | {"augment": dict(settings["augment"])}, "")
+    training = training_config(run.config)
+    return kept(training | {"augment": dict(training["augment"])}, "")
 
 
 def _augment_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:

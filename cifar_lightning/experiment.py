@@ -28,13 +28,14 @@ from safetensors.torch import save as to_bytes
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from cifar_lightning import board, identity, interruption, provenance
 from cifar_lightning import config as configuration
-from cifar_lightning import identity, interruption, provenance
 from cifar_lightning.callbacks import (
     AtomicCheckpoints,
     Benchmark,
     EpochSeed,
     FiniteLoss,
+    MisclassifiedImages,
     MovableCheckpoint,
     RunProgressBar,
     StopWhenAsked,
@@ -181,6 +182,7 @@ def _run(experiment: Experiment, config: dict[str, Any], choices: dict[str, str]
     with interruption.deferred():
         test(experiment, fit(experiment, start))
     if experiment.leads:
+        board.draw(experiment.folder)
         write_table(Path(config["outputs"]))
         show(experiment.folder)
 
@@ -205,6 +207,7 @@ def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str
             log.info("%s is trained; measuring what is missing", folder.name)
             with interruption.deferred():
                 experiment.benchmark.measure(folder, experiment.data, _device(experiment))
+            board.draw(folder)
         return Start(before)
     _greet(experiment)
     start = Start(
@@ -290,6 +293,7 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
             StopWhenAsked(),
             FiniteLoss(),
             TrainingImages(),
+            MisclassifiedImages(),
             RunProgressBar(),
             timer,
             *averaging,

@@ -27,8 +27,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from cifar_lightning import board, interruption, provenance, variants
 from cifar_lightning import config as configuration
-from cifar_lightning import interruption, provenance, variants
 from cifar_lightning.command import command
 from cifar_lightning.company import (
     DISTURBED_ABOVE,
@@ -365,6 +365,7 @@ def _answer(
         measurements = _repeat(folder, request, device, config)
     else:
         measurements = measure(folder, data, request, device)
+    board.draw(folder)
     # Of a run that was moved elsewhere, `outputs` has no table.
     if folder.resolve().parent == (outputs / RUNS).resolve():
         write_table(outputs)

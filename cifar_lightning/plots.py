@@ -282,6 +282,19 @@ def class_accuracies(
     return figure
 
 
+def named_images(images: Sequence[np.ndarray[Any, Any]], names: Sequence[str]) -> Figure:
+    """Draw images, (height, width, 3) from 0 to 1, each with a name above it."""
+    columns = 8
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(WIDTH, 1.35 * rows), layout="constrained")
+    for number, (image, name) in enumerate(zip(images, names, strict=True)):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        axes.imshow(image)
+        axes.set_title(name, fontsize=6)
+        axes.axis("off")
+    return figure
+
+
 def latency_histogram(entry: Entry) -> Figure:
     """Draw the distribution of one entry's samples with its mean and p95."""
     figure, axes = _figure(3.2)

@@ -15,6 +15,7 @@ ORDER = (
     "results",
     "comparison",
     "plots",
+    "board",
     "identity",
     "command",
     "provenance",

@@ -80,7 +80,7 @@ def test_from_the_command_to_the_row(command, outputs):
     scalars = set(events.Tags()["scalars"])
     for split in ("train", "val"):
         assert len(events.Scalars(f"{split}/loss")) == len(events.Scalars(f"{split}/acc")) == 3
-    assert {"lr", "test/acc", "latency/fp32-t1/mean_ms", "latency/fp32-t1/p95_ms"} <= scalars
+    assert {"lr", "test/acc", "final/lat_mean_ms", "final/lat_p95_ms"} <= scalars
     assert "configuration/text_summary" in events.Tags()["tensors"]
 
 
@@ -149,7 +149,7 @@ def curves(folder):
     return {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
-        if not tag.startswith("latency/")
+        if not tag.startswith("final/lat_")
     }
 
 
