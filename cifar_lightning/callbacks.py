@@ -175,8 +175,8 @@ class MisclassifiedImages(Callback):
         predicted = outputs["logits"].argmax(1)
         wrong = (predicted != labels).nonzero().flatten()[:room]
         names = data.images.classes
-        pixels = data.normalize.inverse(images[wrong]).clamp(0, 1).permute(0, 2, 3, 1)
-        self._images += list(pixels.float().cpu().numpy())
+        pixels = data.normalize.inverse(images[wrong]).permute(0, 2, 3, 1)
+        self._images += list(pixels.cpu().numpy())
         self._names += [
             f"{names[true]}, not {names[taken]}"
             for true, taken in zip(labels[wrong].tolist(), predicted[wrong].tolist(), strict=True)

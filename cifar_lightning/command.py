@@ -34,6 +34,7 @@ def command(
     texts: tuple[str, ...] = (),
     lists: tuple[str, ...] = (),
     sweeps: bool = True,
+    positional: str | None = None,
 ) -> Callable[[Task], Callable[[], None]]:
     """Make a command out of a function of the composed configuration.
 
@@ -45,6 +46,7 @@ def command(
         texts: Keys whose values are text even where they look like numbers: ``id=1e5``.
         lists: Keys whose values are lists of such texts, so ``key=a,b`` is no sweep.
         sweeps: Whether it can be a multirun.
+        positional: The key, a list of texts, of arguments that come without one.
     """
 
     def decorate(task: Task) -> Callable[[], None]:
@@ -83,6 +85,8 @@ def command(
             if not sweeps and {"-m", "--multirun"} & set(sys.argv[1:]):
                 report(UserError(f"-m: {config_name} takes no sweep"))
                 sys.exit(max(statuses))
+            if positional is not None:
+                sys.argv[1:] = _keyed(sys.argv[1:], positional)
             sys.argv[1:] = [_quoted(argument, texts, lists) for argument in sys.argv[1:]]
             # A full disk can't take messages either; the error says it once.
             logging.raiseExceptions = False
@@ -116,6 +120,18 @@ def mark_started() -> None:
     """Say that the work has begun: from here on, an unknown error is none of Hydra's."""
     global _started
     _started = True
+
+
+def _keyed(arguments: list[str], key: str) -> list[str]:
+    """Collect what has no key, or names a file although it looks like ``key=value``."""
+    plain = [
+        argument
+        for argument in arguments
+        if not argument.startswith("-") and ("=" not in argument or Path(argument).exists())
+    ]
+    rest = [argument for argument in arguments if argument not in plain]
+    quoted = ("'" + argument.replace("'", "\\'") + "'" for argument in plain)
+    return [*rest, f"{key}=[{','.join(quoted)}]"] if plain else rest
 
 
 def _quoted(argument: str, texts: tuple[str, ...], lists: tuple[str, ...]) -> str:

@@ -120,6 +120,39 @@ class ReportConfig:
     detail: str | None = MISSING
 
 
+@dataclass
+class PredictConfig:
+    """Types of ``conf/predict.yaml``."""
+
+    run: str = MISSING
+    images: list[str] = MISSING
+    top: int = MISSING
+    format: str = MISSING
+    device: str = MISSING
+    outputs: str = MISSING
+
+
+@dataclass
+class ExportConfig:
+    """Types of ``conf/export.yaml``."""
+
+    run: str = MISSING
+    format: str = MISSING
+    to: str | None = MISSING
+    outputs: str = MISSING
+    data_root: str | None = MISSING
+
+
+SCHEMAS = {
+    "schema": TrainConfig,
+    "tune_schema": TuneConfig,
+    "measure_schema": MeasureConfig,
+    "report_schema": ReportConfig,
+    "predict_schema": PredictConfig,
+    "export_schema": ExportConfig,
+}
+
+
 # --- Checks ---------------------------------------------------------------------------------
 
 
@@ -173,6 +206,7 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "data.num_classes": (_whole(lambda v: v >= 2), "a whole number of at least 2"),
     "data.connect_timeout": _POSITIVE,
     "n_trials": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
+    "top": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
     "min_acc": (_number(lambda v: 0 <= v <= 100), "0 to 100, percent"),
     "repeats": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
 }
@@ -423,9 +457,8 @@ def _explain_key(error: OmegaConfBaseException) -> UserError:
 
 def _explain_type(error: ValidationError) -> UserError:
     expected = {"int": "a whole number", "float": "a number", "bool": "true or false"}
-    annotations = TrainConfig.__annotations__ | MeasureConfig.__annotations__
-    annotations = annotations | TuneConfig.__annotations__ | ReportConfig.__annotations__
-    annotation = str(annotations.get(str(error.full_key), ""))
+    found = (schema.__annotations__.get(str(error.full_key)) for schema in SCHEMAS.values())
+    annotation = str(next((one for one in found if one is not None), ""))
     if annotation in expected:
         return bad_value(str(error.full_key), error.value, expected[annotation])
     return UserError(f"{error.full_key}: {_one_line(error)}")

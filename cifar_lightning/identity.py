@@ -11,10 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning.config import (
     NAMING_GROUPS,
-    MeasureConfig,
-    ReportConfig,
-    TrainConfig,
-    TuneConfig,
+    SCHEMAS,
     check,
     plain,
     run_name,
@@ -45,10 +42,8 @@ def resolve(composed: DictConfig) -> dict[str, Any]:
 def register() -> None:
     """Make the schemas and the ``run_name`` resolver known to Hydra."""
     store = ConfigStore.instance()
-    store.store(name="schema", node=TrainConfig)
-    store.store(name="measure_schema", node=MeasureConfig)
-    store.store(name="report_schema", node=ReportConfig)
-    store.store(name="tune_schema", node=TuneConfig)
+    for name, schema in SCHEMAS.items():
+        store.store(name=name, node=schema)
     OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
 
 

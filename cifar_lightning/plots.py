@@ -283,7 +283,7 @@ def class_accuracies(
 
 
 def named_images(images: Sequence[np.ndarray[Any, Any]], names: Sequence[str]) -> Figure:
-    """Draw images, (height, width, 3) from 0 to 1, each with a name above it."""
+    """Draw images, (height, width, 3), uint8, each with a name above it."""
     columns = 8
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(WIDTH, 1.35 * rows), layout="constrained")

@@ -399,6 +399,7 @@ def interactive(section: Section, min_acc: float, number: int) -> Markup:
         xaxis={
             "title": "mean latency at batch 1 (ms)",
             "type": "log" if max(values) > 5 * min(values) else "linear",
+            "tickvals": _ticks(min(values), max(values)),
             "gridcolor": "rgba(140,149,159,0.3)",
             "zeroline": False,
         },
@@ -426,6 +427,13 @@ def interactive(section: Section, min_acc: float, number: int) -> Markup:
         config={"displayModeBar": False, "responsive": True},
     )
     return Markup(drawn)  # plotly escapes what it embeds
+
+
+def _ticks(low: float, high: float) -> list[float] | None:
+    """Choose 1, 2, 5, 10, ... for a logarithmic axis; None leaves it to the library."""
+    if high <= 5 * low:
+        return None
+    return [digit * 10.0**power for power in range(-4, 5) for digit in (1, 2, 5)]
 
 
 def _errors(estimates: Sequence[Any]) -> dict[str, Any]:

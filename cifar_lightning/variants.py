@@ -209,7 +209,7 @@ def _onnx(build: _Build) -> None:
     ort = _onnxruntime(build.device)
     start = time.perf_counter()
     path = build.folder() / "model.onnx"
-    _export(build.network, path)
+    export_onnx(build.network, path)
     _run_onnx(build, ort, path, start)
     if build.notes["max_abs_difference"] > MAX_EXPORT_ERROR:
         raise RuntimeError(f"ONNX Runtime's logits differ by {build.notes['max_abs_difference']}")
@@ -233,7 +233,7 @@ def _int8(build: _Build) -> None:
     network = build.network
     if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         network = fuse(network)
-    _export(network, folder / "fp32.onnx")
+    export_onnx(network, folder / "fp32.onnx")
     batches = iter(build.calibration().split(64))
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
@@ -449,8 +449,8 @@ def _provider(device: torch.device) -> str:
     return "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
 
 
-def _export(network: nn.Module, path: Path) -> None:
-    """Write ONNX with the weights inside and a free batch size."""
+def export_onnx(network: nn.Module, path: Path) -> None:
+    """Write ONNX with the weights inside, a free batch size, ``images`` in and ``logits`` out."""
     images = torch.randn(2, *EXAMPLE_SHAPE[1:])
     # NOTE: torch.export reads the older `allow_tf32`, which raises while all switches are `ieee`.
     with _silence(), _matmul_precision("tf32"):

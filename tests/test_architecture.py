@@ -37,6 +37,8 @@ ORDER = (
     "sweep",
     "search",
     "report",
+    "predict",
+    "export",
 )
 PACKAGE = ROOT / "cifar_lightning"
 

@@ -1,0 +1,243 @@
+"""Export a finished run's network, checked against it, with a model card.
+
+    python -m cifar_lightning.export run=B1 format=onnx
+
+The network takes normalised images, as in training; the card says how.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from safetensors import safe_open
+from safetensors.torch import load_model, save_file
+from torch import Tensor, nn
+
+from cifar_lightning import config as configuration
+from cifar_lightning.command import command
+from cifar_lightning.errors import RunFailed, UserError, bad_value
+from cifar_lightning.files import write_atomically
+from cifar_lightning.finished import relative
+from cifar_lightning.measure import load_backbone, load_data
+from cifar_lightning.results import Run, find_run, markdown, rows_of
+from cifar_lightning.variants import EXAMPLE_SHAPE, export_onnx
+
+log = logging.getLogger(__name__)
+
+Forward = Callable[[Tensor], Tensor]
+TOLERANCE = 1e-3  # of a logit: other kernels round otherwise
+CHECKED_IMAGES = 1000
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way to write a network to a file.
+
+    Attributes:
+        file: Its name.
+        write: Writes a network, with its configuration, to a path.
+        load: Makes something callable of the file.
+        example: Lines that load and call it, for the model card.
+    """
+
+    file: str
+    write: Callable[[nn.Module, dict[str, Any], Path], None]
+    load: Callable[[Path], Forward]
+    example: str
+
+
+def _write_onnx(network: nn.Module, node: dict[str, Any], path: Path) -> None:
+    export_onnx(network, path)
+
+
+def _load_onnx(path: Path) -> Forward:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def forward(images: Tensor) -> Tensor:
+        (logits,) = session.run(None, {"images": images.numpy()})
+        return torch.from_numpy(logits)
+
+    return forward
+
+
+def _write_torch_export(network: nn.Module, node: dict[str, Any], path: Path) -> None:
+    images = torch.randn(2, *EXAMPLE_SHAPE[1:])
+    shapes = ({0: torch.export.Dim("batch")},)
+    torch.export.save(torch.export.export(network, (images,), dynamic_shapes=shapes), path)
+
+
+def _load_torch_export(path: Path) -> Forward:
+    forward: Forward = torch.export.load(path).module()
+    return forward
+
+
+def _write_safetensors(network: nn.Module, node: dict[str, Any], path: Path) -> None:
+    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    save_file(weights, path, metadata={"model": json.dumps(node)})
+
+
+def load(path: str | Path) -> nn.Module:
+    """Build the network that a file of ``format=safetensors`` holds.
+
+    Raises:
+        UserError: If it is not such a file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            node = json.loads((file.metadata() or {})["model"])
+        configuration.check_targets("model", node)
+        network: nn.Module = instantiate(node)
+        load_model(network, path)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: not an export of format=safetensors ({error})") from error
+    return network.eval()
+
+
+FORMATS = {
+    "onnx": Format(
+        "model.onnx",
+        _write_onnx,
+        _load_onnx,
+        """\
+import onnxruntime
+session = onnxruntime.InferenceSession("model.onnx")
+(logits,) = session.run(None, {"images": images.numpy()})""",
+    ),
+    "torch_export": Format(
+        "model.pt2",
+        _write_torch_export,
+        _load_torch_export,
+        """\
+import torch
+network = torch.export.load("model.pt2").module()
+logits = network(images)""",
+    ),
+    "safetensors": Format(
+        "model.safetensors",
+        _write_safetensors,
+        load,
+        """\
+from cifar_lightning.export import load
+network = load("model.safetensors")
+logits = network(images)""",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How an exported network's logits compare with the run's.
+
+    Attributes:
+        images: Number of test images.
+        difference: Largest absolute difference of a logit.
+        same_class: Images that get the same class.
+    """
+
+    images: int
+    difference: float
+    same_class: int
+
+
+def agreement(reference: Forward, exported: Forward, images: Tensor) -> Agreement:
+    """Compare two networks on normalised images, (N, 3, 32, 32)."""
+    with torch.inference_mode():
+        pairs = [(reference(chunk), exported(chunk)) for chunk in images.split(250)]
+    expected, found = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    return Agreement(
+        images=len(images),
+        difference=float((expected - found).abs().max()),
+        same_class=int((expected.argmax(1) == found.argmax(1)).sum()),
+    )
+
+
+def export(folder: Path, name: str, to: Path, data_root: str | None = None) -> Path:
+    """Write a run's network and its model card.
+
+    Args:
+        folder: The run's.
+        name: One of `FORMATS`.
+        to: Folder to write to.
+        data_root: As for `measure.load_data`.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        UserError: If a package is missing or the run's files are damaged.
+        RunFailed: If the exported network does not agree; nothing is written then.
+    """
+    form, run = FORMATS[name], Run.load(folder)
+    network = load_backbone(folder)
+    data = load_data(folder, data_root)
+    test = data.images.test.images
+    # Evenly over the split: image folders are read class by class.
+    chosen = torch.linspace(0, len(test) - 1, min(CHECKED_IMAGES, len(test))).long()
+    images = data.normalize(test[chosen])
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / form.file
+        try:
+            form.write(load_backbone(folder), run.config["model"], path)
+            found = agreement(network, form.load(path), images)
+        except ModuleNotFoundError as error:
+            needed = f"needs {error.name}: pip install 'cifar-lightning[onnx]'"
+            raise UserError(f"format={name}: {needed}") from error
+        if not found.difference <= TOLERANCE:
+            raise RunFailed(
+                f"{run.name}: the exported logits differ by {found.difference:.2g}, "
+                f"allowed is {TOLERANCE:g}"
+            )
+        write_atomically(to / form.file, path.read_bytes())
+    write_atomically(to / f"{Path(form.file).stem}-{name}.md", card(folder, name, found))
+    return to / form.file
+
+
+def card(folder: Path, name: str, found: Agreement) -> str:
+    """Write the model card: what it is, how to load it, how good it is, how it was made."""
+    run = Run.load(folder)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cifar_lightning", "."),
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("model_card.md.jinja").render(
+        run=run,
+        form=FORMATS[name],
+        data=run.config["data"],
+        found=found,
+        table=markdown(rows_of(folder)),
+        settings=OmegaConf.to_yaml(OmegaConf.create(configuration.training_config(run.config))),
+    )
+
+
+@command("export", sweeps=False)
+def main(cfg: DictConfig) -> None:
+    """Export a finished run."""
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    if OmegaConf.is_missing(cfg, "run"):
+        raise UserError("run: needs a value, say run=B1")
+    if config["format"] not in FORMATS:
+        raise bad_value("format", config["format"], ", ".join(FORMATS))
+    outputs = Path(config["outputs"])
+    folder = find_run(outputs, config["run"])
+    to = Path(config["to"] or outputs / "exports" / Run.load(folder).label)
+    path = export(folder, config["format"], to, config["data_root"])
+    log.info("%s", relative(path.absolute()))
+
+
+if __name__ == "__main__":
+    main()
