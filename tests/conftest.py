@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import sys
 import tarfile
 from collections import Counter
@@ -51,22 +52,19 @@ def outputs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def command(
-    outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Ended]:
-    """Run ``train.py`` in this process, with its results in a folder of the test's own."""
-    import train
+    """Run a command's ``main`` in this process."""
 
-    def run(*overrides: str) -> Ended:
-        flags = [override for override in overrides if override.startswith("-")]
-        rest = [override for override in overrides if not override.startswith("-")]
-        monkeypatch.setattr(sys, "argv", ["train.py", *flags, f"outputs={outputs}", *rest])
+    def run(main: Callable[[], None], *arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", [main.__module__, *arguments])
         for handler in list(logging.root.handlers):  # an earlier command's, on a closed stream
             if type(handler) in (logging.StreamHandler, logging.FileHandler):
                 logging.root.removeHandler(handler)
         capsys.readouterr()
         try:
-            train.main()
+            main()
             status = 0
         except SystemExit as end:
             status = int(end.code or 0)
@@ -74,6 +72,31 @@ def command(
         return Ended(status, out, err)
 
     return run
+
+
+@pytest.fixture
+def command(outputs: Path, call: Callable[..., Ended]) -> Callable[..., Ended]:
+    """Run ``train.py`` in this process, with its results in a folder of the test's own."""
+    import train
+
+    def run(*overrides: str) -> Ended:
+        flags = [override for override in overrides if override.startswith("-")]
+        rest = [override for override in overrides if not override.startswith("-")]
+        return call(train.main, *flags, f"outputs={outputs}", *rest)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a tiny network for one epoch, measure two variants; return its outputs."""
+    outputs = tmp_path_factory.mktemp("finished") / "outputs"
+    subprocess.run(
+        [sys.executable, "train.py", *TINY, "epochs=1", "id=tiny", f"outputs={outputs}",
+         "benchmark.variants=[fp32,fused]"],
+        cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+    return outputs
 
 
 @pytest.fixture

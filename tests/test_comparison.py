@@ -1,0 +1,297 @@
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from test_results import MEASUREMENT, RUN, place
+
+from cifar_lightning.comparison import (
+    REPEATED,
+    Arena,
+    Conditions,
+    Entry,
+    Estimate,
+    changes,
+    compare,
+    effect,
+    verdict,
+)
+from cifar_lightning.config import CONF_DIR, run_name
+from cifar_lightning.errors import UserError
+from cifar_lightning.results import Recorded
+
+CONDITIONS = Conditions("digits", "f" * 16, "A CPU", 1, "perf_counter", "full")
+
+
+def recorded(tmp_path, *pairs):
+    """Write runs with measurements and read them again."""
+    for run, *measurements in pairs:
+        place(tmp_path, run, *measurements)
+    return [Recorded.read(path) for path in sorted((tmp_path / "runs").iterdir())]
+
+
+def a_run(label, seed=0, fingerprint="f" * 16, **config):
+    config = RUN.config | {"seed": seed, "data": {"name": "digits", "seed": seed}} | config
+    name = run_name(config, RUN.choices)
+    return replace(RUN, id=label, name=name, config=config, data_fingerprint=fingerprint)
+
+
+def measured(run, acc=90.0, mean=1.0, width=0.1, images=1000, **changed):
+    right = round(acc * images / 100)
+    latency = MEASUREMENT.latency | {"mean_ms": mean, "mean_ci_ms": width, "p95_ms": 2 * mean}
+    return replace(
+        MEASUREMENT,
+        **{
+            "run": run.name,
+            "test_acc": 100 * right / images,
+            "latency": latency,
+            "confusion": [[right, images - right], [0, 0]],
+        }
+        | changed,
+    )
+
+
+def entry(label, acc, mean, width=0.1, images=1000, variant="fp32", **config):
+    run = a_run(label, **config)
+    one = measured(run, acc, mean, width, images, variant=variant)
+    return Entry(label, (run,), (one,))
+
+
+def arena(*entries):
+    return Arena(CONDITIONS, tuple(entries), entries[0])
+
+
+# --- Intervals ------------------------------------------------------------------------------
+
+
+def test_one_seeds_accuracy_has_wilsons_interval():
+    # Wilson's interval of 90 of 100, computed by hand: (0.8256, 0.9448).
+    found = entry("a", 90.0, 1.0, images=100).accuracy
+    assert (found.low, found.high) == (
+        pytest.approx(82.56, abs=0.01),
+        pytest.approx(94.48, abs=0.01),
+    )
+
+
+def test_several_seeds_have_students_interval():
+    # t(0.975, 2) = 4.3027; three means with a standard deviation of 1.
+    found = Estimate.over_seeds([9.0, 10.0, 11.0], [(v, v) for v in (9.0, 10.0, 11.0)])
+    assert found.mean == 10.0
+    assert found.std == pytest.approx(1.0)
+    assert found.half_width == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4)
+
+
+def test_seeds_that_agree_by_chance_keep_their_own_width():
+    found = Estimate.over_seeds([10.0, 10.0], [(9.0, 11.0), (9.5, 12.0)])
+    assert (found.low, found.high) == (9.0, 12.0)
+
+
+# --- Arenas ---------------------------------------------------------------------------------
+
+
+def test_what_differs_in_conditions_never_meets(tmp_path):
+    run = a_run("a")
+    other = a_run("b", fingerprint="e" * 16, epochs=9)
+    found = compare(
+        recorded(
+            tmp_path,
+            (
+                run,
+                measured(run),
+                measured(run, threads=2),
+                measured(run, device="B", hardware="b"),
+                measured(run, variant="fused", protocol="quick"),
+                measured(run, variant="tf32", clock="cuda_event"),
+            ),
+            (other, measured(other)),
+        )
+    )
+    assert [len(arena.entries) for arena in found.arenas] == [1] * 6
+    assert len({arena.conditions for arena in found.arenas}) == 6
+    assert len({arena.conditions.slug for arena in found.arenas}) == 6
+
+
+def test_seeds_are_one_entry_and_data_seeds_do_not_matter(tmp_path):
+    runs = [a_run("a", seed) for seed in (0, 1, 2)]
+    pairs = [(run, measured(run, acc)) for run, acc in zip(runs, (89.0, 90.0, 91.0), strict=True)]
+    (found,) = compare(recorded(tmp_path, *pairs)).arenas
+    (only,) = found.entries
+    assert (only.label, len(only.runs)) == ("a", 3)
+    assert only.accuracy.mean == pytest.approx(90.0)
+    assert only.accuracy.std == pytest.approx(1.0)
+    assert only.confusion == [[2700, 300], [0, 0]]
+
+
+def test_seeds_without_a_common_id_are_named_after_the_first(tmp_path):
+    first, second = a_run(None, 0), replace(a_run(None, 1), started="2027")
+    (found,) = compare(
+        recorded(tmp_path, (first, measured(first)), (second, measured(second)))
+    ).arenas
+    assert found.entries[0].label == f"{first.label}+1"
+
+
+def test_one_id_for_two_groups_is_told_apart(tmp_path):
+    first, second = a_run("a"), a_run("a", epochs=9)
+    (found,) = compare(
+        recorded(tmp_path, (first, measured(first)), (second, measured(second)))
+    ).arenas
+    assert len({one.label for one in found.entries}) == 2
+
+
+def test_a_run_measured_twice_under_the_same_conditions_counts_once(tmp_path):
+    run = a_run("a")
+    one = recorded(tmp_path / "here", (run, measured(run)))
+    two = recorded(tmp_path / "there", (run, measured(run)))
+    (found,) = compare([*one, *two]).arenas
+    assert [len(e.runs) for e in found.entries] == [1]
+
+
+@pytest.mark.parametrize("status", ["disturbed", "unsupported", "failed"])
+def test_what_can_not_be_ranked_is_apart(tmp_path, status):
+    run = a_run("a")
+    bad = measured(run, variant="int8", status=status, reason="why")
+    found = compare(recorded(tmp_path, (run, measured(run), bad)))
+    assert [e.variant for e in found.arenas[0].entries] == ["fp32"]
+    assert [(row["variant"], row["status"]) for row in found.apart] == [("int8", status)]
+
+
+def test_failed_and_unmeasured_runs_are_apart(tmp_path):
+    failed = replace(a_run("a"), status="failed", error="out of luck")
+    found = compare(recorded(tmp_path, (failed,), (a_run("b", epochs=9),)))
+    assert not found.arenas
+    assert {row["id"] for row in found.apart} == {"a", "b"}
+
+
+def test_the_baseline_is_its_plain_variant(tmp_path):
+    runs = [a_run("a"), a_run("b", epochs=9)]
+    pairs = [(run, measured(run, variant="fused"), measured(run)) for run in runs]
+    (found,) = compare(recorded(tmp_path, *pairs), "b").arenas
+    assert found.baseline.name == "b fp32"
+    with pytest.raises(UserError, match="baseline=c: no such row"):
+        compare(recorded(tmp_path, *pairs), "c")
+
+
+# --- Ranks, front, verdict ------------------------------------------------------------------
+
+
+def test_overlapping_intervals_share_a_rank():
+    entries = [entry("a", 90, 1.0), entry("b", 90, 1.1), entry("c", 90, 2.0)]
+    ranks = [arena(*entries).rank(e, lambda one: one.mean_ms, highest=False) for e in entries]
+    assert ranks == ["1=", "1=", "3"]
+    ranks = [arena(*entries).rank(e, lambda one: one.accuracy, highest=True) for e in entries]
+    assert ranks == ["1="] * 3
+
+
+def test_the_front_holds_what_nothing_makes_needless():
+    fast, accurate = entry("fast", 80, 1.0), entry("accurate", 95, 3.0)
+    slow, tied = entry("slow", 79, 2.0), entry("tied", 80, 1.05)
+    found = arena(fast, accurate, slow, tied)
+    assert found.front == [fast, tied, accurate]
+    assert found.dominators == {slow: fast}
+
+
+points = st.tuples(
+    st.floats(50, 99), st.floats(0.1, 10), st.floats(0, 2), st.sampled_from([20, 500, 100000])
+)
+
+
+@settings(deadline=None)
+@given(st.lists(points, min_size=1, max_size=12))
+def test_every_front_is_sound(drawn):
+    found = arena(*(entry(str(i), *values) for i, values in enumerate(drawn)))
+    assert found.front
+    for one, better in found.dominators.items():
+        assert not better.accuracy.surely_below(one.accuracy)
+        assert not one.mean_ms.surely_below(better.mean_ms)
+        assert better.accuracy.mean > one.accuracy.mean or better.mean_ms.mean < one.mean_ms.mean
+    fastest = min(found.entries, key=lambda one: one.mean_ms.high)
+    assert not any(one.mean_ms.surely_below(fastest.mean_ms) for one in found.entries)
+    for one in found.entries:
+        rank = found.rank(one, lambda e: e.mean_ms, highest=False)
+        assert 1 <= int(rank.rstrip("=")) <= len(found.entries)
+
+
+def test_the_verdict_takes_the_fastest_that_is_accurate_enough():
+    found = arena(entry("rough", 80, 0.5), entry("good", 90, 1.0), entry("best", 95, 3.0))
+    first, front, *rest = verdict(found, 85)
+    assert first.startswith("Take good fp32: 90.00 ±")
+    assert "fastest of 2 rows with at least 85 %" in first
+    assert front.index("rough") < front.index("good") < front.index("best")
+    assert rest == []
+    assert "No row reaches 99 %; the most accurate is best" in verdict(found, 99)[0]
+
+
+def test_the_verdict_names_what_is_uncertain():
+    found = arena(entry("a", 90, 1.0), entry("b", 92, 1.05), entry("c", 70, 2.0))
+    first, _, why = verdict(found, 89.5)
+    assert "Its interval reaches below 89.5 %" in first
+    assert "Not slower for sure: b fp32" in first
+    assert why.startswith("c fp32 is not needed: ")
+    assert "2.00 times as fast" in why
+
+
+# --- One change at a time -------------------------------------------------------------------
+
+
+def test_one_change_and_its_effect():
+    base = entry("a", 90, 1.0)
+    one = entry("b", 95, 2.0, epochs=9)
+    assert changes(base, base) == []
+    assert changes(base, one) == ["epochs 3 → 9"]
+    assert effect(base, one) == "accuracy +5.00 points, latency +100 %, size +0 %"
+    tie = entry("c", 90.1, 1.01, epochs=4)
+    assert effect(base, tie).count("(tie)") == 2
+
+
+def test_the_seed_and_where_it_ran_are_no_change():
+    base = entry("a", 90, 1.0)
+    other = entry("b", 90, 1.0, seed=7, outputs="elsewhere", trainer={"accelerator": "gpu"})
+    assert changes(base, other) == []
+
+
+def test_features_variants_and_augmentation():
+    base = entry("a", 90, 1.0, augment={"crop": {"padding": 4}})
+    other = entry("b", 90, 1.0, variant="fused", ema=0.99, augment={"crop": {"padding": 2}})
+    assert changes(base, other) == [
+        "augment.crop.padding 4 → 2",
+        "ema off → 0.99",
+        "variant fp32 → fused",
+    ]
+    more = entry("c", 90, 1.0, augment={"crop": {"padding": 4}, "flip": {}})
+    assert changes(base, more) == ["augment crop → crop, flip"]
+
+
+def test_another_network_with_its_defaults_is_one_change(resolved):
+    def made(*overrides):
+        config, choices = resolved("data=digits", *overrides)
+        run = replace(RUN, config=config, choices=choices)
+        return Entry("x", (run,), (MEASUREMENT,))
+
+    base = made()
+    assert changes(base, made("model=shufflenetv2")) == ["model mobilenetv3 → shufflenetv2"]
+    assert changes(base, made("optim=adamw")) == ["optim sgd → adamw"]
+    assert changes(base, made("model=shufflenetv2", "model.output_stride=16")) == [
+        "model mobilenetv3 → shufflenetv2",
+        "model.output_stride 8 → 16",
+    ]
+    assert changes(base, made("epochs=60", "batch_size=64")) == [
+        "batch_size 128 → 64",
+        "epochs 30 → 60",
+    ]
+
+
+def test_repeated_keys_are_those_that_interpolate():
+    found = {"seed"}  # no change, wherever it is
+    for group in ("model", "optim", "scheduler", "data", "augment", "trainer", "distill"):
+        for path in (CONF_DIR / group).glob("*.yaml"):
+            nodes = OmegaConf.to_container(OmegaConf.load(path))
+            stack = [(group, nodes)]
+            while stack:
+                prefix, node = stack.pop()
+                if isinstance(node, dict):
+                    stack += [(f"{prefix}.{key}", value) for key, value in node.items()]
+                elif isinstance(node, str) and node.startswith("${"):
+                    found.add(prefix)
+    assert found == REPEATED

@@ -1,0 +1,73 @@
+import io
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Annotation, Text
+from PIL import Image
+from test_comparison import arena, entry
+
+from cifar_lightning import plots
+
+
+def labels_of(figure):
+    FigureCanvasAgg(figure).draw()
+    return [child for child in figure.axes[0].texts if isinstance(child, Annotation)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_cover_neither_each_other_nor_the_points(seed):
+    rng = np.random.default_rng(seed)
+    entries = [
+        entry(f"network-{i}", 90 + rng.normal(0, 0.3), 1 + rng.uniform(0, 0.2), width=0.001)
+        for i in range(12)
+    ]
+    figure = plots.accuracy_latency(arena(*entries), 85)
+    boxes = [Text.get_window_extent(label) for label in labels_of(figure)]
+    assert len(boxes) == 12
+    for number, box in enumerate(boxes):
+        assert not box.count_overlaps(boxes[:number])
+    places = figure.axes[0].transData.transform(
+        [(one.mean_ms.mean, one.accuracy.mean) for one in entries]
+    )
+    assert not any(box.contains(*place) for box in boxes for place in places)
+
+
+def test_the_choice_is_bold():
+    figure = plots.accuracy_latency(arena(entry("a", 90, 2.0), entry("b", 80, 1.0)), 85)
+    weights = {label.get_text(): label.get_fontweight() for label in labels_of(figure)}
+    assert weights == {"a fp32": "bold", "b fp32": "normal"}
+
+
+def figures():
+    found = arena(entry("a", 90, 2.0), entry("b", 80, 0.1))
+    curve = plots.Curve("a", [2.0, 1.0], [50.0, 60.0])
+    once = plots.Curve("b", [2.0], [])
+    confusion = [[5, 1], [0, 0]]
+    image = np.zeros((32, 32, 3), np.uint8)
+    yield plots.accuracy_latency(found, 85)
+    yield plots.latency_distributions(found)
+    yield plots.training_curves([curve, once])
+    yield plots.confusion_matrix(confusion, ["cat", "<dog>"])
+    yield plots.class_accuracies({"a": confusion}, ["cat", "dog"])
+    yield plots.named_images([image] * 9, ["cat, not dog"] * 9)
+
+
+@pytest.mark.parametrize("figure", figures())
+def test_every_figure_can_be_drawn(figure):
+    pixels = np.asarray(Image.open(io.BytesIO(plots.png(figure))).convert("L"))
+    assert pixels.std() > 5
+    inline = plots.svg(figure, inline=True)
+    assert inline.startswith("<svg")
+    assert plots.INK not in inline
+    assert "<dog>" not in inline
+
+
+def test_the_matrix_shows_shares_of_the_true_class():
+    figure = plots.confusion_matrix([[3, 1], [0, 8]], ["cat", "dog"])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["75", "25", "100"]
+
+
+def test_networks_keep_their_colours():
+    assert len({plots.color_of(name, "abc") for name in "abc"}) == 3
+    assert plots.color_of("b", "abc") == plots.color_of("b", "cbab")

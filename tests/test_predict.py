@@ -1,0 +1,134 @@
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cifar_lightning import predict
+from cifar_lightning.data import DigitsDataModule
+from cifar_lightning.predict import Predictor, read_image
+from cifar_lightning.results import Run, find_run
+
+
+@pytest.fixture
+def digits(finished_run):
+    config = Run.load(find_run(finished_run, "tiny")).config["data"]
+    return DigitsDataModule(**{k: v for k, v in config.items() if k != "_target_"})
+
+
+@pytest.fixture
+def photos(digits, tmp_path):
+    """Three test images as files, in a folder with something else."""
+    folder = tmp_path / "my photos"
+    (folder / "deeper").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "b=1.png", "deeper/it's.png")):
+        pixels = digits.images.test.images[number].permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "notes.txt").write_text("none")
+    return folder
+
+
+@pytest.fixture
+def predicted(call, finished_run):
+    return lambda *arguments: call(
+        predict.main, f"outputs={finished_run}", "run=tiny", "device=cpu", *map(str, arguments)
+    )
+
+
+def test_a_folder_gives_what_the_network_says(predicted, photos, digits, finished_run):
+    ended = predicted(photos, "format=csv", "top=10")
+    assert (ended.status, ended.err) == (0, "")
+    rows = list(csv.DictReader(io.StringIO(ended.out)))
+    images = digits.images.test.images[:3]
+    expected = Predictor(find_run(finished_run, "tiny"), torch.device("cpu")).probabilities(images)
+    names = ["a.png", "b=1.png", "deeper/it's.png"]
+    assert len(rows) == 30
+    for number, name in enumerate(names):
+        shares = {
+            int(row["class"]): float(row["probability"])
+            for row in rows
+            if row["image"] == str(photos / name)
+        }
+        assert [shares[k] for k in range(10)] == pytest.approx(expected[number].tolist(), abs=1e-5)
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_single_files_with_awkward_names(predicted, photos):
+    ended = predicted(photos / "b=1.png", photos / "deeper" / "it's.png", "format=json", "top=2")
+    found = json.loads(ended.out)
+    assert [len(one["classes"]) for one in found] == [2, 2]
+    assert [one["image"] for one in found] == [
+        str(photos / "b=1.png"),
+        str(photos / "deeper" / "it's.png"),
+    ]
+
+
+def test_text_is_one_line_an_image(predicted, photos):
+    lines = predicted(photos).out.splitlines()
+    assert len(lines) == 3
+    assert all(line.count(" %") == 3 for line in lines)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "1", "I;16"])
+@pytest.mark.parametrize("size", [(32, 32), (200, 90), (5, 41), (1, 1)])
+def test_images_of_any_kind_and_size(tmp_path, mode, size):
+    path = tmp_path / ("a.tiff" if mode in ("CMYK", "I;16") else "a.png")
+    Image.new(mode, size).save(path)
+    pixels = read_image(path)
+    assert (pixels.shape, pixels.dtype) == ((3, 32, 32), torch.uint8)
+
+
+def test_an_image_of_the_right_size_is_left_as_it_is(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png").permute(1, 2, 0).numpy(), pixels)
+
+
+def test_the_middle_is_cut_out_and_the_camera_was_turned(tmp_path):
+    image = Image.new("RGB", (96, 32), "red")
+    image.paste("blue", (32, 0, 64, 32))
+    image.save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png")[2].min() == 255  # the blue square alone
+    half = Image.new("RGB", (32, 32), "red")
+    half.paste("blue", (0, 0, 32, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    half.save(tmp_path / "b.png", exif=exif)
+    assert read_image(tmp_path / "b.png")[2, -1].min() == 255
+
+
+def test_what_can_not_be_read_is_named_and_the_rest_classified(predicted, photos):
+    torn = photos / "torn.png"
+    torn.write_bytes((photos / "a.png").read_bytes()[:60])
+    ended = predicted(photos)
+    assert ended.status == 0
+    assert ended.err.startswith(f"error: {torn}: this image can't be read (")
+    assert ended.err.count("\n") == 1
+    assert len(ended.out.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.png"], "error: nowhere.png: there is no such file or folder"),
+        ([], "error: images: needs a value, say the name of an image or a folder"),
+        (["{photos}", "format=xml"], "error: format=xml: allowed is text, csv, json"),
+        (["{photos}", "top=0"], "error: top=0: allowed is a whole number of at least 1"),
+        (["{photos}", "top=11"], "error: top=11: allowed is 1 to 10, the classes"),
+        (["{photos}", "run=tinny"], "error: run=tinny: no such run in"),
+        (["{photos}", "device=abacus"], "error: device=abacus: allowed is auto"),
+        (["{photos}/notes.txt"], "error: {photos}/notes.txt: this image can't be read"),
+        (["{empty}"], "error: {empty}: no image in this folder"),
+    ],
+)
+def test_mistakes(predicted, photos, tmp_path, arguments, message):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    places = {"photos": photos, "empty": empty}
+    ended = predicted(*(argument.format(**places) for argument in arguments))
+    assert ended.status == 2
+    assert ended.err.startswith(message.format(**places))
+    assert ended.out == ""

@@ -1,0 +1,253 @@
+import csv
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_comparison import a_run, arena, entry, measured
+from test_results import place
+from torch.utils.tensorboard import SummaryWriter
+
+from cifar_lightning import report
+from cifar_lightning.report import COLUMNS, RELATIVE, in_order
+
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    """Three networks on one device, one of them with two seeds, and one row apart."""
+    outputs = tmp_path / "outputs"
+    rng = np.random.default_rng(0)
+
+    def timed(run, acc, mean, **changed):
+        samples = (mean * rng.lognormal(0, 0.1, 200)).tolist()
+        return measured(run, acc, mean, samples_ms=samples, **changed)
+
+    good, rough = a_run("good"), a_run("rough", epochs=9)
+    place(outputs, good, timed(good, 90, 1.0), timed(good, 88, 0.5, variant="int8"))
+    bad = measured(rough, variant="tf32", status="unsupported", reason="needs a GPU")
+    place(outputs, rough, timed(rough, 70, 3.0), bad)
+    for seed in (0, 1):
+        run = a_run("pair", seed, epochs=7)
+        folder = place(outputs, run, timed(run, 80 + seed, 2.0))
+        with SummaryWriter(str(folder / "tensorboard")) as writer:
+            for step in range(5):
+                writer.add_scalar("train/loss", 2.0 - step / 5, step)
+                writer.add_scalar("val/acc", step / 5, step)
+    return outputs
+
+
+@pytest.fixture
+def reported(call, outputs):
+    return lambda *arguments: call(report.main, f"outputs={outputs}", *arguments)
+
+
+def test_everything_is_written_and_said(reported, outputs):
+    ended = reported("baseline=good", "min_acc=85")
+    assert (ended.status, ended.err) == (0, "")
+    assert "Take good int8: 88.00 ±" in ended.out
+    assert "rough fp32 is not needed: " in ended.out
+    assert "- pair fp32: epochs 3 → 7. Accuracy -9.50 points" in ended.out
+    assert "rough tf32 on A | CPU is unsupported: needs a GPU" in ended.out
+    folder = outputs / "report"
+    assert str(folder / "index.html") in ended.out
+    names = {path.name.partition("-")[0].partition(".")[0] for path in folder.iterdir()}
+    assert names == {
+        "accuracy", "latency", "curves", "classes", "confusion", "index", "report", "table",
+    }  # fmt: skip
+    for path in folder.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert path.with_suffix(".svg").read_text().startswith("<?xml")
+    assert (folder / "report.md").read_text() in ended.out
+    rows = list(csv.DictReader((folder / "table.csv").open()))
+    assert [row["id"] for row in rows] == ["good", "good", "pair", "rough"]
+    (pair,) = [row for row in rows if row["id"] == "pair"]
+    assert (float(pair["test_acc"]), pair["seeds"]) == (80.5, "2")
+    assert float(pair["speedup"]) == 0.5
+
+
+def test_the_page_needs_nothing_else_and_trusts_no_name(reported, outputs):
+    run = a_run("evil", epochs=8)
+    run = replace(run, config=run.config | {"data": {"name": EVIL, "seed": 0}})
+    place(outputs, run, measured(run, device=EVIL, confusion=None))
+    assert reported().status == 0
+    page = (outputs / "report" / "index.html").read_text()
+    assert EVIL not in page
+    assert "&lt;script&gt;" in page
+    for part in ('src="http', "src='http", 'href="http', "@import", "url(http"):
+        assert part not in page.replace(report.get_plotlyjs(), "")
+
+
+def test_the_same_runs_give_the_same_report(reported, outputs):
+    def written():
+        folder = outputs / "report"
+        # Plotly numbers nothing, matplotlib and the tables take no clock.
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    reported()
+    first = written()
+    reported()
+    assert written() == first
+
+
+def test_several_outputs_are_one_report(call, outputs, tmp_path):
+    run = a_run("far")
+    place(tmp_path / "other", run, measured(run, device="Another CPU", hardware="x"))
+    ended = call(report.main, f"outputs={outputs},{tmp_path / 'other'}", f"to={tmp_path / 'to'}")
+    assert "## A | CPU" in ended.out
+    assert "## Another CPU" in ended.out
+    assert (tmp_path / "to" / "index.html").exists()
+
+
+def test_filters_and_sorting(reported):
+    out = reported("filter=variant=int8").out
+    assert "good int8" in out
+    assert "| rough" not in out
+    out = reported("filter=test_acc>=75,id!=good").out
+    assert "| pair" in out
+    assert "| good" not in out
+    out = reported("sort=-test_acc").out
+    assert out.index("| rough") < out.index("| good")
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_every_column_sorts_best_first(name):
+    found = arena(entry("a", 90, 1.0), entry("b", 80, 2.0, epochs=9), entry("c", 85, 0.5))
+    column = COLUMNS[name]
+    values = [column.value(found, one) for one in in_order(found, name)]
+    assert values == sorted(values, key=lambda v: (v is None, v), reverse=column.highest)
+    assert [column.value(found, one) for one in in_order(found, f"-{name}")] == values[::-1]
+
+
+def test_every_run_of_outputs_is_reported_as_it_is(finished_run, call, tmp_path):
+    ended = call(report.main, f"outputs={finished_run}", f"to={tmp_path}", "min_acc=0")
+    assert ended.status == 0, ended.err
+    assert "tiny fp32" in ended.out  # ranked, or apart if the machine was busy
+    assert (tmp_path / "curves.png").exists() or "disturbed" in ended.out
+
+
+# --- Mistakes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("sort=lat_mean", "error: sort=lat_mean: no such column; did you mean lat_mean_ms?"),
+        ("filter=tset_acc=3", "error: filter=tset_acc=3: no such column; did you mean test_acc?"),
+        ("filter=speedup>=2", "error: filter=speedup>=2: no such column"),
+        ("filter=variant", "error: filter=variant: allowed is column=value"),
+        ("filter=variant>=3", "error: filter=variant>=3: allowed is variant=..."),
+        ("filter=test_acc>=much", "error: filter=test_acc>=much: allowed is test_acc>= and a num"),
+        ("filter=id=nobody", "error: filter=id=nobody: allowed is what at least one row"),
+        ("baseline=god", "error: baseline=god: no such row; did you mean good?"),
+        ("detail=god", "error: detail=god: no such row; did you mean good?"),
+        ("min_acc=101", "error: min_acc=101.0: allowed is 0 to 100, percent"),
+        ("min_acc=high", "error: min_acc=high: allowed is a number"),
+        ("outputs=nowhere", "error: outputs=nowhere: there is no folder runs in it"),
+        ("mni_acc=3", "error: mni_acc: no such key; did you mean min_acc?"),
+        ("-m", "error: -m: report takes no sweep"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(reported, outputs, argument, message):
+    ended = reported(argument)
+    assert ended.status == 2
+    assert ended.err.startswith(message)
+    assert ended.err.count("\n") == 1
+    assert not (outputs / "report").exists()
+
+
+def test_no_finished_run(call, tmp_path):
+    (tmp_path / "runs").mkdir()
+    ended = call(report.main, f"outputs={tmp_path}")
+    assert (ended.status, ended.err) == (2, f"error: outputs={tmp_path}: no finished run in it\n")
+
+
+def test_damaged_files_are_named_skipped_and_counted(reported, outputs):
+    folder = outputs / "runs" / a_run("rough", epochs=9).name
+    (folder / "measurements" / "fp32@a-cpu-t1-full.json").write_text("{")
+    shutil.copytree(folder, outputs / "runs" / "torn")
+    (outputs / "runs" / "torn" / "run.json").write_text(json.dumps({"name": "torn"}))
+    ended = reported()
+    assert ended.status == 0
+    assert ended.out.count("is damaged and left out") == 2
+    assert ended.out.splitlines()[-1].endswith("; 2 damaged, left out")
+    assert "Take good" in ended.out
+
+
+def test_only_damaged_files(call, tmp_path):
+    folder = tmp_path / "runs" / "a"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{")
+    ended = call(report.main, f"outputs={tmp_path}")
+    assert ended.status == 2
+    assert ended.err.endswith(": nothing that can be read\n")
+
+
+def test_filters_take_what_is_known_before_ranking():
+    assert set(COLUMNS) >= RELATIVE
+
+
+# --- In a browser ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def browser():
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("needs chromium and chromedriver (Debian's chromium and chromium-driver)")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1300,1000"):
+        options.add_argument(argument)
+    options.binary_location = shutil.which("chromium")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
+    driver = webdriver.Chrome(options=options, service=service)
+    yield driver
+    driver.quit()
+
+
+def test_the_page_works_in_a_browser(reported, outputs, browser):
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    reported("baseline=good")
+    browser.get((outputs / "report" / "index.html").as_uri())
+
+    def column(number):
+        cells = browser.find_elements(By.CSS_SELECTOR, f"tbody td:nth-child({number})")
+        return [cell.text for cell in cells]
+
+    assert column(1) == ["good", "good", "pair", "rough"]
+    header = browser.find_element(By.XPATH, "//th[.='Acc. (%)']/button")
+    header.click()
+    assert column(1) == ["rough", "pair", "good", "good"]
+    header.click()
+    assert column(1) == ["good", "good", "pair", "rough"]
+    assert column(3)[0] == "fp32"  # the more accurate one of the two
+
+    plot = browser.find_element(By.CSS_SELECTOR, ".plotly-graph-div")
+    browser.execute_script("arguments[0].scrollIntoView()", plot)
+    point = browser.find_element(By.CSS_SELECTOR, ".plotly-graph-div .points path.point")
+    ActionChains(browser).move_to_element(point).perform()
+    hovered = WebDriverWait(browser, 10).until(
+        lambda b: b.find_elements(By.CSS_SELECTOR, ".hoverlayer .hovertext")
+    )
+    assert "good int8" in hovered[0].text
+
+    fits = "return document.documentElement.scrollWidth <= window.innerWidth"
+    for size in (1300, 400):
+        browser.set_window_size(size, 900)
+        # Plots follow the window a moment later.
+        WebDriverWait(browser, 10).until(lambda b: b.execute_script(fits), f"wider than {size}")
+    ink = "return getComputedStyle(document.querySelector('figure.drawing svg text')).fill"
+    colors = set()
+    for scheme in ("light", "dark"):
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        colors.add(browser.execute_script(ink))
+    assert len(colors) == 2
+    assert browser.get_log("browser") == []
