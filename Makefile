@@ -5,7 +5,7 @@ ARGS ?=
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train test test-slow gpu-check bench lint tensorboard clean
+.PHONY: help setup demo train test test-slow gpu-check bench report docs lint tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -38,6 +38,12 @@ gpu-check: ## on a machine with a GPU: gpu tests and latencies, with the torch t
 
 bench: setup ## measure input, overhead, training and start-up, on a quiet machine: about 15 minutes
 	for part in input overhead startup throughput; do $(BIN)/python -m bench.$$part 2>/dev/null || exit 1; done
+
+report: setup ## compare all runs: tables, plots and outputs/report/index.html
+	$(BIN)/python -m cifar_lightning.report $(ARGS)
+
+docs: setup ## write docs/configuration.md anew from conf/
+	$(BIN)/python docs/configuration.py > docs/configuration.md
 
 lint: setup ## check style and types
 	$(BIN)/ruff check .

@@ -1,0 +1,245 @@
+"""What README and docs say is so: commands, examples, keys, links."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from PIL import Image
+
+from cifar_lightning import config, identity
+from cifar_lightning.command import _quoted
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = re.compile(r"^(?:    )?((?:python|make|torchrun|pip|tensorboard|srun|sudo) .+)$", re.M)
+# Made small: digits, one epoch, hardly any measuring.
+SMALL = "data=digits epochs=1 model.output_stride=32 benchmark=quick trainer.accelerator=cpu"
+# What can't be run here, and why.
+NOT_RUN = {
+    "sudo": "needs an administrator",
+    "srun": "needs a cluster",
+    "hydra/launcher=slurm": "needs a cluster",
+    "--nnodes": "needs several machines",
+    "SLURM_ARRAY_TASK_ID": "needs a cluster",
+    "experiment=b2": "needs a GPU",
+    "experiment=best": "needs a GPU",
+    "experiment=d1": "needs experiment=b2",
+    "data.device=gpu": "needs a GPU",
+    "path/to/images": "stands for a folder of the reader's",
+    "...": "stands for more",
+}
+
+
+def documented_commands():
+    """Every command line of the pages, without comments, each once."""
+    found = {}
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        for match in COMMANDS.finditer(text):
+            command = " ".join(re.split(r"\s#\s|\s{2,}#", match[1])[0].split())
+            found.setdefault(command, page.name)
+        for quoted in re.findall(r"`((?:python|make) [^`]+)`", text):
+            found.setdefault(" ".join(quoted.split()), page.name)
+    return found
+
+
+RUN = [command for command in documented_commands() if not any(word in command for word in NOT_RUN)]
+ADDED = ("plainnet", "invert", "jit")  # by docs/extending.md, which has a test of its own
+HYDRA = [
+    command
+    for command in documented_commands()
+    if re.match(r"python (train|tune|-m cifar_lightning)", command)
+    and not any(word in command for word in (*ADDED, "SLURM_ARRAY_TASK_ID"))
+]
+
+
+def config_name(words):
+    return words[2].rpartition(".")[2] if words[1] == "-m" else words[1].removesuffix(".py")
+
+
+@pytest.mark.parametrize("command", HYDRA)
+def test_every_command_has_keys_that_exist(command):
+    words = shlex.split(command)
+    name = config_name(words)
+    lists = {"measure": ("run",), "report": ("outputs", "filter"), "predict": ("images",)}
+    arguments = words[3:] if words[1] == "-m" else words[2:]
+    kept = []
+    for argument in arguments:
+        if argument.startswith("-") or "=" not in argument:
+            continue
+        quoted = _quoted(argument, ("id", "run"), lists.get(name, ()))
+        (override,) = OverridesParser.create().parse_overrides([quoted])
+        if override.is_sweep_override():
+            quoted = f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
+        kept.append(quoted)
+    identity.register()
+    with initialize_config_dir(str(config.CONF_DIR), version_base="1.3"):
+        composed = compose(name, kept, return_hydra_config=True)
+    if name in ("train", "tune"):
+        config.check(config.plain(composed))
+
+
+def test_every_page_has_commands_that_were_found():
+    pages = set(documented_commands().values())
+    assert {"README.md", "latency.md", "reliability.md", "extending.md"} <= pages
+
+
+def test_make_targets_and_extras_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for command in documented_commands():
+        if command.startswith("make "):
+            assert re.search(rf"^{command.split()[1]}:", makefile, re.M), command
+        for names in re.findall(r"pip install .*\[([\w,]+)\]", command):
+            assert set(names.split(",")) <= set(extras), command
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for name in re.findall(
+            r"`((?:tests|conf|cifar_lightning|bench|docs)/[\w/.]+)`", page.read_text()
+        ):
+            if not name.endswith(("plainnet.yaml", "jitter.yaml", "invert.yaml")):
+                assert (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+# --- Configuration --------------------------------------------------------------------------
+
+
+def test_the_configuration_page_is_what_conf_says():
+    made = subprocess.run(
+        [sys.executable, "docs/configuration.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert (ROOT / "docs" / "configuration.md").read_text() == made, "run `make docs`"
+    assert "|  |" not in made, "a key without a word about it"
+
+
+# --- README as a library --------------------------------------------------------------------
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def test_the_readmes_lines_for_python(finished_run, tmp_path, monkeypatch, capsys):
+    (lines,) = blocks(ROOT / "README.md", "python")
+    assert lines.count("\n") <= 12
+    (folder,) = (finished_run / "runs").iterdir()
+    # The lines are written for B1; this run is a smaller one.
+    lines = re.sub(r"outputs/runs/[\w-]+", str(folder), lines)
+    lines = lines.replace("output_stride=8, width=1.0", "output_stride=32, width=0.35")
+    exec(lines, {})
+    assert re.search(r"\d+\.\d+", capsys.readouterr().out)
+
+
+# --- Extending ------------------------------------------------------------------------------
+
+PAGE = ROOT / "docs" / "extending.md"
+
+
+def extended(tmp_path):
+    """Copy the project and add everything that the page shows, where it says."""
+    for name in ("train.py", "conf", "cifar_lightning", "hydra_plugins"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    places = re.findall(r"`([\w/.]+)`:\n\n```\w+\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    for name, text in places:
+        path = tmp_path / name
+        if path.suffix == ".py":
+            path.write_text(f"{path.read_text()}\n\n{text}")
+        else:
+            path.write_text(text)
+    return {name for name, _ in places}
+
+
+def test_extending_as_the_page_says(tmp_path):
+    assert extended(tmp_path) == {
+        "cifar_lightning/backbones.py", "conf/model/plainnet.yaml", "conf/augment/jitter.yaml",
+        "cifar_lightning/augment.py", "conf/augment/invert.yaml", "cifar_lightning/variants.py",
+    }  # fmt: skip
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+
+    done = run(
+        "train.py", "model=plainnet", "model.width=8", "augment=[crop,invert,jitter]", "id=mine",
+        "data=digits", "epochs=1", "benchmark=quick", "benchmark.variants=[fp32,jit,fused+jit]",
+        "trainer.accelerator=cpu",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for variant in ("fp32", "jit", "fused+jit"):
+        (line,) = re.findall(rf"\| mine \| {re.escape(variant)}\s.*", done.stdout)
+        assert "failed" not in line
+    mistake = run("train.py", "model=plainnet", "model.width=8", "model.output_stride=3")
+    assert mistake.returncode == 2
+    assert "model.output_stride=3: allowed is 1, 2, 4, 8" in mistake.stderr
+
+
+# --- Everything, for real -------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_every_command_runs(tmp_path):
+    """Run all that can be run, in one folder, in an order in which each finds what it needs."""
+    for name in (
+        "train.py",
+        "tune.py",
+        "conf",
+        "cifar_lightning",
+        "hydra_plugins",
+        "docs",
+        "bench",
+    ):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    python = str(Path(sys.executable).parent)
+
+    def run(command):
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=900,
+            env={"PATH": f"{python}:/usr/bin:/bin", "HOME": str(tmp_path)},
+        )  # fmt: skip
+        return done.returncode, done.stderr[-2000:]
+
+    for label, seed in (("B1", 90), ("B2", 91)):
+        status, error = run(f"python train.py {SMALL} id={label} seed={seed}")
+        assert status == 0, error
+    image = tmp_path / "image.png"
+    Image.new("RGB", (50, 40), "red").save(image)
+    (tmp_path / "photos").mkdir()
+    shutil.copy(image, tmp_path / "photos" / "cat.png")
+    shutil.copy(image, tmp_path / "cat.png")
+    failed = []
+    for command in RUN:
+        words = shlex.split(command)
+        if any(word in command for word in ADDED):
+            continue
+        if words[0] in ("make", "pip", "tensorboard"):
+            continue  # made of what is run here; test_make_targets_and_extras_exist
+        if words[1] == "tune.py":
+            command += f" {SMALL} n_trials=1"
+        elif words[1] == "train.py" or words[0] == "torchrun":
+            command += f" {SMALL}"
+        elif "measure" in command:
+            command += " protocol=quick device=cpu"
+        status, error = run(command)
+        if status:
+            failed.append(f"{command}: {status}: {error}")
+    assert not failed, "\n".join(failed)
