@@ -72,7 +72,7 @@ def _figures(run: Run, measurement: Measurement | None) -> dict[str, float]:
 
 
 def _flat(run: Run) -> Iterator[tuple[str, str | float]]:
-    """Yield a run's settings, as TensorBoard takes them."""
+    """Yield a run's settings, as TensorBoard takes them; lists, such as pixel means, it can't."""
     yield from run.choices.items()
     yield "seed", run.config["seed"]
 
@@ -80,8 +80,8 @@ def _flat(run: Run) -> Iterator[tuple[str, str | float]]:
         for key, value in node.items():
             if isinstance(value, Mapping):
                 yield from nodes(value, f"{prefix}{key}.")
-            elif not key.startswith("_"):
-                yield prefix + key, value if isinstance(value, int | float) else str(value)
+            elif isinstance(value, int | float | str) and not key.startswith("_"):
+                yield prefix + key, value
 
     shown = settings(run)
     yield "augment", ", ".join(shown["augment"]) or "none"

@@ -147,7 +147,7 @@ class TrainingImages(Callback):
 
 
 class MisclassifiedImages(Callback):
-    """Draws the first test images that are taken for another class, in TensorBoard."""
+    """Draws the first test images that are taken for another class (→) in TensorBoard."""
 
     COUNT = 32
 
@@ -178,7 +178,7 @@ class MisclassifiedImages(Callback):
         pixels = data.normalize.inverse(images[wrong]).permute(0, 2, 3, 1)
         self._images += list(pixels.cpu().numpy())
         self._names += [
-            f"{names[true]}, not {names[taken]}"
+            f"{names[true]}\n→ {names[taken]}"
             for true, taken in zip(labels[wrong].tolist(), predicted[wrong].tolist(), strict=True)
         ]
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import warnings
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -500,9 +501,16 @@ def _device(experiment: Experiment) -> torch.device:
     return experiment.trainer.strategy.root_device
 
 
+class _Curves(TensorBoardLogger):
+    """Leaves out the number of the epoch, which Lightning adds to whatever is logged."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics({k: v for k, v in metrics.items() if k != "epoch"}, step)
+
+
 def _logger(folder: Path, start: Start) -> TensorBoardLogger:
     """Write TensorBoard's files; what a killed process wrote beyond ``start.step`` is dropped."""
-    logger = TensorBoardLogger(
+    logger = _Curves(
         folder,
         name="",
         version="tensorboard",

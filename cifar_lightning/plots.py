@@ -286,11 +286,11 @@ def named_images(images: Sequence[np.ndarray[Any, Any]], names: Sequence[str]) -
     """Draw images, (height, width, 3), uint8, each with a name above it."""
     columns = 8
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(WIDTH, 1.35 * rows), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.5 * rows), layout="constrained")
     for number, (image, name) in enumerate(zip(images, names, strict=True)):
         axes = figure.add_subplot(rows, columns, number + 1)
         axes.imshow(image)
-        axes.set_title(name, fontsize=6)
+        axes.set_title(name, fontsize=7)
         axes.axis("off")
     return figure
 

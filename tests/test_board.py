@@ -56,7 +56,7 @@ def test_pictures(folder):
 def test_scalars_are_without_clutter(folder):
     tags = set(read(folder).Tags()["scalars"])
     curves = {f"{split}/{name}" for split in ("train", "val", "test") for name in ("loss", "acc")}
-    assert {tag for tag in tags if not tag.startswith("final/")} == curves | {"lr", "epoch"}
+    assert {tag for tag in tags if not tag.startswith("final/")} == curves | {"lr"}
 
 
 def test_drawing_again_replaces(folder):

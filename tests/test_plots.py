@@ -50,7 +50,7 @@ def figures():
     yield plots.training_curves([curve, once])
     yield plots.confusion_matrix(confusion, ["cat", "<dog>"])
     yield plots.class_accuracies({"a": confusion}, ["cat", "dog"])
-    yield plots.named_images([image] * 9, ["cat, not dog"] * 9)
+    yield plots.named_images([image] * 9, ["cat\n→ dog"] * 9)
 
 
 @pytest.mark.parametrize("figure", figures())
