@@ -13,8 +13,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from cifar_lightning import plots
-from cifar_lightning.comparison import settings
+from cifar_lightning import comparison, plots
 from cifar_lightning.results import MEGA, Measurement, Recorded, Run
 
 TENSORBOARD = "tensorboard"
@@ -24,9 +23,9 @@ SUFFIX = ".results"  # of the file that is replaced; the curves are in others
 def draw(folder: Path) -> None:
     """Write a finished run's settings and results into its TensorBoard folder.
 
-    The hparams tab gets every setting that changes the weights and the final figures, the first
-    measurement's latency among them; each measured variant a histogram of its samples, and the
-    first one its confusion matrix.
+    The hparams tab gets every setting that changes the weights and the final figures, with the
+    latency of fp32 where it was measured undisturbed; each undisturbed measurement gets a histogram
+    of its samples, and the first one its confusion matrix.
 
     Args:
         folder: The run's.
@@ -34,24 +33,36 @@ def draw(folder: Path) -> None:
     recorded = Recorded.read(folder)
     if recorded.run is None or recorded.run.status != "finished":
         return
-    measured = [one for _, one in recorded.lines if one is not None and one.latency]
-    measured.sort(key=lambda one: (one.variant != "fp32", one.threads))
+    shown = [one for _, one in recorded.lines if one is not None]
+    shown.sort(key=lambda one: (one.variant != "fp32", one.threads))
+    measured = [one for one in shown if one.status == "ok"]
+    confusion = next((one.confusion for one in shown if one.confusion is not None), None)
     target = folder / TENSORBOARD
     for earlier in target.glob(f"*{SUFFIX}"):
         earlier.unlink()
     with SummaryWriter(str(target), filename_suffix=SUFFIX) as writer:
-        figures = _figures(recorded.run, measured[0] if measured else None)
-        for summary in hparams(dict(_flat(recorded.run)), figures):
+        first = measured[0] if measured else None
+        figures = _figures(recorded.run, first)
+        settings = dict(_flat(recorded.run))
+        if first is not None:
+            settings |= {
+                "device": first.device,
+                "threads": first.threads,
+                "protocol": first.protocol,
+            }
+        # Not the summary of the experiment: TensorBoard takes one run's for all, and settings that
+        # this run does not have would be hidden.
+        _, *sessions = hparams(settings, figures)
+        for summary in sessions:
             writer._get_file_writer().add_summary(summary)
         for name, value in figures.items():
             writer.add_scalar(name, value, 0)
         for one in measured:
             samples = np.array(one.samples_ms)
-            writer.add_histogram(f"latency/{one.variant}-t{one.threads}", samples, 0)
-        if measured and measured[0].confusion is not None:
-            confusion = measured[0].confusion
-            classes = recorded.run.classes or [str(number) for number in range(len(confusion))]
-            figure = plots.confusion_matrix(confusion, classes)
+            name = f"latency/{one.variant}@{one.hardware}-t{one.threads}"
+            writer.add_histogram(name, samples, 0)
+        if confusion is not None:
+            figure = plots.confusion_matrix(confusion, recorded.run.class_names(len(confusion)))
             figure.patch.set_alpha(1)
             writer.add_figure("test/confusion", figure, 0)
 
@@ -83,6 +94,6 @@ def _flat(run: Run) -> Iterator[tuple[str, str | float]]:
             elif isinstance(value, int | float | str) and not key.startswith("_"):
                 yield prefix + key, value
 
-    shown = settings(run)
+    shown = comparison.settings(run)
     yield "augment", ", ".join(shown["augment"]) or "none"
     yield from nodes(shown, "")

@@ -138,7 +138,8 @@ def _quoted(argument: str, texts: tuple[str, ...], lists: tuple[str, ...]) -> st
     """Put quotes around what Hydra would read as a number, a sweep or nothing at all."""
     key, _, value = argument.partition("=")
     key = key.lstrip("+")
-    if not re.fullmatch(r"[^'\"\[\]{}()\\]+", value) or value == "null":
+    special = r"'\"\[\]{}\\" if key in lists else r"'\"\[\]{}()\\"
+    if not re.fullmatch(f"[^{special}]+", value) or value == "null":
         return argument  # quoted already, or something else than plain text
     if key in texts:
         parts = value.split(",") if "," in value else [value]  # several are a sweep

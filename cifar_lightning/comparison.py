@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from scipy import stats
 
 from cifar_lightning.config import CONF_DIR, NAMING_GROUPS, group_name, training_config
-from cifar_lightning.errors import unknown_name
+from cifar_lightning.errors import bad_value, unknown_name
 from cifar_lightning.results import MEGA, Measurement, Recorded, Row, Run
 
 CONFIDENCE = 0.95
@@ -28,6 +28,8 @@ class Estimate:
     """A mean with its 95 % interval.
 
     Attributes:
+        low: Of the interval; minus infinity where it is not known, which ties with everything.
+        high: Of the interval; infinity where it is not known.
         std: Standard deviation over the seeds; None for one.
         n: Number of seeds.
     """
@@ -39,32 +41,54 @@ class Estimate:
     n: int
 
     @property
-    def half_width(self) -> float:
-        return (self.high - self.low) / 2
+    def known(self) -> bool:
+        """Whether there is an interval."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """How far the interval reaches below and above the mean; 0 where it is not known."""
+        return (self.mean - self.low, self.high - self.mean) if self.known else (0.0, 0.0)
 
     @classmethod
     def over_seeds(
-        cls, means: Sequence[float], intervals: Sequence[tuple[float, float]]
+        cls,
+        means: Sequence[float],
+        intervals: Sequence[tuple[float, float] | None],
+        highest: float = math.inf,
     ) -> Estimate:
         """Combine each seed's figure and its own 95 % interval.
 
         One seed keeps its interval. Several get Student's interval of their mean, made as wide as
         the widest of their own where it is narrower: seeds that agree by chance prove nothing.
+
+        Args:
+            means: One a seed, not negative.
+            intervals: Each one's own; None where it is not known.
+            highest: What the figure can be at most.
         """
         n, mean = len(means), statistics.fmean(means)
-        below = max(value - low for value, (low, _) in zip(means, intervals, strict=True))
-        above = max(high - value for value, (_, high) in zip(means, intervals, strict=True))
-        if n == 1:
-            return cls(mean, mean - below, mean + above, None, 1)
-        std = statistics.stdev(means, mean)
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n)
-        return cls(mean, mean - max(half, below), mean + max(half, above), std, n)
+        std = statistics.stdev(means, mean) if n > 1 else None
+        known = [interval for interval in intervals if interval is not None]
+        if len(known) < n:
+            return cls(mean, -math.inf, math.inf, std, n)
+        below = max(value - low for value, (low, _) in zip(means, known, strict=True))
+        above = max(high - value for value, (_, high) in zip(means, known, strict=True))
+        if std is not None:
+            half = _student(n) * std / math.sqrt(n)
+            below, above = max(half, below), max(half, above)
+        return cls(mean, max(mean - below, 0.0), min(mean + above, highest), std, n)
 
     def surely_below(self, other: Estimate) -> bool:
         return self.high < other.low
 
     def ties_with(self, other: Estimate) -> bool:
         return not self.surely_below(other) and not other.surely_below(self)
+
+
+def _student(n: int) -> float:
+    """Take Student's quantile for the mean of ``n`` values."""
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
 
 
 @dataclass(frozen=True, order=True)
@@ -81,11 +105,13 @@ class Conditions:
     threads: int
     clock: str
     protocol: str
+    protocol_version: int
 
     @property
     def name(self) -> str:
         threads = f", {self.threads} thread{'s' * (self.threads != 1)}" if self.threads else ""
-        return f"{self.device}{threads} on {self.dataset}, {self.protocol} protocol"
+        version = f", version {self.protocol_version}" if self.protocol_version > 1 else ""
+        return f"{self.device}{threads} on {self.dataset}, {self.protocol} protocol{version}"
 
     @property
     def slug(self) -> str:
@@ -123,34 +149,23 @@ class Entry:
     def accuracy(self) -> Estimate:
         """In percent of the test images, under this variant."""
         values = [float(m.test_acc or 0) for m in self.measurements]
-        return Estimate.over_seeds(values, [_test_interval(m) for m in self.measurements])
+        return Estimate.over_seeds(values, [_test_interval(m) for m in self.measurements], 100.0)
 
     @cached_property
     def mean_ms(self) -> Estimate:
-        values = [m.latency["mean_ms"] for m in self.measurements]
-        widths = [m.latency.get("mean_ci_ms") or 0.0 for m in self.measurements]
-        return Estimate.over_seeds(
-            values, [(v - w, v + w) for v, w in zip(values, widths, strict=True)]
-        )
-
-    @cached_property
-    def p95_ms(self) -> Estimate | None:
-        found = [m.latency for m in self.measurements if m.latency.get("p95_ms") is not None]
-        if not found:
-            return None
-        values = [one["p95_ms"] for one in found]
-        ends = [(one.get("p95_low_ms"), one.get("p95_high_ms")) for one in found]
-        return Estimate.over_seeds(
-            values,
-            [
-                (v if a is None else a, v if b is None else b)
-                for v, (a, b) in zip(values, ends, strict=True)
-            ],
-        )
+        values = [float(m.latency["mean_ms"]) for m in self.measurements]
+        return Estimate.over_seeds(values, [_latency_interval(m) for m in self.measurements])
 
     @property
-    def size_mb(self) -> float:
-        return statistics.fmean(m.size_bytes or 0 for m in self.measurements) / MEGA
+    def p95_ms(self) -> float | None:
+        """Mean over the seeds."""
+        known = [m.latency["p95_ms"] for m in self.measurements if m.latency.get("p95_ms")]
+        return statistics.fmean(known) if len(known) == len(self.measurements) else None
+
+    @property
+    def size_mb(self) -> float | None:
+        known = [m.size_bytes for m in self.measurements if m.size_bytes is not None]
+        return statistics.fmean(known) / MEGA if len(known) == len(self.measurements) else None
 
     @property
     def confusion(self) -> list[list[int]] | None:
@@ -164,8 +179,7 @@ class Entry:
 
     @property
     def classes(self) -> list[str]:
-        count = len(self.measurements[0].confusion or ())
-        return self.runs[0].classes or [str(number) for number in range(count)]
+        return self.runs[0].class_names(len(self.measurements[0].confusion or ()))
 
     def answers_to(self, query: str) -> bool:
         """Tell whether it is meant by an ID, a name with its variant or a run's beginning."""
@@ -186,79 +200,96 @@ class Entry:
         return all(m.latency.get("converged") is not False for m in self.measurements)
 
 
-def _test_interval(measurement: Measurement) -> tuple[float, float]:
+def _test_interval(measurement: Measurement) -> tuple[float, float] | None:
     """Wilson's interval: how far the finite test split lets the accuracy be off."""
-    value = float(measurement.test_acc or 0)
     if measurement.confusion is None:  # not recorded: the number of test images is not known
-        return value, value
+        return None
     n = sum(map(sum, measurement.confusion))
-    interval = stats.binomtest(round(value * n / 100), n).proportion_ci(CONFIDENCE, "wilson")
+    right = round(float(measurement.test_acc or 0) * n / 100)
+    interval = stats.binomtest(right, n).proportion_ci(CONFIDENCE, "wilson")
     return 100 * float(interval.low), 100 * float(interval.high)
+
+
+def _latency_interval(measurement: Measurement) -> tuple[float, float] | None:
+    """Take the interval within the process, or between fresh processes where that is wider."""
+    mean, width = measurement.latency["mean_ms"], measurement.latency.get("mean_ci_ms")
+    if width is None:
+        return None
+    means = [float(repeat["mean_ms"] or mean) for repeat in measurement.repeats]
+    if (n := len(means)) > 1:
+        width = max(width, _student(n) * statistics.stdev(means) / math.sqrt(n))
+    return mean - width, mean + width
 
 
 @dataclass(frozen=True)
 class Arena:
-    """Entries that may be ranked together, and the one that the others are compared with."""
+    """Entries that may be ranked together, and the one that the others are compared with.
 
+    Attributes:
+        name: Of the conditions, with the data's fingerprint where another arena has the same.
+    """
+
+    name: str
     conditions: Conditions
     entries: tuple[Entry, ...]
     baseline: Entry
 
-    def rank(self, entry: Entry, of: Callable[[Entry], Estimate], highest: bool) -> str:
-        """Rank an entry behind all that are surely better; ``=`` marks a tie with another.
+    def rank(
+        self, entry: Entry, of: Callable[[Entry], Estimate], highest: bool
+    ) -> tuple[int, bool]:
+        """Rank an entry behind all that are surely better.
 
         Args:
             entry: One of the arena's.
             of: The figure to rank by.
             highest: Whether a high one is good.
+
+        Returns:
+            The rank, and whether it ties with another entry.
         """
         mine = of(entry)
         others = [of(other) for other in self.entries if other is not entry]
         better = sum(
             mine.surely_below(other) if highest else other.surely_below(mine) for other in others
         )
-        tied = any(mine.ties_with(other) for other in others)
-        return f"{better + 1}{'=' * tied}"
+        return better + 1, any(mine.ties_with(other) for other in others)
 
     @cached_property
     def dominators(self) -> dict[Entry, Entry]:
         """For each entry that another one makes needless, that other one.
 
-        It is surely better in accuracy or latency and surely worse in neither; of several the
-        fastest on the front.
+        Its means are at least as good in both accuracy and latency, and one of them is surely
+        better. Of several it is the fastest.
         """
-        found = {
-            entry: [other for other in self.entries if _dominates(other, entry)]
-            for entry in self.entries
-        }
-        front = [entry for entry in self.entries if not found[entry]]
-        return {
-            entry: min(
-                [other for other in others if other in front] or others,
-                key=lambda other: other.mean_ms.mean,
-            )
-            for entry, others in found.items()
-            if others
-        }
+        found = {}
+        for entry in self.entries:
+            others = [other for other in self.entries if _dominates(other, entry)]
+            if others:
+                found[entry] = min(others, key=_speed)
+        return found
 
     @property
     def front(self) -> list[Entry]:
         """What no other entry makes needless, the fastest first."""
         kept = [entry for entry in self.entries if entry not in self.dominators]
-        return sorted(kept, key=lambda entry: entry.mean_ms.mean)
+        return sorted(kept, key=_speed)
 
     def choice(self, min_acc: float) -> Entry | None:
         """Take the fastest entry with at least that accuracy, in percent."""
         good = [entry for entry in self.entries if entry.accuracy.mean >= min_acc]
-        return min(good, key=lambda entry: entry.mean_ms.mean, default=None)
+        return min(good, key=_speed, default=None)
+
+
+def _speed(entry: Entry) -> tuple[float, float]:
+    """Sort the fastest first, and of equally fast ones the most accurate."""
+    return entry.mean_ms.mean, -entry.accuracy.mean
 
 
 def _dominates(one: Entry, other: Entry) -> bool:
-    if other.accuracy.surely_below(one.accuracy):
-        return not other.mean_ms.surely_below(one.mean_ms)
-    if one.mean_ms.surely_below(other.mean_ms):
-        return not one.accuracy.surely_below(other.accuracy)
-    return False
+    as_good = one.accuracy.mean >= other.accuracy.mean and one.mean_ms.mean <= other.mean_ms.mean
+    return as_good and (
+        other.accuracy.surely_below(one.accuracy) or one.mean_ms.surely_below(other.mean_ms)
+    )
 
 
 # --- From files to arenas -------------------------------------------------------------------
@@ -269,6 +300,7 @@ class Comparison:
     """All there is: rows to be ranked, by their conditions, and rows that can't be.
 
     Attributes:
+        arenas: Their names differ.
         apart: Rows that failed, were disturbed, are unsupported or not measured.
     """
 
@@ -291,7 +323,7 @@ def compare(
         keep: Says which entries are wanted.
 
     Raises:
-        UserError: If there is no such baseline.
+        UserError: If there is no such baseline, or several.
     """
     apart: list[Row] = []
     seeds: dict[Conditions, dict[tuple[str, str], dict[str, tuple[Run, Measurement]]]] = {}
@@ -304,20 +336,25 @@ def compare(
             # The same run measured in two places under the same conditions counts once.
             alike = seeds.setdefault(_conditions(one.run, measurement), {}).setdefault(group, {})
             alike[one.run.name] = one.run, measurement
-    labels = _labels(seeds.values())
+    names = [conditions.name for conditions in seeds]
     arenas = []
     known: set[str] = set()
+    met = False
     for conditions, groups in sorted(seeds.items()):
+        labels = _labels(groups)
         entries = [
             Entry(labels[group], *zip(*alike.values(), strict=True))
             for (group, _), alike in groups.items()
         ]
         known |= {entry.label for entry in entries}
-        base = _baseline(entries, baseline) or entries[0]
-        kept = tuple(entry for entry in entries if keep(conditions, entry))
-        if kept:
-            arenas.append(Arena(conditions, kept, base))
-    if baseline is not None and known and not any(a.baseline.answers_to(baseline) for a in arenas):
+        base = _baseline(entries, baseline)
+        met = met or base is not None
+        name = conditions.name
+        if names.count(name) > 1:
+            name += f" ({conditions.fingerprint[:8]}, {conditions.clock})"
+        if kept := tuple(entry for entry in entries if keep(conditions, entry)):
+            arenas.append(Arena(name, conditions, kept, base or entries[0]))
+    if baseline is not None and known and not met:
         raise unknown_name(f"baseline={baseline}", "row", baseline, known)
     return Comparison(tuple(arenas), tuple(apart))
 
@@ -330,17 +367,17 @@ def _conditions(run: Run, measurement: Measurement) -> Conditions:
         threads=0 if measurement.clock == "cuda_event" else measurement.threads,
         clock=measurement.clock,
         protocol=measurement.protocol,
+        protocol_version=measurement.protocol_version,
     )
 
 
 def _labels(
-    arenas: Iterable[Mapping[tuple[str, str], Mapping[str, tuple[Run, Measurement]]]],
+    groups: Mapping[tuple[str, str], Mapping[str, tuple[Run, Measurement]]],
 ) -> dict[str, str]:
     """Name each group: its common ID, else its first run's with the number of the others."""
     runs: dict[str, dict[str, Run]] = {}
-    for groups in arenas:
-        for (group, _), alike in groups.items():
-            runs.setdefault(group, {}).update((name, run) for name, (run, _) in alike.items())
+    for (group, _), alike in groups.items():
+        runs.setdefault(group, {}).update((name, run) for name, (run, _) in alike.items())
     labels = {}
     for group, members in runs.items():
         names = {run.label for run in members.values()}
@@ -354,10 +391,22 @@ def _labels(
 
 
 def _baseline(entries: Sequence[Entry], query: str | None) -> Entry | None:
-    found = [entry for entry in entries if query is None or entry.answers_to(query)]
-    # Of the first group's variants, the plain one.
-    found = [entry for entry in found if entry.label == found[0].label]
-    return min(found, key=lambda entry: entry.variant != "fp32", default=None)
+    """Find the entry that is meant; of several variants the plain one.
+
+    Raises:
+        UserError: If several networks are meant.
+    """
+    if query is None:
+        return _plainest([entry for entry in entries if entry.label == entries[0].label])
+    found = [entry for entry in entries if entry.answers_to(query)]
+    labels = sorted({entry.label for entry in found})
+    if len(labels) > 1:
+        raise bad_value("baseline", query, f"one of {', '.join(labels)}: it means them all")
+    return _plainest(found)
+
+
+def _plainest(entries: Sequence[Entry]) -> Entry | None:
+    return min(entries, key=lambda entry: entry.variant != "fp32", default=None)
 
 
 # --- One change at a time -------------------------------------------------------------------
@@ -454,48 +503,69 @@ def effect(base: Entry, entry: Entry) -> str:
     tie = " (tie)" if entry.accuracy.ties_with(base.accuracy) else ""
     slow = " (tie)" if entry.mean_ms.ties_with(base.mean_ms) else ""
     share = 100 * (entry.mean_ms.mean / base.mean_ms.mean - 1)
-    size = 100 * (entry.size_mb / base.size_mb - 1) if base.size_mb else 0.0
-    return f"accuracy {points:+.2f} points{tie}, latency {share:+.0f} %{slow}, size {size:+.0f} %"
+    told = f"accuracy {points:+.2f} points{tie}, latency {share:+.0f} %{slow}"
+    if not (entry.size_mb and base.size_mb):
+        return told
+    return f"{told}, size {100 * (entry.size_mb / base.size_mb - 1):+.0f} %"
 
 
 # --- In sentences ---------------------------------------------------------------------------
 
 
 def verdict(arena: Arena, min_acc: float) -> list[str]:
-    """Say which entry to take and why not each other one."""
-    chosen = arena.choice(min_acc)
-    if chosen is None:
-        best = max(arena.entries, key=lambda entry: entry.accuracy.mean)
-        first = (
-            f"No row reaches {min_acc:g} %; the most accurate is {best.name} with "
-            f"{_percent(best.accuracy)}."
-        )
-    else:
-        good = [entry for entry in arena.entries if entry.accuracy.mean >= min_acc]
-        first = (
-            f"Take {chosen.name}: {_percent(chosen.accuracy)} in {chosen.mean_ms.mean:.3f} ms, the "
-            f"fastest of {len(good)} row{'s' * (len(good) != 1)} with at least {min_acc:g} %."
-        )
-        if chosen.accuracy.low < min_acc:
-            first += f" Its interval reaches below {min_acc:g} %: more seeds would make it sure."
-        ties = [e.name for e in good if e is not chosen and e.mean_ms.ties_with(chosen.mean_ms)]
-        if ties:
-            first += f" Not slower for sure: {', '.join(ties)}."
+    """Say which entry to take, what is on the front, and why each other one is not needed."""
     front = ", ".join(
         f"{entry.name} ({entry.accuracy.mean:.2f} %, {entry.mean_ms.mean:.3f} ms)"
         for entry in arena.front
     )
-    sentences = [first, f"On the front, from fast to accurate: {front}."]
-    for entry, better in arena.dominators.items():
-        sentences.append(f"{entry.name} is not needed: {_advantage(better, entry)}.")
-    return sentences
+    return [
+        " ".join(_advice(arena, min_acc)),
+        f"On the front, from fast to accurate: {front}.",
+        *(
+            f"{entry.name} is not needed: {_advantage(better, entry)}."
+            for entry, better in arena.dominators.items()
+        ),
+    ]
+
+
+def _advice(arena: Arena, min_acc: float) -> Iterator[str]:
+    chosen = arena.choice(min_acc)
+    good = [entry for entry in arena.entries if entry.accuracy.mean >= min_acc]
+    if chosen is None:
+        best = max(arena.entries, key=lambda entry: entry.accuracy.mean)
+        yield (
+            f"No row reaches {min_acc:g} %; the most accurate is {best.name} with "
+            f"{_percent(best.accuracy)}."
+        )
+    else:
+        yield (
+            f"Take {chosen.name}: {_percent(chosen.accuracy)} in {chosen.mean_ms.mean:.3f} ms, the "
+            f"fastest of {len(good)} row{'s' * (len(good) != 1)} with at least {min_acc:g} %."
+        )
+        if not chosen.accuracy.known:
+            yield "How sure its accuracy is was not recorded: measure it again."
+        elif chosen.accuracy.low < min_acc:
+            yield f"Whether it truly reaches {min_acc:g} % is within the uncertainty."
+        if ties := [
+            e.name for e in good if e is not chosen and e.mean_ms.ties_with(chosen.mean_ms)
+        ]:
+            yield f"Not slower for sure: {', '.join(ties)}."
+    near = [
+        entry.name
+        for entry in arena.entries
+        if entry.accuracy.mean < min_acc <= entry.accuracy.high and entry.accuracy.known
+    ]
+    if near:
+        yield f"Below {min_acc:g} % only within the uncertainty: {', '.join(near)}."
+    if any(not entry.converged for entry in arena.entries):
+        yield "Means marked ~ had not settled; measure run=A,B compares two in turns."
 
 
 def _percent(estimate: Estimate) -> str:
     seeds = f" over {estimate.n} seeds" if estimate.n > 1 else ""
-    if estimate.half_width == 0:
-        return f"{estimate.mean:.2f} %"
-    return f"{estimate.mean:.2f} ± {estimate.half_width:.2f} %{seeds}"
+    if not estimate.known:
+        return f"{estimate.mean:.2f} %{seeds}"
+    return f"{estimate.mean:.2f} % ({estimate.low:.2f} to {estimate.high:.2f}){seeds}"
 
 
 def _advantage(better: Entry, entry: Entry) -> str:

@@ -224,7 +224,7 @@ def card(folder: Path, name: str, found: Agreement) -> str:
     )
 
 
-@command("export", sweeps=False)
+@command("export", texts=("run", "to", "outputs"), sweeps=False)
 def main(cfg: DictConfig) -> None:
     """Export a finished run."""
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -234,7 +234,7 @@ def main(cfg: DictConfig) -> None:
         raise bad_value("format", config["format"], ", ".join(FORMATS))
     outputs = Path(config["outputs"])
     folder = find_run(outputs, config["run"])
-    to = Path(config["to"] or outputs / "exports" / Run.load(folder).label)
+    to = Path(config["to"] or outputs / "exports" / folder.name)
     path = export(folder, config["format"], to, config["data_root"])
     log.info("%s", relative(path.absolute()))
 

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import LogLocator
 from matplotlib.transforms import Bbox
 
 from cifar_lightning.comparison import Arena, Entry
@@ -31,6 +32,7 @@ WIDTH = 8.0  # inches
 MATRIX_LABELS_UP_TO = 20  # classes whose counts can be read in a confusion matrix
 
 mpl.rcParams["svg.fonttype"] = "none"  # text stays text: searchable, in the page's font
+mpl.rcParams["text.parse_math"] = False  # a $ in a name is a $
 mpl.rcParams["svg.hashsalt"] = "cifar-lightning"  # the same figure gives the same file
 
 
@@ -65,6 +67,13 @@ def _dress(axes: Axes) -> None:
     axes.title.set_color(INK)
 
 
+def _logarithmic(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+
+
 def color_of(network: str, networks: Sequence[str]) -> str:
     """Give each network its colour."""
     return COLORS[sorted(set(networks)).index(network) % len(COLORS)]
@@ -80,8 +89,8 @@ def accuracy_latency(arena: Arena, min_acc: float) -> Figure:
         axes.errorbar(
             x.mean,
             y.mean,
-            xerr=[[x.mean - x.low], [x.high - x.mean]],
-            yerr=[[y.mean - y.low], [y.high - y.mean]],
+            xerr=[[side] for side in x.reach],
+            yerr=[[side] for side in y.reach],
             fmt=MARKERS[variants.index(entry.variant) % len(MARKERS)],
             color=color_of(entry.network, networks),
             markersize=MARKER_SIZE,
@@ -101,16 +110,14 @@ def accuracy_latency(arena: Arena, min_acc: float) -> Figure:
     )
     values = [entry.mean_ms.mean for entry in arena.entries]
     if max(values) > 5 * min(values):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
+        _logarithmic(axes)
     axes.margins(0.12, 0.12)
     low, high = axes.get_ylim()
     if low < min_acc < high:
         axes.axhline(min_acc, color=GRID, linewidth=1, linestyle=":")
     axes.set_xlabel("mean latency at batch 1 (ms)")
     axes.set_ylabel("test accuracy (%)")
-    axes.set_title(arena.conditions.name, fontsize=10)
+    axes.set_title(arena.name, fontsize=10)
     for network in dict.fromkeys(networks):
         axes.plot([], [], "o", color=color_of(network, networks), label=network)
     figure.legend(loc="outside lower right", ncols=4, fontsize=8, labelcolor=INK, frameon=False)
@@ -157,9 +164,16 @@ def _label_points(
             and place.y1 <= inside.y1
             and not place.count_overlaps(taken)
         )
-        place = next(free, places[0])
+        place = next(free, None) or _within(places[0], inside)
         taken.append(place)
         text.set_position(tuple((place.p0 - point) * 72 / figure.dpi))
+
+
+def _within(place: Bbox, inside: Bbox) -> Bbox:
+    """Move a place as little as it takes to lie inside."""
+    x = min(max(place.x0, inside.x0), inside.x1 - place.width)
+    y = min(max(place.y0, inside.y0), inside.y1 - place.height)
+    return Bbox.from_bounds(x, y, place.width, place.height)
 
 
 def _offsets(width: float, height: float, reach: float) -> list[np.ndarray[Any, Any]]:
@@ -198,17 +212,17 @@ def latency_distributions(arena: Arena) -> Figure:
     axes.set_yticks(range(1, len(entries) + 1), [entry.name for entry in entries], fontsize=8)
     values = [entry.mean_ms.mean for entry in entries]
     if max(values) > 5 * min(values):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
+        _logarithmic(axes)
     axes.set_xlabel("latency at batch 1 (ms): median, half of the samples, 5 % to 95 %; | mean")
-    axes.set_title(arena.conditions.name, fontsize=10)
+    axes.set_title(arena.name, fontsize=10)
     return figure
 
 
 def training_curves(curves: Sequence[Curve]) -> Figure:
     """Draw training loss and validation accuracy over the epochs."""
-    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    columns = max(1, 90 // (max(len(curve.label) for curve in curves) + 6))
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(WIDTH, 3.2 + 0.2 * rows), layout="constrained")
     figure.patch.set_alpha(0)
     left, right = figure.subplots(1, 2)
     for axes, label in ((left, "training loss"), (right, "validation accuracy (%)")):
@@ -228,7 +242,7 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
     figure.legend(
         *left.get_legend_handles_labels(),
         loc="outside lower center",
-        ncols=min(len(curves), 5),
+        ncols=columns,
         fontsize=8,
         frameon=False,
         labelcolor=INK,
@@ -292,22 +306,6 @@ def named_images(images: Sequence[np.ndarray[Any, Any]], names: Sequence[str]) -
         axes.imshow(image)
         axes.set_title(name, fontsize=7)
         axes.axis("off")
-    return figure
-
-
-def latency_histogram(entry: Entry) -> Figure:
-    """Draw the distribution of one entry's samples with its mean and p95."""
-    figure, axes = _figure(3.2)
-    samples = sorted(sample for m in entry.measurements for sample in m.samples_ms)
-    # The slowest 1 % would leave the rest in one bar; the mean and p95 are of all samples.
-    shown = samples[: max(1, round(0.99 * len(samples)))]
-    axes.hist(shown, bins="auto", color=COLORS[0])
-    axes.axvline(entry.mean_ms.mean, color=INK, label="mean")
-    if entry.p95_ms is not None:
-        axes.axvline(entry.p95_ms.mean, color=INK, linestyle="--", label="p95")
-    axes.set_xlabel("latency at batch 1 (ms), without the slowest 1 %")
-    axes.set_ylabel("samples")
-    axes.legend(labelcolor=INK, frameon=False)
     return figure
 
 

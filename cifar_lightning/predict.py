@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageOps
@@ -74,7 +75,7 @@ def read_image(path: Path) -> Tensor:
     """
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            upright = _as_rgb(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).replace(f" {str(path)!r}", "")
         raise ValueError(f"{path}: this image can't be read ({reason})") from error
@@ -82,6 +83,16 @@ def read_image(path: Path) -> Tensor:
     square = transforms.center_crop(pixels, [min(pixels.shape[1:])] * 2)
     resized: Tensor = transforms.resize(square, [INPUT_SIZE, INPUT_SIZE], antialias=True)
     return resized
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Bring 16-bit greys to 8 bits, which Pillow would clip, and put what is clear on white."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 class Predictor:
@@ -98,8 +109,7 @@ class Predictor:
         self.device = device
         self.backbone = load_backbone(folder).to(device)
         self.normalize = Normalize(data["mean"], data["std"])
-        # Runs of earlier versions did not record their names.
-        self.classes = self.run.classes or [str(n) for n in range(data["num_classes"])]
+        self.classes = self.run.class_names(data["num_classes"])
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:
@@ -139,7 +149,7 @@ class Predictor:
                     yield Prediction(str(path), names, shares.tolist())
 
 
-@command("predict", lists=("images",), sweeps=False, positional="images")
+@command("predict", texts=("run", "outputs"), lists=("images",), sweeps=False, positional="images")
 def main(cfg: DictConfig) -> None:
     """Print each image's likeliest classes."""
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]

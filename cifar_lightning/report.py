@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -27,12 +28,14 @@ from plotly.offline import get_plotlyjs
 
 from cifar_lightning import config as configuration
 from cifar_lightning import plots, provenance
+from cifar_lightning.board import TENSORBOARD
 from cifar_lightning.command import command
 from cifar_lightning.comparison import (
     Arena,
     Comparison,
     Conditions,
     Entry,
+    Estimate,
     changes,
     compare,
     effect,
@@ -73,12 +76,16 @@ class Column:
         return "-" if value is None else str(value)
 
 
-def _accuracy_rank(arena: Arena, entry: Entry) -> str:
+def _accuracy_rank(arena: Arena, entry: Entry) -> tuple[int, bool]:
     return arena.rank(entry, lambda one: one.accuracy, highest=True)
 
 
-def _latency_rank(arena: Arena, entry: Entry) -> str:
+def _latency_rank(arena: Arena, entry: Entry) -> tuple[int, bool]:
     return arena.rank(entry, lambda one: one.mean_ms, highest=False)
+
+
+def _rank_text(rank: tuple[int, bool]) -> str:
+    return f"{rank[0]}{'=' * rank[1]}"
 
 
 def _accuracy(arena: Arena, entry: Entry) -> str:
@@ -92,12 +99,14 @@ def _latency(arena: Arena, entry: Entry) -> str:
     return f"{entry.mean_ms.mean:.3f}{std}{'' if entry.converged else ' ~'}"
 
 
-def _interval(low: float, high: float, digits: int) -> str:
-    return "-" if low == high else f"{low:.{digits}f} to {high:.{digits}f}"
+def _interval(estimate: Estimate, digits: int) -> str:
+    if not estimate.known:
+        return "-"
+    return f"{estimate.low:.{digits}f} to {estimate.high:.{digits}f}"
 
 
-def _p95(arena: Arena, entry: Entry) -> float | None:
-    return None if entry.p95_ms is None else entry.p95_ms.mean
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _speedup(arena: Arena, entry: Entry) -> float:
@@ -124,26 +133,34 @@ COLUMNS: dict[str, Column] = {
     "seeds": Column(lambda a, e: len(e.runs), "Seeds", highest=True),
     "test_acc": Column(lambda a, e: e.accuracy.mean, "Acc. (%)", _accuracy, highest=True),
     "test_acc_low": Column(
-        lambda a, e: e.accuracy.low,
+        lambda a, e: _finite(e.accuracy.low),
         "95 % interval",
-        lambda a, e: _interval(e.accuracy.low, e.accuracy.high, 2),
+        lambda a, e: _interval(e.accuracy, 2),
         highest=True,
     ),
-    "test_acc_high": Column(lambda a, e: e.accuracy.high, highest=True),
+    "test_acc_high": Column(lambda a, e: _finite(e.accuracy.high), highest=True),
     "test_acc_std": Column(lambda a, e: e.accuracy.std),
-    "acc_rank": Column(_accuracy_rank, "Rank", numeric=False),
+    "acc_rank": Column(
+        lambda a, e: _accuracy_rank(a, e)[0],
+        "Rank",
+        lambda a, e: _rank_text(_accuracy_rank(a, e)),
+    ),
     "lat_mean_ms": Column(lambda a, e: e.mean_ms.mean, "Lat. mean (ms)", _latency),
     "lat_mean_low_ms": Column(
-        lambda a, e: e.mean_ms.low,
+        lambda a, e: _finite(e.mean_ms.low),
         "95 % interval",
-        lambda a, e: _interval(e.mean_ms.low, e.mean_ms.high, 3),
+        lambda a, e: _interval(e.mean_ms, 3),
     ),
-    "lat_mean_high_ms": Column(lambda a, e: e.mean_ms.high),
+    "lat_mean_high_ms": Column(lambda a, e: _finite(e.mean_ms.high)),
     "lat_mean_std_ms": Column(lambda a, e: e.mean_ms.std),
-    "lat_rank": Column(_latency_rank, "Rank", numeric=False),
-    "lat_p95_ms": Column(_p95, "Lat. p95 (ms)", lambda a, e: _dash(_p95(a, e), 3)),
+    "lat_rank": Column(
+        lambda a, e: _latency_rank(a, e)[0],
+        "Rank",
+        lambda a, e: _rank_text(_latency_rank(a, e)),
+    ),
+    "lat_p95_ms": Column(lambda a, e: e.p95_ms, "Lat. p95 (ms)", lambda a, e: _dash(e.p95_ms, 3)),
     "speedup": Column(_speedup, "Speed-up", lambda a, e: f"{_speedup(a, e):.2f}", highest=True),
-    "size_mb": Column(lambda a, e: e.size_mb, "Size (MB)", lambda a, e: f"{e.size_mb:.2f}"),
+    "size_mb": Column(lambda a, e: e.size_mb, "Size (MB)", lambda a, e: _dash(e.size_mb, 2)),
     "params": Column(lambda a, e: e.params, "Params (M)", lambda a, e: f"{e.params / MEGA:.2f}"),
     "macs": Column(lambda a, e: e.macs, "MACs (M)", lambda a, e: f"{e.macs / MEGA:.2f}"),
     "place": Column(_place, "Place", numeric=False),
@@ -207,7 +224,7 @@ def make_filter(conditions: Sequence[str]) -> Callable[[Conditions, Entry], bool
         tests.append(_test(condition, name, sign, text))
 
     def keep(conditions: Conditions, entry: Entry) -> bool:
-        arena = Arena(conditions, (entry,), entry)
+        arena = Arena(conditions.name, conditions, (entry,), entry)
         return all(test(arena, entry) for test in tests)
 
     return keep
@@ -242,20 +259,24 @@ class Section:
     entries: list[Entry]
     sentences: list[str]
     changes: list[str]
-    figures: dict[str, Figure]
+    scatter: Figure
+    distributions: Figure
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """The plots by the names of their files."""
+        slug = self.arena.conditions.slug
+        return {f"accuracy-latency-{slug}": self.scatter, f"latency-{slug}": self.distributions}
 
     @classmethod
     def of(cls, arena: Arena, sort: str, min_acc: float) -> Section:
-        slug = arena.conditions.slug
         return cls(
             arena=arena,
             entries=in_order(arena, sort),
             sentences=verdict(arena, min_acc),
             changes=list(_change_lines(arena)),
-            figures={
-                f"accuracy-latency-{slug}": plots.accuracy_latency(arena, min_acc),
-                f"latency-{slug}": plots.latency_distributions(arena),
-            },
+            scatter=plots.accuracy_latency(arena, min_acc),
+            distributions=plots.latency_distributions(arena),
         )
 
 
@@ -274,14 +295,16 @@ def read_curve(folder: Path, label: str) -> plots.Curve | None:
     """Read a run's training curve out of its TensorBoard files; None if there is none."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    if not (folder / TENSORBOARD).is_dir():
+        return None
     logging.getLogger("tensorboard").setLevel(logging.WARNING)
     events = EventAccumulator(
-        str(folder / "tensorboard"), size_guidance={"scalars": 0, "images": 1, "histograms": 1}
+        str(folder / TENSORBOARD), size_guidance={"scalars": 0, "images": 1, "histograms": 1}
     )
     try:
         events.Reload()
     except Exception as error:  # whatever TensorBoard makes of a damaged file
-        log.warning("%s: no curve (%s)", folder / "tensorboard", error)
+        log.warning("%s: no curve (%s)", folder / TENSORBOARD, error)
         return None
     tags = events.Tags()["scalars"]
 
@@ -303,15 +326,19 @@ def detailed(comparison: Comparison, query: str | None, min_acc: float) -> Entry
         found = [entry for entry in entries if entry.answers_to(query)]
         if not found:
             raise unknown_name(f"detail={query}", "row", query, {entry.label for entry in entries})
-        if found[0].confusion is None:
+        known = [entry for entry in found if entry.confusion is not None]
+        if not known:
             raise UserError(f"detail={query}: its confusion matrix was not recorded; measure again")
-        return found[0]
+        return min(known, key=lambda entry: entry.variant != "fp32")
     choices = [
         arena.choice(min_acc) or max(arena.entries, key=lambda entry: entry.accuracy.mean)
         for arena in comparison.arenas
     ]
-    known = [entry for entry in [*choices, *entries] if entry.confusion is not None]
-    return known[0] if known else None
+    return next((one for one in [*choices, *entries] if one.confusion is not None), None)
+
+
+# The names of all plots' files.
+FIGURES = ("accuracy-latency-*", "latency-*", "curves", "classes", "confusion")
 
 
 # --- Writing --------------------------------------------------------------------------------
@@ -343,7 +370,7 @@ def markdown(sections: Sequence[Section], comparison: Comparison) -> str:
     """Write everything that can be said without plots."""
     parts = []
     for section in sections:
-        parts += [f"## {section.arena.conditions.name}", "", *section.sentences[:2], ""]
+        parts += [f"## {section.arena.name}", "", *section.sentences[:2], ""]
         parts += [table(section)]
         if section.sentences[2:]:
             parts += ["Not needed:", "", *(f"- {line}" for line in section.sentences[2:]), ""]
@@ -414,10 +441,8 @@ def interactive(section: Section, min_acc: float, number: int) -> Markup:
         legend={"orientation": "h", "y": 1.08},
         height=460,
     )
-    low, high = (
-        min(e.accuracy.low for e in arena.entries),
-        max(e.accuracy.high for e in arena.entries),
-    )
+    low = min(e.accuracy.mean - e.accuracy.reach[0] for e in arena.entries)
+    high = max(e.accuracy.mean + e.accuracy.reach[1] for e in arena.entries)
     if low < min_acc < high:
         figure.add_hline(y=min_acc, line={"dash": "dot", "width": 1, "color": plots.GRID})
     drawn = figure.to_html(
@@ -440,8 +465,8 @@ def _errors(estimates: Sequence[Any]) -> dict[str, Any]:
     return {
         "type": "data",
         "symmetric": False,
-        "array": [one.high - one.mean for one in estimates],
-        "arrayminus": [one.mean - one.low for one in estimates],
+        "array": [one.reach[1] for one in estimates],
+        "arrayminus": [one.reach[0] for one in estimates],
         "thickness": 1,
     }
 
@@ -484,7 +509,7 @@ def page(
     return environment.get_template("report.html.jinja").render(
         sections=[
             {
-                "name": section.arena.conditions.name,
+                "name": section.arena.name,
                 "sentences": section.sentences,
                 "changes": section.changes,
                 "baseline": section.arena.baseline.name,
@@ -500,7 +525,7 @@ def page(
                     for entry in section.entries
                 ],
                 "plot": interactive(section, min_acc, number),
-                "distributions": drawn(list(section.figures.values())[1]),
+                "distributions": drawn(section.distributions),
             }
             for number, section in enumerate(sections)
         ],
@@ -536,7 +561,12 @@ def read(outputs: Sequence[Path]) -> list[Recorded]:
     return recorded
 
 
-@command("report", lists=("outputs", "filter"), sweeps=False)
+@command(
+    "report",
+    texts=("to", "baseline", "detail", "sort"),
+    lists=("outputs", "filter"),
+    sweeps=False,
+)
 def main(cfg: DictConfig) -> None:
     """Write the report and print its tables and verdicts."""
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -552,7 +582,7 @@ def main(cfg: DictConfig) -> None:
     for line in damaged:
         log.warning("%s", line)
     comparison = compare(recorded, config["baseline"], keep)
-    if not comparison.arenas and not comparison.apart:
+    if not any(one.lines for one in recorded):
         raise UserError(f"outputs={','.join(map(str, outputs))}: nothing that can be read")
     if not comparison.arenas and config["filter"]:
         raise bad_value("filter", ",".join(config["filter"]), "what at least one row fulfils")
@@ -607,6 +637,9 @@ def _write(
     min_acc: float,
     text: str,
 ) -> None:
+    for pattern in FIGURES:  # of rows that are no longer there
+        for earlier in [*to.glob(f"{pattern}.png"), *to.glob(f"{pattern}.svg")]:
+            earlier.unlink()
     write_atomically(to / "report.md", text)
     write_atomically(to / "table.csv", table_csv(sections))
     figures = {name: figure for name, (_, figure) in details.items()}

@@ -102,6 +102,10 @@ class Run(_Record):
         write_atomically(folder / self.FILE, self.to_json())
         return self
 
+    def class_names(self, count: int) -> list[str]:
+        """Name the classes; by number where an earlier version did not record them."""
+        return self.classes or [str(number) for number in range(count)]
+
     @property
     def label(self) -> str:
         """The ID in the table: the user's, else the eight hex digits of the name."""
@@ -175,6 +179,16 @@ class Measurement(_Record):
             next(folder.glob(cls.file_name(glob.escape(variant), "*", threads, name)), None)
             for name in {protocol, "full"}
         )
+
+    def checked(self) -> Self:
+        """Return it if what a ranked measurement needs is there.
+
+        Raises:
+            ValueError: If not.
+        """
+        if self.status == "ok" and not isinstance(self.latency.get("mean_ms"), int | float):
+            raise ValueError("no latency.mean_ms")
+        return self
 
     @property
     def failed(self) -> bool:
@@ -272,14 +286,14 @@ class Recorded:
         """
         try:
             run = Run.load(folder)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return cls(folder, None, [], [])
         except ValueError as error:
             return cls(folder, None, [], [_left_out(folder / Run.FILE, error)])
         measurements, damaged = [], []
         for path in sorted((folder / Measurement.FOLDER).glob("*.json")):
             try:
-                measurements.append(Measurement.read(path))
+                measurements.append(Measurement.read(path).checked())
             except ValueError as error:
                 damaged.append(_left_out(path, error))
         try:

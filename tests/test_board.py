@@ -1,16 +1,22 @@
 import shutil
+from dataclasses import replace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from cifar_lightning import board
-from cifar_lightning.results import Run, find_run
+from cifar_lightning.results import Measurement, Run, find_run
 
 
 @pytest.fixture
 def folder(finished_run, tmp_path):
-    return shutil.copytree(find_run(finished_run, "tiny"), tmp_path / "run")
+    """A run whose measurements nothing disturbed, whatever else the machine did."""
+    folder = shutil.copytree(find_run(finished_run, "tiny"), tmp_path / "run")
+    for path in (folder / "measurements").iterdir():
+        replace(Measurement.read(path), status="ok", reason=None).save(folder)
+    board.draw(folder)
+    return folder
 
 
 def read(folder):
@@ -34,6 +40,7 @@ def test_settings_and_results_can_be_compared(folder):
     assert found["model"] == "mobilenetv3"
     assert found["optim.lr"] == run.config["optim"]["lr"]
     assert (found["seed"], found["epochs"], found["augment"]) == (0, 1, "crop")
+    assert (found["threads"], found["protocol"]) == (1, "quick")
     assert not {"trainer.max_epochs", "outputs", "id", "data.root"} & set(found)
     finals = {tag for tag in events.Tags()["scalars"] if tag.startswith("final/")}
     assert finals == {
@@ -45,12 +52,51 @@ def test_settings_and_results_can_be_compared(folder):
     assert events.Scalars("final/test_acc")[0].value == pytest.approx(run.test_acc, abs=1e-3)
 
 
+def test_every_runs_settings_are_shown(folder, tmp_path):
+    """TensorBoard itself is asked, with a run that has a setting which another one lacks."""
+    from google.protobuf.json_format import MessageToDict
+    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.hparams.backend_context import Context
+
+    other = shutil.copytree(folder, tmp_path / "other")
+    run = Run.load(other)
+    replace(run, config=run.config | {"ema": 0.99}).save(other)
+    board.draw(other)
+    events = EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
+    events.Reload()
+    context = Context(TBContext(data_provider=MultiplexerDataProvider(events, str(tmp_path))))
+    request = RequestContext()
+    experiment = context.experiment_from_metadata(
+        request, "", True, context.hparams_metadata(request, ""), []
+    )
+    found = MessageToDict(experiment)
+    assert {"ema", "optim.lr", "model"} <= {info["name"] for info in found["hparamInfos"]}
+    metrics = {info["name"]["tag"] for info in found["metricInfos"]}
+    assert {"final/test_acc", "final/lat_mean_ms"} <= metrics
+
+
+def test_a_disturbed_latency_is_not_shown(folder):
+    for path in (folder / "measurements").iterdir():
+        replace(Measurement.read(path), status="disturbed").save(folder)
+    board.draw(folder)
+    events = read(folder)
+    assert not events.Tags()["histograms"]
+    assert "final/lat_mean_ms" not in events.Tags()["scalars"]
+    assert "test/confusion" in events.Tags()["images"]
+
+
 def test_pictures(folder):
     events = read(folder)
     assert set(events.Tags()["images"]) == {
         "train/images", "test/misclassified", "test/confusion",
     }  # fmt: skip
-    assert set(events.Tags()["histograms"]) == {"latency/fp32-t1", "latency/fused-t1"}
+    assert set(events.Tags()["histograms"]) == {
+        f"latency/{path.stem.removesuffix('-quick')}"
+        for path in (folder / "measurements").iterdir()
+    }
 
 
 def test_scalars_are_without_clutter(folder):
@@ -67,8 +113,6 @@ def test_drawing_again_replaces(folder):
 
 
 def test_an_unfinished_run_gets_nothing(folder, tmp_path):
-    from dataclasses import replace
-
     shutil.rmtree(folder / "tensorboard")
     replace(Run.load(folder), status="interrupted").save(folder)
     board.draw(folder)

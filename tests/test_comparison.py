@@ -22,7 +22,7 @@ from cifar_lightning.config import CONF_DIR, run_name
 from cifar_lightning.errors import UserError
 from cifar_lightning.results import Recorded
 
-CONDITIONS = Conditions("digits", "f" * 16, "A CPU", 1, "perf_counter", "full")
+CONDITIONS = Conditions("digits", "f" * 16, "A CPU", 1, "perf_counter", "full", 1)
 
 
 def recorded(tmp_path, *pairs):
@@ -53,14 +53,18 @@ def measured(run, acc=90.0, mean=1.0, width=0.1, images=1000, **changed):
     )
 
 
-def entry(label, acc, mean, width=0.1, images=1000, variant="fp32", **config):
-    run = a_run(label, **config)
-    one = measured(run, acc, mean, width, images, variant=variant)
+MEASURED = {"confusion", "mean_ci_ms", "repeats", "size_bytes"}
+
+
+def entry(label, acc, mean, width=0.1, images=1000, variant="fp32", **changed):
+    run = a_run(label, **{key: value for key, value in changed.items() if key not in MEASURED})
+    one = measured(run, acc, mean, changed.pop("mean_ci_ms", width), images, variant=variant)
+    one = replace(one, **{key: value for key, value in changed.items() if key in MEASURED})
     return Entry(label, (run,), (one,))
 
 
 def arena(*entries):
-    return Arena(CONDITIONS, tuple(entries), entries[0])
+    return Arena(CONDITIONS.name, CONDITIONS, tuple(entries), entries[0])
 
 
 # --- Intervals ------------------------------------------------------------------------------
@@ -80,12 +84,35 @@ def test_several_seeds_have_students_interval():
     found = Estimate.over_seeds([9.0, 10.0, 11.0], [(v, v) for v in (9.0, 10.0, 11.0)])
     assert found.mean == 10.0
     assert found.std == pytest.approx(1.0)
-    assert found.half_width == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4)
+    assert found.reach[0] == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4)
+    assert found.reach[0] == pytest.approx(found.reach[1])
 
 
 def test_seeds_that_agree_by_chance_keep_their_own_width():
     found = Estimate.over_seeds([10.0, 10.0], [(9.0, 11.0), (9.5, 12.0)])
     assert (found.low, found.high) == (9.0, 12.0)
+
+
+def test_intervals_stay_possible():
+    found = Estimate.over_seeds([99.0, 99.6], [(98.0, 99.5), (99.0, 99.9)], 100.0)
+    assert (found.low, found.high) == (pytest.approx(95.49, abs=0.01), 100.0)
+    assert Estimate.over_seeds([1.0, 9.0], [(0.9, 1.1), (8.9, 9.1)]).low == 0.0
+
+
+def test_an_unknown_interval_ties_with_everything():
+    old = entry("old", 99, 0.1, confusion=None, mean_ci_ms=None)
+    good = entry("good", 50, 9.0)
+    assert not old.accuracy.known
+    assert old.accuracy.ties_with(good.accuracy)
+    assert old.mean_ms.ties_with(good.mean_ms)
+    assert old.accuracy.reach == (0.0, 0.0)
+    assert len(arena(old, good).front) == 2
+    assert "was not recorded: measure it again" in verdict(arena(old, good), 85)[0]
+
+
+def test_fresh_processes_widen_a_latencys_interval():
+    one = entry("a", 90, 1.0, repeats=[{"mean_ms": 1.0}, {"mean_ms": 2.0}])
+    assert one.mean_ms.reach[1] == pytest.approx(12.706 * 0.5, abs=1e-3)
 
 
 # --- Arenas ---------------------------------------------------------------------------------
@@ -104,13 +131,15 @@ def test_what_differs_in_conditions_never_meets(tmp_path):
                 measured(run, device="B", hardware="b"),
                 measured(run, variant="fused", protocol="quick"),
                 measured(run, variant="tf32", clock="cuda_event"),
+                measured(run, variant="bf16", protocol_version=2),
             ),
             (other, measured(other)),
         )
     )
-    assert [len(arena.entries) for arena in found.arenas] == [1] * 6
-    assert len({arena.conditions for arena in found.arenas}) == 6
-    assert len({arena.conditions.slug for arena in found.arenas}) == 6
+    assert [len(arena.entries) for arena in found.arenas] == [1] * 7
+    assert len({arena.conditions for arena in found.arenas}) == 7
+    assert len({arena.conditions.slug for arena in found.arenas}) == 7
+    assert len({arena.name for arena in found.arenas}) == 7
 
 
 def test_seeds_are_one_entry_and_data_seeds_do_not_matter(tmp_path):
@@ -171,6 +200,29 @@ def test_the_baseline_is_its_plain_variant(tmp_path):
     assert found.baseline.name == "b fp32"
     with pytest.raises(UserError, match="baseline=c: no such row"):
         compare(recorded(tmp_path, *pairs), "c")
+    with pytest.raises(UserError, match="baseline=net: allowed is one of a, b: it means them all"):
+        compare(recorded(tmp_path, *pairs), "net")
+    # A filter does not take the baseline away.
+    (only,) = compare(recorded(tmp_path, *pairs), "b", lambda _, one: one.label == "a").arenas
+    assert (only.baseline.name, [e.label for e in only.entries]) == ("b fp32", ["a", "a"])
+
+
+def test_names_are_those_of_the_runs_that_were_measured_there(tmp_path):
+    first, second = a_run(None, 0), replace(a_run(None, 1), started="2027")
+    found = compare(
+        recorded(
+            tmp_path,
+            (first, measured(first)),
+            (second, measured(second), measured(second, device="Z", hardware="z")),
+        )
+    )
+    assert [arena.entries[0].label for arena in found.arenas] == [f"{first.label}+1", second.label]
+
+
+def test_two_data_sets_of_one_name_are_told_apart(tmp_path):
+    runs = [a_run("a"), a_run("b", fingerprint="e" * 16, epochs=9)]
+    found = compare(recorded(tmp_path, *((run, measured(run)) for run in runs)))
+    assert len({arena.name for arena in found.arenas}) == 2
 
 
 # --- Ranks, front, verdict ------------------------------------------------------------------
@@ -179,17 +231,23 @@ def test_the_baseline_is_its_plain_variant(tmp_path):
 def test_overlapping_intervals_share_a_rank():
     entries = [entry("a", 90, 1.0), entry("b", 90, 1.1), entry("c", 90, 2.0)]
     ranks = [arena(*entries).rank(e, lambda one: one.mean_ms, highest=False) for e in entries]
-    assert ranks == ["1=", "1=", "3"]
+    assert ranks == [(1, True), (1, True), (3, False)]
     ranks = [arena(*entries).rank(e, lambda one: one.accuracy, highest=True) for e in entries]
-    assert ranks == ["1="] * 3
+    assert ranks == [(1, True)] * 3
 
 
 def test_the_front_holds_what_nothing_makes_needless():
     fast, accurate = entry("fast", 80, 1.0), entry("accurate", 95, 3.0)
     slow, tied = entry("slow", 79, 2.0), entry("tied", 80, 1.05)
-    found = arena(fast, accurate, slow, tied)
-    assert found.front == [fast, tied, accurate]
+    rather = entry("rather", 81, 2.0, width=0.01)  # perhaps more accurate than fast, surely slower
+    found = arena(fast, accurate, slow, tied, rather)
+    assert found.front == [fast, tied, rather, accurate]
     assert found.dominators == {slow: fast}
+
+
+def test_an_imprecise_row_makes_no_precise_one_needless():
+    noisy, fast = entry("noisy", 99, 1.15, width=3.0), entry("fast", 90, 0.15, width=0.001)
+    assert arena(noisy, fast).front == [fast, noisy]
 
 
 points = st.tuples(
@@ -203,20 +261,23 @@ def test_every_front_is_sound(drawn):
     found = arena(*(entry(str(i), *values) for i, values in enumerate(drawn)))
     assert found.front
     for one, better in found.dominators.items():
-        assert not better.accuracy.surely_below(one.accuracy)
-        assert not one.mean_ms.surely_below(better.mean_ms)
+        assert better.accuracy.mean >= one.accuracy.mean
+        assert better.mean_ms.mean <= one.mean_ms.mean
         assert better.accuracy.mean > one.accuracy.mean or better.mean_ms.mean < one.mean_ms.mean
     fastest = min(found.entries, key=lambda one: one.mean_ms.high)
     assert not any(one.mean_ms.surely_below(fastest.mean_ms) for one in found.entries)
     for one in found.entries:
-        rank = found.rank(one, lambda e: e.mean_ms, highest=False)
-        assert 1 <= int(rank.rstrip("=")) <= len(found.entries)
+        rank, _ = found.rank(one, lambda e: e.mean_ms, highest=False)
+        assert 1 <= rank <= len(found.entries)
+    for min_acc in (0, 70, 90, 98):
+        chosen = found.choice(min_acc)
+        assert chosen is None or chosen in found.front
 
 
 def test_the_verdict_takes_the_fastest_that_is_accurate_enough():
     found = arena(entry("rough", 80, 0.5), entry("good", 90, 1.0), entry("best", 95, 3.0))
     first, front, *rest = verdict(found, 85)
-    assert first.startswith("Take good fp32: 90.00 ±")
+    assert first.startswith("Take good fp32: 90.00 % (87.98 to 91.71) in 1.000 ms")
     assert "fastest of 2 rows with at least 85 %" in first
     assert front.index("rough") < front.index("good") < front.index("best")
     assert rest == []
@@ -224,12 +285,15 @@ def test_the_verdict_takes_the_fastest_that_is_accurate_enough():
 
 
 def test_the_verdict_names_what_is_uncertain():
-    found = arena(entry("a", 90, 1.0), entry("b", 92, 1.05), entry("c", 70, 2.0))
+    found = arena(
+        entry("a", 90, 1.0), entry("b", 92, 1.05), entry("c", 70, 2.0), entry("d", 89, 0.5)
+    )
     first, _, why = verdict(found, 89.5)
-    assert "Its interval reaches below 89.5 %" in first
+    assert "Whether it truly reaches 89.5 % is within the uncertainty." in first
     assert "Not slower for sure: b fp32" in first
+    assert "Below 89.5 % only within the uncertainty: d fp32." in first
     assert why.startswith("c fp32 is not needed: ")
-    assert "2.00 times as fast" in why
+    assert "4.00 times as fast" in why
 
 
 # --- One change at a time -------------------------------------------------------------------
@@ -243,6 +307,7 @@ def test_one_change_and_its_effect():
     assert effect(base, one) == "accuracy +5.00 points, latency +100 %, size +0 %"
     tie = entry("c", 90.1, 1.01, epochs=4)
     assert effect(base, tie).count("(tie)") == 2
+    assert "size" not in effect(base, entry("d", 90, 1.0, size_bytes=None))
 
 
 def test_the_seed_and_where_it_ran_are_no_change():

@@ -100,6 +100,14 @@ def test_the_middle_is_cut_out_and_the_camera_was_turned(tmp_path):
     assert read_image(tmp_path / "b.png")[2, -1].min() == 255
 
 
+def test_greys_of_16_bits_and_transparency(tmp_path):
+    ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").float().mean() == pytest.approx(127, abs=2)
+    Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(tmp_path / "b.png")
+    assert read_image(tmp_path / "b.png").min() == 255
+
+
 def test_what_can_not_be_read_is_named_and_the_rest_classified(predicted, photos):
     torn = photos / "torn.png"
     torn.write_bytes((photos / "a.png").read_bytes()[:60])

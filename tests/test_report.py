@@ -47,7 +47,7 @@ def reported(call, outputs):
 def test_everything_is_written_and_said(reported, outputs):
     ended = reported("baseline=good", "min_acc=85")
     assert (ended.status, ended.err) == (0, "")
-    assert "Take good int8: 88.00 ±" in ended.out
+    assert "Take good int8: 88.00 % (" in ended.out
     assert "rough fp32 is not needed: " in ended.out
     assert "- pair fp32: epochs 3 → 7. Accuracy -9.50 points" in ended.out
     assert "rough tf32 on A | CPU is unsupported: needs a GPU" in ended.out
@@ -117,6 +117,8 @@ def test_every_column_sorts_best_first(name):
     found = arena(entry("a", 90, 1.0), entry("b", 80, 2.0, epochs=9), entry("c", 85, 0.5))
     column = COLUMNS[name]
     values = [column.value(found, one) for one in in_order(found, name)]
+    texts = [value for value in values if isinstance(value, str | bool)]
+    assert bool(texts) != column.numeric
     assert values == sorted(values, key=lambda v: (v is None, v), reverse=column.highest)
     assert [column.value(found, one) for one in in_order(found, f"-{name}")] == values[::-1]
 
@@ -158,6 +160,56 @@ def test_a_mistake_is_one_line_and_writes_nothing(reported, outputs, argument, m
     assert not (outputs / "report").exists()
 
 
+def test_a_filter_that_fits_nothing(call, tmp_path):
+    run = a_run("a")
+    place(tmp_path, run, measured(run))
+    ended = call(report.main, f"outputs={tmp_path}", "filter=device=A (R) CPU @ 2.20GHz")
+    assert ended.err == (
+        "error: filter=device=A (R) CPU @ 2.20GHz: allowed is what at least one row fulfils\n"
+    )
+
+
+def test_awkward_names(call, tmp_path):
+    run = a_run("27929e10")
+    run = replace(run, config=run.config | {"data": {"name": "my$set^$", "seed": 0}})
+    place(tmp_path, run, measured(run, device="Intel(R) CPU @ 2.20GHz"))
+    (tmp_path / "runs" / ".DS_Store").write_text("")
+    ended = call(
+        report.main,
+        f"outputs={tmp_path}",
+        "baseline=27929e10",
+        "detail=27929e10",
+        "filter=device=Intel(R) CPU @ 2.20GHz",
+    )
+    assert (ended.status, ended.err) == (0, "")
+    assert "my$set^$" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_rows_of_earlier_versions_and_without_validation(call, tmp_path):
+    old, last = a_run("old"), replace(a_run("last", epochs=9), val_acc=None)
+    place(tmp_path, old, measured(old, confusion=None, size_bytes=None))
+    place(tmp_path, last, measured(last, latency={"mean_ms": 1.0}))
+    ended = call(report.main, f"outputs={tmp_path}", "min_acc=50")
+    assert (ended.status, ended.err) == (0, "")
+    assert "| old " in ended.out
+    assert "inf" not in (tmp_path / "report" / "table.csv").read_text()
+    ended = call(report.main, f"outputs={tmp_path}", "detail=old")
+    assert ended.err == (
+        "error: detail=old: its confusion matrix was not recorded; measure again\n"
+    )
+
+
+def test_plots_of_rows_that_are_gone_are_removed(reported, outputs):
+    reported()
+    stale = outputs / "report" / "latency-of-a-device-that-was-sold.png"
+    stale.write_text("")
+    mine = outputs / "report" / "notes.png"
+    mine.write_text("")
+    reported()
+    assert not stale.exists()
+    assert mine.exists()
+
+
 def test_no_finished_run(call, tmp_path):
     (tmp_path / "runs").mkdir()
     ended = call(report.main, f"outputs={tmp_path}")
@@ -167,12 +219,14 @@ def test_no_finished_run(call, tmp_path):
 def test_damaged_files_are_named_skipped_and_counted(reported, outputs):
     folder = outputs / "runs" / a_run("rough", epochs=9).name
     (folder / "measurements" / "fp32@a-cpu-t1-full.json").write_text("{")
+    run = a_run("good")
+    place(outputs, run, measured(run, variant="odd", latency={}))
     shutil.copytree(folder, outputs / "runs" / "torn")
     (outputs / "runs" / "torn" / "run.json").write_text(json.dumps({"name": "torn"}))
     ended = reported()
     assert ended.status == 0
-    assert ended.out.count("is damaged and left out") == 2
-    assert ended.out.splitlines()[-1].endswith("; 2 damaged, left out")
+    assert ended.out.count("is damaged and left out") == 3
+    assert ended.out.splitlines()[-1].endswith("; 3 damaged, left out")
     assert "Take good" in ended.out
 
 
