@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 
 from cifar_lightning.comparison import Arena, Entry
@@ -228,6 +228,7 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
     for axes, label in ((left, "training loss"), (right, "validation accuracy (%)")):
         _dress(axes)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(label)
     for number, curve in enumerate(curves):
         style = {
@@ -292,7 +293,7 @@ def class_accuracies(
     axes.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
     axes.grid(visible=False, axis="x")
     axes.set_ylabel("test accuracy (%)")
-    axes.legend(loc="lower right", fontsize=8, labelcolor=INK)
+    figure.legend(loc="outside upper right", ncols=4, fontsize=8, labelcolor=INK, frameon=False)
     return figure
 
 
