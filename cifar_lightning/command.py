@@ -63,6 +63,10 @@ def command(
             mark_started()
             try:
                 task(cfg)
+                sys.stdout.flush()
+            except BrokenPipeError:
+                _stop_writing()
+                statuses.append(1)
             except KeyboardInterrupt:
                 _remove_leftovers()
                 raise
@@ -95,6 +99,9 @@ def command(
                     hydra_main()
             except KeyboardInterrupt:
                 report(interruption.error())
+            except BrokenPipeError:
+                _stop_writing()
+                sys.exit(1)
             except Exception as error:
                 known = error if isinstance(error, CifarLightningError) else config.explain(error)
                 if known is None and is_disk_full(error):
@@ -120,6 +127,11 @@ def mark_started() -> None:
     """Say that the work has begun: from here on, an unknown error is none of Hydra's."""
     global _started
     _started = True
+
+
+def _stop_writing() -> None:
+    """Send what is still to be written nowhere: the reader, say ``head``, has seen enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _keyed(arguments: list[str], key: str) -> list[str]:

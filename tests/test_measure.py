@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TINY, Ended
+from conftest import TINY
 
 from cifar_lightning import measure as module
 from cifar_lightning.measure import Request, find_device, load_data, measure
@@ -35,24 +35,10 @@ def outputs(trained, tmp_path):
 
 
 @pytest.fixture
-def again(outputs, monkeypatch, capsys):
+def again(outputs, call):
     """Run the measure command in this process."""
-
-    def run(*overrides):
-        monkeypatch.setattr(
-            sys,
-            "argv",
-            ["measure", f"outputs={outputs}", "protocol=quick", "device=cpu", *overrides],
-        )
-        capsys.readouterr()
-        try:
-            module.main()
-            status = 0
-        except SystemExit as end:
-            status = int(end.code or 0)
-        return Ended(status, *capsys.readouterr())
-
-    return run
+    settings = f"outputs={outputs}", "protocol=quick", "device=cpu"
+    return lambda *overrides: call(module.main, *settings, *overrides)
 
 
 def folder_of(outputs, label):

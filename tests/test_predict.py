@@ -1,10 +1,13 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 from cifar_lightning import predict
@@ -116,6 +119,15 @@ def test_what_can_not_be_read_is_named_and_the_rest_classified(predicted, photos
     assert ended.err.startswith(f"error: {torn}: this image can't be read (")
     assert ended.err.count("\n") == 1
     assert len(ended.out.splitlines()) == 3
+
+
+def test_a_reader_that_has_seen_enough(finished_run, photos):
+    done = subprocess.run(
+        f"{sys.executable} -m cifar_lightning.predict run=tiny outputs={finished_run} '{photos}' "
+        "device=cpu | true",
+        shell=True, capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(
