@@ -235,7 +235,10 @@ def main(cfg: DictConfig) -> None:
     outputs = Path(config["outputs"])
     folder = find_run(outputs, config["run"])
     to = Path(config["to"] or outputs / "exports" / folder.name)
-    path = export(folder, config["format"], to, config["data_root"])
+    try:
+        path = export(folder, config["format"], to, config["data_root"])
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"to={to}: {error.strerror}: {error.filename}") from error
     log.info("%s", relative(path.absolute()))
 
 

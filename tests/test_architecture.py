@@ -14,6 +14,7 @@ ORDER = (
     "interruption",
     "results",
     "comparison",
+    "columns",
     "plots",
     "board",
     "identity",
