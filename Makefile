@@ -27,7 +27,7 @@ train: setup ## train: make train ARGS="model=shufflenetv2 optim=adamw"
 	$(BIN)/python train.py $(ARGS)
 
 test: setup ## run the fast tests
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-slow: setup ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -6,6 +6,7 @@ intervals that overlap are a tie: nothing is ranked by less than that.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -559,6 +560,25 @@ def _advice(arena: Arena, min_acc: float) -> Iterator[str]:
         yield f"Below {min_acc:g} % only within the uncertainty: {', '.join(near)}."
     if any(not entry.converged for entry in arena.entries):
         yield "Means marked ~ had not settled; measure run=A,B compares two in turns."
+    yield from _drift(arena)
+
+
+def _drift(arena: Arena) -> Iterator[str]:
+    """Warn where one network, trained twice, came out at two speeds: weights don't change it."""
+    pairs = [
+        (slow, fast)
+        for slow, fast in itertools.permutations(arena.entries, 2)
+        if fast.mean_ms.surely_below(slow.mean_ms)
+        and slow.variant == fast.variant
+        and settings(slow.runs[0]).get("model") == settings(fast.runs[0]).get("model")
+    ]
+    if pairs:
+        slow, fast = max(pairs, key=lambda pair: pair[0].mean_ms.mean / pair[1].mean_ms.mean)
+        share = 100 * (slow.mean_ms.mean / fast.mean_ms.mean - 1)
+        yield (
+            f"{slow.name} and {fast.name} are one network, yet differ by {share:.0f} %: this "
+            "machine's speed changed between measurements by more than the intervals say."
+        )
 
 
 def _percent(estimate: Estimate) -> str:

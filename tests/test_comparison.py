@@ -296,6 +296,15 @@ def test_the_verdict_names_what_is_uncertain():
     assert "4.00 times as fast" in why
 
 
+def test_one_network_at_two_speeds_is_the_machines_doing():
+    found = arena(
+        entry("a", 90, 1.0, model={"width": 1}), entry("b", 90, 2.0, model={"width": 1}, epochs=9)
+    )
+    assert "b fp32 and a fp32 are one network, yet differ by 100 %" in verdict(found, 85)[0]
+    others = arena(entry("a", 90, 1.0, model={"width": 1}), entry("b", 90, 2.0, model={"width": 2}))
+    assert "one network" not in verdict(others, 85)[0]
+
+
 # --- One change at a time -------------------------------------------------------------------
 
 
