@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 # The networks of the tests are so small that a second thread slows them down.
@@ -90,13 +91,23 @@ def command(outputs: Path, call: Callable[..., Ended]) -> Callable[..., Ended]:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train a tiny network for one epoch, measure two variants; return its outputs."""
-    outputs = tmp_path_factory.mktemp("finished") / "outputs"
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # once for all workers
+    outputs = base / "finished" / "outputs"
+    outputs.mkdir(parents=True, exist_ok=True)
+    with FileLock(base / "finished.lock"):
+        if not (outputs / "results.md").exists():
+            _train_tiny(outputs)
+    return outputs
+
+
+def _train_tiny(outputs: Path) -> None:
     subprocess.run(
         [sys.executable, "train.py", *TINY, "epochs=1", "id=tiny", f"outputs={outputs}",
          "benchmark.variants=[fp32,fused]"],
         cwd=ROOT, check=True, capture_output=True,
     )  # fmt: skip
-    return outputs
 
 
 @pytest.fixture
