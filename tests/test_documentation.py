@@ -33,6 +33,8 @@ NOT_RUN = {
     "experiment=d1": "needs experiment=b2",
     "data.device=gpu": "needs a GPU",
     "path/to/images": "stands for a folder of the reader's",
+    "other/outputs": "stands for another machine's results",
+    "run=A,B": "stands for two runs",
     "...": "stands for more",
     "bench.": "make bench, on a quiet machine",
 }
@@ -249,7 +251,8 @@ def test_every_command_runs(tmp_path):
             command += f" {SMALL}"
         elif "measure" in command:
             command += " protocol=quick device=cpu"
-        status, error = run(command)
+        # Networks of one epoch reach no such accuracy.
+        status, error = run(command.replace("test_acc>=80", "test_acc>=0"))
         if status:
             failed.append(f"{command}: {status}: {error}")
     assert not failed, "\n".join(failed)
