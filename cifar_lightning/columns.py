@@ -85,10 +85,6 @@ def _dash(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _of_run(key: str) -> Callable[[Arena, Entry], Any]:
-    return lambda arena, entry: entry.runs[0].choices.get(key)
-
-
 COLUMNS: dict[str, Column] = {
     "id": Column(lambda a, e: e.label, "ID", numeric=False),
     "model": Column(lambda a, e: e.network, "Network", numeric=False),
@@ -127,8 +123,8 @@ COLUMNS: dict[str, Column] = {
     "params": Column(lambda a, e: e.params, "Params (M)", lambda a, e: f"{e.params / MEGA:.2f}"),
     "macs": Column(lambda a, e: e.macs, "MACs (M)", lambda a, e: f"{e.macs / MEGA:.2f}"),
     "place": Column(_place, "Place", numeric=False),
-    "optim": Column(_of_run("optim"), numeric=False),
-    "scheduler": Column(_of_run("scheduler"), numeric=False),
+    "optim": Column(lambda a, e: e.runs[0].choices["optim"], numeric=False),
+    "scheduler": Column(lambda a, e: e.runs[0].choices["scheduler"], numeric=False),
     "epochs": Column(lambda a, e: e.runs[0].config["epochs"]),
     "converged": Column(lambda a, e: e.converged, numeric=False),
     "dataset": Column(lambda a, e: a.conditions.dataset, numeric=False),

@@ -117,7 +117,7 @@ class Conditions:
     @property
     def slug(self) -> str:
         kept = "".join(c if c.isalnum() else "-" for c in self.name.lower())
-        return f"{'-'.join(filter(None, kept.split('-')))}-{self.fingerprint[:4]}"
+        return f"{'-'.join(filter(None, kept.split('-')))}-{self.fingerprint[:8]}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +141,10 @@ class Entry:
     @property
     def name(self) -> str:
         return f"{self.label} {self.variant}"
+
+    @property
+    def group(self) -> str:
+        return group_name(self.runs[0].config, self.runs[0].choices)
 
     @property
     def network(self) -> str:
@@ -310,6 +314,8 @@ class Comparison:
 
 
 Keep = Callable[[Conditions, Entry], bool]
+# By a group of seeds and a variant: each run of it, by its name, with its measurement.
+Groups = dict[tuple[str, str], dict[str, tuple[Run, Measurement]]]
 
 
 def compare(
@@ -327,7 +333,7 @@ def compare(
         UserError: If there is no such baseline, or several.
     """
     apart: list[Row] = []
-    seeds: dict[Conditions, dict[tuple[str, str], dict[str, tuple[Run, Measurement]]]] = {}
+    met: dict[Conditions, Groups] = {}
     for one in sorted(recorded, key=lambda one: one.run.started if one.run else ""):
         for row, measurement in one.lines:
             if one.run is None or measurement is None or row["status"] != "ok":
@@ -335,28 +341,28 @@ def compare(
                 continue
             group = group_name(one.run.config, one.run.choices), measurement.variant
             # The same run measured in two places under the same conditions counts once.
-            alike = seeds.setdefault(_conditions(one.run, measurement), {}).setdefault(group, {})
+            alike = met.setdefault(_conditions(one.run, measurement), {}).setdefault(group, {})
             alike[one.run.name] = one.run, measurement
-    names = [conditions.name for conditions in seeds]
-    arenas = []
-    known: set[str] = set()
-    met = False
-    for conditions, groups in sorted(seeds.items()):
+    names = [conditions.name for conditions in met]
+    arenas: list[Arena] = []
+    everything: list[Entry] = []
+    for conditions, groups in sorted(met.items()):
         labels = _labels(groups)
         entries = [
             Entry(labels[group], *zip(*alike.values(), strict=True))
             for (group, _), alike in groups.items()
         ]
-        known |= {entry.label for entry in entries}
-        base = _baseline(entries, baseline)
-        met = met or base is not None
+        everything += entries
         name = conditions.name
         if names.count(name) > 1:
-            name += f" ({conditions.fingerprint[:8]}, {conditions.clock})"
+            name += f" ({conditions.fingerprint[:8]})"
+        meant = [entry for entry in entries if baseline is not None and entry.answers_to(baseline)]
+        # Without one, the first row's network.
+        base = plainest(meant or [one for one in entries if one.label == entries[0].label])
         if kept := tuple(entry for entry in entries if keep(conditions, entry)):
-            arenas.append(Arena(name, conditions, kept, base or entries[0]))
-    if baseline is not None and known and not met:
-        raise unknown_name(f"baseline={baseline}", "row", baseline, known)
+            arenas.append(Arena(name, conditions, kept, base))
+    if baseline is not None and everything:
+        entries_of(everything, baseline, "baseline")
     return Comparison(tuple(arenas), tuple(apart))
 
 
@@ -372,9 +378,7 @@ def _conditions(run: Run, measurement: Measurement) -> Conditions:
     )
 
 
-def _labels(
-    groups: Mapping[tuple[str, str], Mapping[str, tuple[Run, Measurement]]],
-) -> dict[str, str]:
+def _labels(groups: Groups) -> dict[str, str]:
     """Name each group: its common ID, else its first run's with the number of the others."""
     runs: dict[str, dict[str, Run]] = {}
     for (group, _), alike in groups.items():
@@ -391,23 +395,30 @@ def _labels(
     }
 
 
-def _baseline(entries: Sequence[Entry], query: str | None) -> Entry | None:
-    """Find the entry that is meant; of several variants the plain one.
+def entries_of(entries: Iterable[Entry], query: str, key: str) -> list[Entry]:
+    """Find all variants of one network.
+
+    Args:
+        entries: Where to look.
+        query: An ID, a name with its variant, or the beginning of a run's name.
+        key: What the query was given for, to name it in errors.
 
     Raises:
-        UserError: If several networks are meant.
+        UserError: If there is none, or several networks are meant.
     """
-    if query is None:
-        return _plainest([entry for entry in entries if entry.label == entries[0].label])
+    entries = list(entries)
     found = [entry for entry in entries if entry.answers_to(query)]
-    labels = sorted({entry.label for entry in found})
-    if len(labels) > 1:
-        raise bad_value("baseline", query, f"one of {', '.join(labels)}: it means them all")
-    return _plainest(found)
+    if not found:
+        raise unknown_name(f"{key}={query}", "row", query, {entry.label for entry in entries})
+    if len({entry.group for entry in found}) > 1:
+        labels = ", ".join(sorted({entry.label for entry in found}))
+        raise bad_value(key, query, f"one of {labels}: it means them all")
+    return found
 
 
-def _plainest(entries: Sequence[Entry]) -> Entry | None:
-    return min(entries, key=lambda entry: entry.variant != "fp32", default=None)
+def plainest(entries: Sequence[Entry]) -> Entry:
+    """Take fp32 where it is among several variants."""
+    return min(entries, key=lambda entry: entry.variant != "fp32")
 
 
 # --- One change at a time -------------------------------------------------------------------
@@ -418,7 +429,6 @@ REPEATED = {
     "augment.cutout.fill",
     "augment.mixup.num_classes",
     "data.batch_size",
-    "data.cache_dir",
     "data.seed",
     "model.num_classes",
     "seed",
@@ -513,20 +523,35 @@ def effect(base: Entry, entry: Entry) -> str:
 # --- In sentences ---------------------------------------------------------------------------
 
 
-def verdict(arena: Arena, min_acc: float) -> list[str]:
-    """Say which entry to take, what is on the front, and why each other one is not needed."""
+@dataclass(frozen=True)
+class Verdict:
+    """What the figures say, in sentences.
+
+    Attributes:
+        advice: Which entry to take, and how sure that is.
+        front: What is on the front.
+        needless: Why each other entry is not needed.
+    """
+
+    advice: str
+    front: str
+    needless: list[str]
+
+
+def verdict(arena: Arena, min_acc: float) -> Verdict:
+    """Say which entry to take if at least ``min_acc`` percent are needed."""
     front = ", ".join(
         f"{entry.name} ({entry.accuracy.mean:.2f} %, {entry.mean_ms.mean:.3f} ms)"
         for entry in arena.front
     )
-    return [
-        " ".join(_advice(arena, min_acc)),
-        f"On the front, from fast to accurate: {front}.",
-        *(
+    return Verdict(
+        advice=" ".join(_advice(arena, min_acc)),
+        front=f"On the front, from fast to accurate: {front}.",
+        needless=[
             f"{entry.name} is not needed: {_advantage(better, entry)}."
             for entry, better in arena.dominators.items()
-        ),
-    ]
+        ],
+    )
 
 
 def _advice(arena: Arena, min_acc: float) -> Iterator[str]:

@@ -67,11 +67,18 @@ def _dress(axes: Axes) -> None:
     axes.title.set_color(INK)
 
 
-def _logarithmic(axes: Axes) -> None:
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("")
+def wide(arena: Arena) -> bool:
+    """Tell whether the latencies lie so far apart that they want a logarithmic axis."""
+    values = [entry.mean_ms.mean for entry in arena.entries]
+    return max(values) > 5 * min(values)
+
+
+def _scale_latency(axes: Axes, arena: Arena) -> None:
+    if wide(arena):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
 
 
 def color_of(network: str, networks: Sequence[str]) -> str:
@@ -108,9 +115,7 @@ def accuracy_latency(arena: Arena, min_acc: float) -> Figure:
         linewidth=1,
         zorder=2,
     )
-    values = [entry.mean_ms.mean for entry in arena.entries]
-    if max(values) > 5 * min(values):
-        _logarithmic(axes)
+    _scale_latency(axes, arena)
     axes.margins(0.12, 0.12)
     low, high = axes.get_ylim()
     if low < min_acc < high:
@@ -210,9 +215,7 @@ def latency_distributions(arena: Arena) -> Figure:
     for box, entry in zip(boxes["boxes"], entries, strict=True):
         box.set(facecolor=color_of(entry.network, networks), edgecolor=GRID)
     axes.set_yticks(range(1, len(entries) + 1), [entry.name for entry in entries], fontsize=8)
-    values = [entry.mean_ms.mean for entry in entries]
-    if max(values) > 5 * min(values):
-        _logarithmic(axes)
+    _scale_latency(axes, arena)
     axes.set_xlabel("latency at batch 1 (ms): median, half of the samples, 5 % to 95 %; | mean")
     axes.set_title(arena.name, fontsize=10)
     return figure

@@ -125,28 +125,20 @@ class Predictor:
         return probabilities.cpu()
 
     def predict(self, paths: Sequence[Path], top: int) -> Iterator[Prediction | ValueError]:
-        """Classify image files batch by batch; what can't be read gives an error in its place."""
+        """Classify image files batch by batch; what can't be read gives an error instead."""
         for start in range(0, len(paths), BATCH_SIZE):
-            chunk = paths[start : start + BATCH_SIZE]
-            images: list[Tensor | ValueError] = []
-            for path in chunk:
+            images = {}
+            for path in paths[start : start + BATCH_SIZE]:
                 try:
-                    images.append(read_image(path))
+                    images[path] = read_image(path)
                 except ValueError as error:
-                    images.append(error)
-            whole = [image for image in images if isinstance(image, Tensor)]
-            best = (
-                iter(zip(*self.probabilities(torch.stack(whole)).topk(top), strict=True))
-                if (whole)
-                else iter(())
-            )
-            for path, image in zip(chunk, images, strict=True):
-                if isinstance(image, ValueError):
-                    yield image
-                else:
-                    shares, places = next(best)
-                    names = [self.classes[place] for place in places.tolist()]
-                    yield Prediction(str(path), names, shares.tolist())
+                    yield error
+            if images:
+                best = self.probabilities(torch.stack(list(images.values()))).topk(top)
+                for path, shares, places in zip(
+                    images, best.values.tolist(), best.indices.tolist(), strict=True
+                ):
+                    yield Prediction(str(path), [self.classes[place] for place in places], shares)
 
 
 @command("predict", texts=("run", "outputs"), lists=("images",), sweeps=False, positional="images")

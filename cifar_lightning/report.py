@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,17 +33,25 @@ from cifar_lightning.comparison import (
     Arena,
     Comparison,
     Entry,
+    Estimate,
+    Verdict,
     changes,
     compare,
     effect,
+    entries_of,
+    plainest,
     verdict,
 )
-from cifar_lightning.errors import UserError, bad_value, unknown_name
+from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.files import write_atomically
 from cifar_lightning.finished import relative
 from cifar_lightning.results import RUNS, Recorded, draw_table
 
 log = logging.getLogger(__name__)
+
+LOG_TICKS = [digit * 10.0**power for power in range(-4, 5) for digit in (1, 2, 5)]
+# What the plots of arenas are called, strictly enough to spare other people's files.
+OF_ARENAS = re.compile(r"(accuracy-)?latency-.+-protocol(-version-\d+)?-[0-9a-f]{8}\.(png|svg)")
 
 # --- What is drawn --------------------------------------------------------------------------
 
@@ -53,7 +62,7 @@ class Section:
 
     arena: Arena
     entries: list[Entry]
-    sentences: list[str]
+    verdict: Verdict
     changes: list[str]
     scatter: Figure
     distributions: Figure
@@ -69,7 +78,7 @@ class Section:
         return cls(
             arena=arena,
             entries=in_order(arena, sort),
-            sentences=verdict(arena, min_acc),
+            verdict=verdict(arena, min_acc),
             changes=list(_change_lines(arena)),
             scatter=plots.accuracy_latency(arena, min_acc),
             distributions=plots.latency_distributions(arena),
@@ -115,26 +124,21 @@ def detailed(comparison: Comparison, query: str | None, min_acc: float) -> Entry
     """Find the entry whose confusions are drawn: the one asked for, else the one to take.
 
     Raises:
-        UserError: If the one asked for is not there or its confusions were not recorded.
+        UserError: If the one asked for is not there, is several, or its confusions were not
+            recorded.
     """
     entries = [entry for arena in comparison.arenas for entry in arena.entries]
     if query is not None:
-        found = [entry for entry in entries if entry.answers_to(query)]
-        if not found:
-            raise unknown_name(f"detail={query}", "row", query, {entry.label for entry in entries})
+        found = entries_of(entries, query, "detail")
         known = [entry for entry in found if entry.confusion is not None]
         if not known:
             raise UserError(f"detail={query}: its confusion matrix was not recorded; measure again")
-        return min(known, key=lambda entry: entry.variant != "fp32")
+        return plainest(known)
     choices = [
         arena.choice(min_acc) or max(arena.entries, key=lambda entry: entry.accuracy.mean)
         for arena in comparison.arenas
     ]
     return next((one for one in [*choices, *entries] if one.confusion is not None), None)
-
-
-# The names of all plots' files.
-FIGURES = ("accuracy-latency-*", "latency-*", "curves", "classes", "confusion")
 
 
 # --- Writing --------------------------------------------------------------------------------
@@ -166,10 +170,10 @@ def markdown(sections: Sequence[Section], comparison: Comparison) -> str:
     """Write everything that can be said without plots."""
     parts = []
     for section in sections:
-        parts += [f"## {section.arena.name}", "", *section.sentences[:2], ""]
-        parts += [table(section)]
-        if section.sentences[2:]:
-            parts += ["Not needed:", "", *(f"- {line}" for line in section.sentences[2:]), ""]
+        told = section.verdict
+        parts += [f"## {section.arena.name}", "", told.advice, told.front, "", table(section)]
+        if told.needless:
+            parts += ["Why not the others:", "", *(f"- {line}" for line in told.needless), ""]
         if section.changes:
             parts += [f"Against {section.arena.baseline.name}:", ""]
             parts += [*(f"- {line}" for line in section.changes), ""]
@@ -217,12 +221,12 @@ def interactive(section: Section, min_acc: float, number: int) -> Markup:
             text=[_hover(arena, entry) for entry in entries],
             hovertemplate="%{text}<extra></extra>",
         )
-    values = [entry.mean_ms.mean for entry in arena.entries]
+    wide = plots.wide(arena)
     figure.update_layout(
         xaxis={
             "title": "mean latency at batch 1 (ms)",
-            "type": "log" if max(values) > 5 * min(values) else "linear",
-            "tickvals": _ticks(min(values), max(values)),
+            "type": "log" if wide else "linear",
+            "tickvals": LOG_TICKS if wide else None,
             "gridcolor": "rgba(140,149,159,0.3)",
             "zeroline": False,
         },
@@ -250,14 +254,7 @@ def interactive(section: Section, min_acc: float, number: int) -> Markup:
     return Markup(drawn)  # plotly escapes what it embeds
 
 
-def _ticks(low: float, high: float) -> list[float] | None:
-    """Choose 1, 2, 5, 10, ... for a logarithmic axis; None leaves it to the library."""
-    if high <= 5 * low:
-        return None
-    return [digit * 10.0**power for power in range(-4, 5) for digit in (1, 2, 5)]
-
-
-def _errors(estimates: Sequence[Any]) -> dict[str, Any]:
+def _errors(estimates: Sequence[Estimate]) -> dict[str, Any]:
     return {
         "type": "data",
         "symmetric": False,
@@ -306,7 +303,7 @@ def page(
         sections=[
             {
                 "name": section.arena.name,
-                "sentences": section.sentences,
+                "verdict": section.verdict,
                 "changes": section.changes,
                 "baseline": section.arena.baseline.name,
                 "rows": [
@@ -436,8 +433,8 @@ def _write(
     min_acc: float,
     text: str,
 ) -> None:
-    for pattern in FIGURES:  # of rows that are no longer there
-        for earlier in [*to.glob(f"{pattern}.png"), *to.glob(f"{pattern}.svg")]:
+    for earlier in to.glob("*latency-*"):
+        if OF_ARENAS.fullmatch(earlier.name):  # perhaps of rows that are no longer there
             earlier.unlink()
     write_atomically(to / "report.md", text)
     write_atomically(to / "table.csv", table_csv(sections))

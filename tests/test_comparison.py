@@ -18,7 +18,7 @@ from cifar_lightning.comparison import (
     effect,
     verdict,
 )
-from cifar_lightning.config import CONF_DIR, run_name
+from cifar_lightning.config import CONF_DIR, NEUTRAL, run_name
 from cifar_lightning.errors import UserError
 from cifar_lightning.results import Recorded
 
@@ -107,7 +107,7 @@ def test_an_unknown_interval_ties_with_everything():
     assert old.mean_ms.ties_with(good.mean_ms)
     assert old.accuracy.reach == (0.0, 0.0)
     assert len(arena(old, good).front) == 2
-    assert "was not recorded: measure it again" in verdict(arena(old, good), 85)[0]
+    assert "was not recorded: measure it again" in verdict(arena(old, good), 85).advice
 
 
 def test_fresh_processes_widen_a_latencys_interval():
@@ -276,22 +276,23 @@ def test_every_front_is_sound(drawn):
 
 def test_the_verdict_takes_the_fastest_that_is_accurate_enough():
     found = arena(entry("rough", 80, 0.5), entry("good", 90, 1.0), entry("best", 95, 3.0))
-    first, front, *rest = verdict(found, 85)
-    assert first.startswith("Take good fp32: 90.00 % (87.98 to 91.71) in 1.000 ms")
-    assert "fastest of 2 rows with at least 85 %" in first
-    assert front.index("rough") < front.index("good") < front.index("best")
-    assert rest == []
-    assert "No row reaches 99 %; the most accurate is best" in verdict(found, 99)[0]
+    told = verdict(found, 85)
+    assert told.advice.startswith("Take good fp32: 90.00 % (87.98 to 91.71) in 1.000 ms")
+    assert "fastest of 2 rows with at least 85 %" in told.advice
+    assert told.front.index("rough") < told.front.index("good") < told.front.index("best")
+    assert told.needless == []
+    assert "No row reaches 99 %; the most accurate is best" in verdict(found, 99).advice
 
 
 def test_the_verdict_names_what_is_uncertain():
     found = arena(
         entry("a", 90, 1.0), entry("b", 92, 1.05), entry("c", 70, 2.0), entry("d", 89, 0.5)
     )
-    first, _, why = verdict(found, 89.5)
-    assert "Whether it truly reaches 89.5 % is within the uncertainty." in first
-    assert "Not slower for sure: b fp32" in first
-    assert "Below 89.5 % only within the uncertainty: d fp32." in first
+    told = verdict(found, 89.5)
+    (why,) = told.needless
+    assert "Whether it truly reaches 89.5 % is within the uncertainty." in told.advice
+    assert "Not slower for sure: b fp32" in told.advice
+    assert "Below 89.5 % only within the uncertainty: d fp32." in told.advice
     assert why.startswith("c fp32 is not needed: ")
     assert "4.00 times as fast" in why
 
@@ -300,9 +301,9 @@ def test_one_network_at_two_speeds_is_the_machines_doing():
     found = arena(
         entry("a", 90, 1.0, model={"width": 1}), entry("b", 90, 2.0, model={"width": 1}, epochs=9)
     )
-    assert "b fp32 and a fp32 are one network, yet differ by 100 %" in verdict(found, 85)[0]
+    assert "b fp32 and a fp32 are one network, yet differ by 100 %" in verdict(found, 85).advice
     others = arena(entry("a", 90, 1.0, model={"width": 1}), entry("b", 90, 2.0, model={"width": 2}))
-    assert "one network" not in verdict(others, 85)[0]
+    assert "one network" not in verdict(others, 85).advice
 
 
 # --- One change at a time -------------------------------------------------------------------
@@ -368,4 +369,4 @@ def test_repeated_keys_are_those_that_interpolate():
                     stack += [(f"{prefix}.{key}", value) for key, value in node.items()]
                 elif isinstance(node, str) and node.startswith("${"):
                     found.add(prefix)
-    assert found == REPEATED
+    assert found - NEUTRAL == REPEATED

@@ -145,6 +145,7 @@ def test_every_run_of_outputs_is_reported_as_it_is(finished_run, call, tmp_path)
         ("filter=id=nobody", "error: filter=id=nobody: allowed is what at least one row"),
         ("baseline=god", "error: baseline=god: no such row; did you mean good?"),
         ("detail=god", "error: detail=god: no such row; did you mean good?"),
+        ("detail=net", "error: detail=net: allowed is one of good, pair, rough: it means them all"),
         ("min_acc=101", "error: min_acc=101.0: allowed is 0 to 100, percent"),
         ("min_acc=high", "error: min_acc=high: allowed is a number"),
         ("outputs=nowhere", "error: outputs=nowhere: there is no folder runs in it"),
@@ -203,13 +204,15 @@ def test_rows_of_earlier_versions_and_without_validation(call, tmp_path):
 
 def test_plots_of_rows_that_are_gone_are_removed(reported, outputs):
     reported()
-    stale = outputs / "report" / "latency-of-a-device-that-was-sold.png"
+    stale = outputs / "report" / "latency-sold-on-digits-full-protocol-0123abcd.png"
     stale.write_text("")
-    mine = outputs / "report" / "notes.png"
-    mine.write_text("")
+    mine = [outputs / "report" / name for name in ("notes.png", "latency-mine.png")]
+    for path in mine:
+        path.write_text("")
     reported()
     assert not stale.exists()
-    assert mine.exists()
+    assert all(path.exists() for path in mine)
+    assert len(list((outputs / "report").glob("*-ffffffff.png"))) == 2
 
 
 def test_no_finished_run(call, tmp_path):
