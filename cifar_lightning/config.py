@@ -449,8 +449,9 @@ def _explain_key(error: OmegaConfBaseException) -> UserError:
     full_key, parent = str(error.full_key or error.key), error.parent_node
     key = full_key.rpartition(".")[2]
     names = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
-    if key == full_key:  # at the top level, groups that only change others are names too
-        names += [path.name for path in CONF_DIR.iterdir() if path.is_dir()]
+    groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
+    if key == full_key and {*NAMING_GROUPS} <= {*names}:  # groups that change others are names, too
+        names += groups
     shown = {name for name in names if not name.startswith("_") and name != "hydra"}
     return unknown_name(full_key, "key", key, shown)
 

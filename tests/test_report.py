@@ -163,6 +163,11 @@ def test_a_mistake_is_one_line_and_writes_nothing(reported, outputs, argument, m
     assert not (outputs / "report").exists()
 
 
+def test_only_keys_of_the_report_are_offered(reported):
+    allowed = reported("mni_acc=3").err.partition("allowed: ")[2].strip().split(", ")
+    assert allowed == ["baseline", "detail", "filter", "min_acc", "outputs", "sort", "to"]
+
+
 def test_a_filter_that_fits_nothing(call, tmp_path):
     run = a_run("a")
     place(tmp_path, run, measured(run))
