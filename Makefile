@@ -5,7 +5,7 @@ ARGS ?=
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train test test-slow gpu-check bench report docs lint tensorboard clean
+.PHONY: help setup demo train test test-slow gpu-check bench bench-long report docs lint tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -38,6 +38,9 @@ gpu-check: ## on a machine with a GPU: gpu tests and latencies, with the torch t
 
 bench: setup ## measure input, overhead, training and start-up, on a quiet machine: about 15 minutes
 	for part in input overhead startup throughput; do $(BIN)/python -m bench.$$part 2>/dev/null || exit 1; done
+
+bench-long: setup ## time to 80 % and 85 % against the usual recipe: about 2 hours, ARGS="data=..."
+	$(BIN)/python -m bench.time_to_accuracy experiment=b1 epochs=20 batch_size=128 $(ARGS)
 
 report: setup ## compare all runs: tables, plots and outputs/report/index.html
 	$(BIN)/python -m cifar_lightning.report $(ARGS)

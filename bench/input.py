@@ -26,6 +26,11 @@ IMAGES, BATCH, ROUNDS = 50_000, 256, 7
 USUAL_IMAGES = 10_000  # the usual pipeline is slow; its speed does not depend on their number
 
 
+def random_images(count: int) -> tuple[Tensor, Tensor]:
+    """Draw pixels of shape (count, 3, 32, 32), uint8, with labels."""
+    return torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8), torch.arange(count) % 10
+
+
 class Images(ImageDataModule):
     """Random pixels: what they show does not matter to their speed."""
 
@@ -34,18 +39,23 @@ class Images(ImageDataModule):
         self.count = count
 
     def read(self) -> ImageData:
-        pixels = torch.randint(256, (self.count, 3, 32, 32), dtype=torch.uint8)
-        labels = torch.arange(self.count) % 10
+        pixels, labels = random_images(self.count)
         return ImageData(
             Split(pixels, labels), Split(pixels[:10], labels[:10]), tuple("abcdefghij")
         )
 
 
 class UsualImages(Dataset[tuple[Tensor, int]]):
-    """As torchvision's data sets give them: PIL images made of arrays."""
+    """As torchvision's data sets give them: PIL images made of arrays.
 
-    def __init__(self, count: int = USUAL_IMAGES) -> None:
-        self.pixels = torch.randint(256, (count, 32, 32, 3), dtype=torch.uint8).numpy()
+    Args:
+        images: Shape (N, 3, 32, 32), uint8.
+        labels: Shape (N,).
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels = labels.tolist()
         self.transform = transforms.Compose(
             [
                 transforms.RandomCrop(32, padding=4),
@@ -59,7 +69,7 @@ class UsualImages(Dataset[tuple[Tensor, int]]):
         return len(self.pixels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.pixels[index])), index % 10
+        return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
 
 
 def rate(batches: Any) -> float:
@@ -85,7 +95,7 @@ def main() -> None:
         std=STD,
         augment={"crop": RandomCrop(4), "flip": RandomHorizontalFlip(0.5)},
     )
-    usual = UsualImages()
+    usual = UsualImages(*random_images(USUAL_IMAGES))
 
     def ours() -> float:
         return rate(data.augmented(batch) for batch in data.loader("train"))

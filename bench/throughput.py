@@ -24,7 +24,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
-from bench.input import Images, UsualImages
+from bench.input import Images, UsualImages, random_images
 from bench.overhead import Stopwatch
 from bench.turns import conditions, table, take_turns
 from cifar_lightning import config as configuration
@@ -38,14 +38,14 @@ NETWORKS = ("mobilenetv3:8", "mobilenetv3:16", "shufflenetv2:8")
 class Usual(LightningModule):
     """What most scripts do."""
 
-    def __init__(self, network: nn.Module, steps: int) -> None:
+    def __init__(self, backbone: nn.Module, steps: int) -> None:
         super().__init__()
-        self.network, self.steps = network, steps
+        self.backbone, self.steps = backbone, steps
         self.accuracy = MulticlassAccuracy(10)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        logits = self.network(images)
+        logits = self.backbone(images)
         loss = functional.cross_entropy(logits, labels, label_smoothing=0.1)
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True)
         self.accuracy(logits, labels)
@@ -97,7 +97,11 @@ def usual(model: str, stride: str) -> float:
         experiment, _ = prepared(model, stride, folder)
         network = experiment.classifier.backbone.to(memory_format=torch.contiguous_format)
         loader = DataLoader(
-            UsualImages(IMAGES), batch_size=BATCH, shuffle=True, drop_last=True, num_workers=2
+            UsualImages(*random_images(IMAGES)),
+            batch_size=BATCH,
+            shuffle=True,
+            drop_last=True,
+            num_workers=2,
         )
         trainer = Trainer(
             max_epochs=1, accelerator="cpu", default_root_dir=folder, enable_model_summary=False

@@ -23,6 +23,7 @@ class Kind(Enum):
 
     PER_IMAGE = "each image, in the loader"
     BATCHED = "the batch, on its device"
+    PROGRESSIVE = "the batch, by how much of the training is done"
     MIXING = "normalised images together with their labels"
 
 
@@ -34,6 +35,8 @@ def kind(transform: Callable[..., Any]) -> Kind:
     """
     if isinstance(transform, v2.MixUp | v2.CutMix):
         return Kind.MIXING
+    if isinstance(transform, ProgressiveResize):
+        return Kind.PROGRESSIVE
     return Kind.PER_IMAGE if isinstance(transform, v2.Transform) else Kind.BATCHED
 
 
@@ -123,3 +126,38 @@ class Cutout:
         first = torch.randint(length, (count, 1), device=device) - self.size // 2
         position = torch.arange(length, device=device)
         return (position >= first) & (position < first + self.size)
+
+
+class ProgressiveResize:
+    """Shrink images at the beginning of a training and let them grow to their own size.
+
+    A convolutional network trains on smaller images in less time, and what it learns there holds
+    for the larger ones. From Howard, "Training Imagenet in 3 hours for 25 minutes" (2018), and
+    Tan and Le, "EfficientNetV2: Smaller Models and Faster Training" (2021).
+
+    Args:
+        start: The first size in pixels.
+        until: The share of the training after which images have their own size.
+        step: Pixels from one size to the next; all smaller sizes get equal shares of the training.
+
+    Raises:
+        ValueError: If a size or step is below 1 or ``until`` is no share.
+    """
+
+    def __init__(self, start: int, until: float, step: int) -> None:
+        if start < 1 or step < 1:
+            raise ValueError(f"start={start}, step={step}: allowed is 1 or more")
+        if not 0.0 < until <= 1.0:
+            raise ValueError(f"until={until}: allowed is above 0, at most 1")
+        self.start, self.until, self.step = start, until, step
+
+    def size(self, full: int, progress: float) -> int:
+        """Tell the size of images that end with size ``full``, by the share of training done."""
+        smaller = range(self.start, full, self.step)
+        # 12 of 20 epochs until 0.8 are three quarters, which floating point puts just below.
+        index = int(progress / self.until * len(smaller) + 1e-9)
+        return smaller[index] if index < len(smaller) else full
+
+    def __call__(self, images: Tensor, progress: float) -> Tensor:
+        size = self.size(images.shape[-1], progress)
+        return images if size == images.shape[-1] else v2.functional.resize(images, [size, size])

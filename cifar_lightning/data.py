@@ -182,7 +182,8 @@ class ImageDataModule(LightningDataModule, ABC):
         mean: Per channel, of pixels in [0, 1].
         std: Per channel.
         augment: Transforms while training. Those of single images come first, then those of
-            uint8 batches, then, after normalising, those that mix images; each in order.
+            uint8 batches, then those that depend on how much of the training is done, then, after
+            normalising, those that mix images; each in order.
     """
 
     def __init__(
@@ -294,15 +295,18 @@ class ImageDataModule(LightningDataModule, ABC):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment (in training) and normalise a batch that already lies on its device."""
         if self.trainer is not None and self.trainer.training:
-            return self.augmented(batch)
+            epochs = int(self.trainer.max_epochs or 0)
+            return self.augmented(batch, self.trainer.current_epoch / epochs)
         images, labels = batch
         return self.normalize(images), labels
 
-    def augmented(self, batch: Batch) -> Batch:
-        """Augment and normalise a batch as the training sees it."""
+    def augmented(self, batch: Batch, progress: float = 1.0) -> Batch:
+        """Augment and normalise a batch as the training sees it when so much of it is done."""
         images, labels = batch
         for transform in self.augment[Kind.BATCHED]:
             images = transform(images)
+        for resize in self.augment[Kind.PROGRESSIVE]:
+            images = resize(images, progress)
         images = self.normalize(images)
         for mix in self.augment[Kind.MIXING]:
             images, labels = mix(images, labels)

@@ -1,9 +1,18 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hydra.utils import instantiate
 from torchvision.transforms import v2
 
-from cifar_lightning.augment import Cutout, Kind, RandomCrop, RandomHorizontalFlip, kind
+from cifar_lightning.augment import (
+    Cutout,
+    Kind,
+    ProgressiveResize,
+    RandomCrop,
+    RandomHorizontalFlip,
+    kind,
+)
 from cifar_lightning.data import BatchIndices, DigitsDataModule, ImageBatches
 
 GREY = [0.5, 0.25, 1.0]
@@ -70,6 +79,10 @@ def test_bad_arguments():
         Cutout(0, GREY)
     with pytest.raises(ValueError, match="fill="):
         Cutout(4, [1.0, 2.0, 0.0])
+    with pytest.raises(ValueError, match="start=0"):
+        ProgressiveResize(0, 0.5, 4)
+    with pytest.raises(ValueError, match="until=0"):
+        ProgressiveResize(16, 0.0, 4)
 
 
 def test_cutout_paints_a_square_that_may_reach_over_the_border():
@@ -98,6 +111,7 @@ OPTIONS = {
     "trivialaugment": Kind.PER_IMAGE,
     "mixup": Kind.MIXING,
     "cutmix": Kind.MIXING,
+    "progressive": Kind.PROGRESSIVE,
 }
 
 
@@ -114,11 +128,52 @@ def test_each_option_changes_images(option, resolved, images):
         torch.testing.assert_close(shares.sum(1), torch.ones(len(images)))
         assert (shares.max(1).values < 1).any()
         changed = (mixed != images).flatten(1).any(1)
+    elif OPTIONS[option] is Kind.PROGRESSIVE:
+        images = images.repeat(1, 1, 4, 4)  # 32x32
+        assert transform(images, 0.0).shape == (len(images), 3, 16, 16)
+        assert torch.equal(transform(images, 0.6), images)
+        return
     elif OPTIONS[option] is Kind.PER_IMAGE:
         changed = torch.stack([(transform(i) != i).any() for i in images])
     else:
         changed = (transform(images) != images).flatten(1).any(1)
     assert changed.float().mean() > 0.4
+
+
+def test_images_grow_in_equal_shares_of_the_training():
+    resize = ProgressiveResize(start=16, until=0.8, step=4)
+    sizes = [resize.size(32, epoch / 20) for epoch in range(20)]
+    assert sizes == [16] * 4 + [20] * 4 + [24] * 4 + [28] * 4 + [32] * 4
+    assert ProgressiveResize(16, 0.8, 32).size(32, 0.7) == 16  # one jump
+    assert ProgressiveResize(32, 0.5, 4).size(32, 0.0) == 32  # nothing to do
+
+
+def test_a_smaller_image_shows_the_same(images):
+    """Averages of neighbours: even surfaces stay as they are, and so do the images' means."""
+    resize = ProgressiveResize(start=4, until=1.0, step=4)
+    even = torch.arange(0, 250, 10, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8)
+    assert torch.equal(resize(even, 0.0), even[..., :4, :4])
+    small = resize(images, 0.0)
+    assert small.dtype == torch.uint8
+    difference = small.float().mean((1, 2, 3)) - images.float().mean((1, 2, 3))
+    assert difference.abs().max() < 10  # the border counts a little more or less
+    assert difference.mean().abs() < 0.5
+
+
+def test_a_training_sees_images_grow(resolved):
+    config, _ = resolved("data=digits", "augment=progressive", "batch_size=300")
+    augment = {"progressive": instantiate(config["augment"]["progressive"])}
+    settings = {k: v for k, v in config["data"].items() if k != "_target_"}
+    data = DigitsDataModule(augment=augment, **settings)
+    batch = next(iter(data.loader("train")))
+    data.trainer = SimpleNamespace(training=True, max_epochs=10, current_epoch=0)
+    shapes = []
+    for data.trainer.current_epoch in range(10):
+        shapes.append(data.on_after_batch_transfer(batch, 0)[0].shape[-1])
+    assert shapes == [16, 16, 20, 24, 24, 28, 32, 32, 32, 32]
+    data.trainer.training = False
+    data.trainer.current_epoch = 0
+    assert data.on_after_batch_transfer(batch, 0)[0].shape[-1] == 32
 
 
 def test_mixup_keeps_the_means():

@@ -92,6 +92,10 @@ def test_bad_overrides(override, command, outputs):
             "augment.cutout.size=33: allowed is 1 to 32, the image's size",
         ),
         (
+            ("augment=progressive", "augment.progressive.start=4"),
+            "augment.progressive.start=4: allowed is 8 to 32, the image's size",
+        ),
+        (
             ("trainer.deterministic=true", "trainer.benchmark=true"),
             "trainer.benchmark=true: allowed is false or null where trainer.deterministic",
         ),

@@ -119,7 +119,7 @@ def test_augments_in_training_only():
     module = digits(augment={"black": torch.zeros_like})
 
     class FakeTrainer:
-        training = True
+        training, current_epoch, max_epochs = True, 0, 1
 
     module.trainer = FakeTrainer()
     batch = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8), torch.zeros(2)
