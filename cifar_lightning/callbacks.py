@@ -19,6 +19,7 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from cifar_lightning import interruption, plots
+from cifar_lightning.augment import Kind
 from cifar_lightning.data import ImageDataModule, epoch_seed
 from cifar_lightning.errors import NotFinite
 from cifar_lightning.files import write_atomically
@@ -260,8 +261,11 @@ class RunProgressBar(ProgressBar):
         assert self._bar is not None
         per_step = (time.perf_counter() - self._warm_since) / (self.ESTIMATE_STEP - self.WARM_STEPS)
         remaining = ((self._bar.total or 0) - trainer.global_step) * per_step
+        grows = trainer.datamodule.augment[Kind.PROGRESSIVE]  # type: ignore[attr-defined]
         if self._enabled:
-            log.info("about %s for the training", duration(remaining))
+            log.info(
+                "%s %s for the training", "at least" if grows else "about", duration(remaining)
+            )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._bar is not None and "val/acc" in trainer.callback_metrics:
