@@ -10,25 +10,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
-
 from bench.turns import conditions, table, take_turns
+from bench.usual import MEAN, STD, random_images, usual_loader
 from cifar_lightning.augment import RandomCrop, RandomHorizontalFlip
 from cifar_lightning.data import ImageDataModule
 from cifar_lightning.sources import ImageData, Split
 
-MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 IMAGES, BATCH, ROUNDS = 50_000, 256, 7
 USUAL_IMAGES = 10_000  # the usual pipeline is slow; its speed does not depend on their number
-
-
-def random_images(count: int) -> tuple[Tensor, Tensor]:
-    """Draw pixels of shape (count, 3, 32, 32), uint8, with labels."""
-    return torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8), torch.arange(count) % 10
 
 
 class Images(ImageDataModule):
@@ -43,33 +32,6 @@ class Images(ImageDataModule):
         return ImageData(
             Split(pixels, labels), Split(pixels[:10], labels[:10]), tuple("abcdefghij")
         )
-
-
-class UsualImages(Dataset[tuple[Tensor, int]]):
-    """As torchvision's data sets give them: PIL images made of arrays.
-
-    Args:
-        images: Shape (N, 3, 32, 32), uint8.
-        labels: Shape (N,).
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-        self.labels = labels.tolist()
-        self.transform = transforms.Compose(
-            [
-                transforms.RandomCrop(32, padding=4),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize(MEAN, STD),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
 
 
 def rate(batches: Any) -> float:
@@ -95,7 +57,7 @@ def main() -> None:
         std=STD,
         augment={"crop": RandomCrop(4), "flip": RandomHorizontalFlip(0.5)},
     )
-    usual = UsualImages(*random_images(USUAL_IMAGES))
+    images, labels = random_images(USUAL_IMAGES)
 
     def ours() -> float:
         return rate(data.augmented(batch) for batch in data.loader("train"))
@@ -104,10 +66,7 @@ def main() -> None:
         return rate((data.normalize(images), labels) for images, labels in data.loader("train"))
 
     def per_image(workers: int) -> float:
-        loader = DataLoader(
-            usual, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=workers
-        )
-        return rate(loader)
+        return rate(usual_loader(images, labels, BATCH, workers))
 
     sides = {
         "per image, 0 workers": lambda: per_image(0),

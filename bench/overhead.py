@@ -9,23 +9,19 @@ from __future__ import annotations
 
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from bench.turns import conditions, table, take_turns
-from cifar_lightning import config as configuration
+from bench.usual import prepare
 from cifar_lightning import identity
 from cifar_lightning.data import Batch, ImageDataModule
-from cifar_lightning.experiment import build
 from cifar_lightning.sources import ImageData
 
 STEPS, ROUNDS = 1000, 7
@@ -114,16 +110,11 @@ def lightning() -> float:
 
 def ours() -> float:
     """Train with everything that `train.py` has on; return milliseconds a step."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        initialize_config_dir(str(configuration.CONF_DIR), version_base="1.3"),
-    ):
+    with tempfile.TemporaryDirectory() as folder:
         overrides = ["data=digits", "epochs=1", "trainer.accelerator=cpu", "data.val_fraction=0"]
-        config = identity.resolve(compose("train", overrides, return_hydra_config=True))
-        experiment = build(config, Path(folder))
+        experiment, config = prepare(overrides, folder)
         settings = {key: value for key, value in config["data"].items() if key != "_target_"}
         experiment.classifier.backbone = network()
-        experiment.trainer.logger = TensorBoardLogger(folder, name="")
         watch = Stopwatch()
         experiment.trainer.callbacks.append(watch)  # type: ignore[attr-defined]
         experiment.trainer.fit(experiment.classifier, datamodule=Prepared(**settings))
