@@ -31,7 +31,8 @@ def kind(transform: Callable[..., Any]) -> Kind:
     """Tell where a transform works.
 
     torchvision's policies draw once a call, so they are called image by image; its `MixUp` and
-    `CutMix` mix a batch; everything else is batched.
+    `CutMix` mix a batch; `ProgressiveResize` has to be told the progress; everything else is
+    batched.
     """
     if isinstance(transform, v2.MixUp | v2.CutMix):
         return Kind.MIXING
@@ -137,23 +138,25 @@ class ProgressiveResize:
 
     Args:
         start: The first size in pixels.
-        until: The share of the training after which images have their own size.
-        step: Pixels from one size to the next; all smaller sizes get equal shares of the training.
+        until: The share of the training after which images have their own size; all smaller sizes
+            get equal shares of it.
 
     Raises:
-        ValueError: If a size or step is below 1 or ``until`` is no share.
+        ValueError: If ``start`` is below 1 or ``until`` is no share.
     """
 
-    def __init__(self, start: int, until: float, step: int) -> None:
-        if start < 1 or step < 1:
-            raise ValueError(f"start={start}, step={step}: allowed is 1 or more")
+    STEP = 4  # pixels from one size to the next
+
+    def __init__(self, start: int, until: float) -> None:
+        if start < 1:
+            raise ValueError(f"start={start}: allowed is 1 or more")
         if not 0.0 < until <= 1.0:
             raise ValueError(f"until={until}: allowed is above 0, at most 1")
-        self.start, self.until, self.step = start, until, step
+        self.start, self.until = start, until
 
     def size(self, full: int, progress: float) -> int:
         """Tell the size of images that end with size ``full``, by the share of training done."""
-        smaller = range(self.start, full, self.step)
+        smaller = range(self.start, full, self.STEP)
         # 12 of 20 epochs until 0.8 are three quarters, which floating point puts just below.
         index = int(progress / self.until * len(smaller) + 1e-9)
         return smaller[index] if index < len(smaller) else full

@@ -200,7 +200,6 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "augment.cutout.size": (_whole(lambda v: 1 <= v <= 32), "1 to 32, the image's size"),
     "augment.progressive.start": (_whole(lambda v: 8 <= v <= 32), "8 to 32, the image's size"),
     "augment.progressive.until": (_number(lambda v: 0 < v <= 1), "above 0, at most 1"),
-    "augment.progressive.step": (_whole(lambda v: 1 <= v <= 32), "1 to 32"),
     "augment.mixup.alpha": _POSITIVE,
     "augment.cutmix.alpha": _POSITIVE,
     "data.device": (lambda v: v in ("cpu", "gpu"), "cpu, gpu"),

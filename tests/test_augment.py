@@ -80,9 +80,9 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="fill="):
         Cutout(4, [1.0, 2.0, 0.0])
     with pytest.raises(ValueError, match="start=0"):
-        ProgressiveResize(0, 0.5, 4)
+        ProgressiveResize(0, 0.5)
     with pytest.raises(ValueError, match="until=0"):
-        ProgressiveResize(16, 0.0, 4)
+        ProgressiveResize(16, 0.0)
 
 
 def test_cutout_paints_a_square_that_may_reach_over_the_border():
@@ -141,16 +141,16 @@ def test_each_option_changes_images(option, resolved, images):
 
 
 def test_images_grow_in_equal_shares_of_the_training():
-    resize = ProgressiveResize(start=16, until=0.8, step=4)
+    resize = ProgressiveResize(start=16, until=0.8)
     sizes = [resize.size(32, epoch / 20) for epoch in range(20)]
     assert sizes == [16] * 4 + [20] * 4 + [24] * 4 + [28] * 4 + [32] * 4
-    assert ProgressiveResize(16, 0.8, 32).size(32, 0.7) == 16  # one jump
-    assert ProgressiveResize(32, 0.5, 4).size(32, 0.0) == 32  # nothing to do
+    assert ProgressiveResize(30, 0.8).size(32, 0.7) == 30  # one jump, to the full size
+    assert ProgressiveResize(32, 0.5).size(32, 0.0) == 32  # nothing to do
 
 
 def test_a_smaller_image_shows_the_same(images):
     """Averages of neighbours: even surfaces stay as they are, and so do the images' means."""
-    resize = ProgressiveResize(start=4, until=1.0, step=4)
+    resize = ProgressiveResize(start=4, until=1.0)
     even = torch.arange(0, 250, 10, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8)
     assert torch.equal(resize(even, 0.0), even[..., :4, :4])
     small = resize(images, 0.0)

@@ -436,6 +436,24 @@ def test_training_images_are_drawn(command, outputs):
     assert image.width > 8 * 32
 
 
+def test_a_training_on_small_images_first(command, outputs):
+    """Later epochs take longer, so the estimate is a lower bound."""
+    settings = (
+        *COMMAND,
+        "batch_size=32",
+        "augment=[crop,progressive]",
+        "augment.progressive.start=8",
+    )
+    ended = command(*settings)
+    assert ended.status == 0, ended.err
+    assert "at least" in ended.out + ended.err
+    assert "about" not in ended.out + ended.err
+    events = EventAccumulator(str(only_run(outputs) / "tensorboard"))
+    events.Reload()
+    (image,) = events.Images("train/images")
+    assert image.width < 8 * 32
+
+
 def test_own_images(command, outputs, image_folder):
     ended = command(
         "data=imagefolder",
