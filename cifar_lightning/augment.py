@@ -120,7 +120,9 @@ class Cutout:
         rows = self._painted(count, height, images.device)
         columns = self._painted(count, width, images.device)
         square = rows[:, None, :, None] & columns[:, None, None, :]
-        return torch.where(square, self.fill.to(images.device)[:, None, None], images)
+        if self.fill.device != images.device:  # once: copying makes a GPU wait
+            self.fill = self.fill.to(images.device)
+        return torch.where(square, self.fill[:, None, None], images)
 
     def _painted(self, count: int, length: int, device: torch.device) -> Tensor:
         """Choose ``size`` positions in a row for each image; shape (count, length)."""

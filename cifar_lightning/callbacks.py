@@ -12,9 +12,11 @@ from typing import Any, cast
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
@@ -117,6 +119,25 @@ def _any_process(trainer: Trainer, flag: bool) -> bool:
     if trainer.world_size == 1:
         return flag
     return bool(trainer.strategy.reduce_boolean_decision(flag, all=False))
+
+
+class AveragedWeights(WeightAveraging):
+    """Keeps an exponential average of the weights; it is validated, chosen, tested and shipped.
+
+    Args:
+        decay: The average's share of each new average; the rest is the weights after a step.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # NOTE: Lightning 2.6 loads the last step's weights over the average whenever a checkpoint
+        # is loaded; only a training that continues goes on from those.
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

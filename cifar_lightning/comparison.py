@@ -17,7 +17,13 @@ from typing import Any
 from omegaconf import OmegaConf
 from scipy import stats
 
-from cifar_lightning.config import CONF_DIR, NAMING_GROUPS, group_name, training_config
+from cifar_lightning.config import (
+    CONF_DIR,
+    FOLLOWING,
+    NAMING_GROUPS,
+    group_name,
+    training_config,
+)
 from cifar_lightning.errors import bad_value, unknown_name
 from cifar_lightning.results import MEGA, Measurement, Recorded, Row, Run
 
@@ -423,19 +429,6 @@ def plainest(entries: Sequence[Entry]) -> Entry:
 
 # --- One change at a time -------------------------------------------------------------------
 
-# Keys that repeat another one (a test holds this against conf/), and the seed, which is no change.
-REPEATED = {
-    "augment.cutmix.num_classes",
-    "augment.cutout.fill",
-    "augment.mixup.num_classes",
-    "data.batch_size",
-    "data.seed",
-    "model.num_classes",
-    "seed",
-    "trainer.max_epochs",
-    "trainer.precision",
-}
-
 
 def changes(base: Entry, entry: Entry) -> list[str]:
     """Tell what differs from the baseline's configuration, each change in a few words.
@@ -478,13 +471,13 @@ def _unusual(name: str, choices: Mapping[str, str], found: Mapping[str, Any]) ->
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """Keep a run's settings that change the weights, each in one place."""
+    """Keep a run's settings that change the weights, each in one place, without the seed."""
 
     def kept(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         return {
             key: kept(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
             for key, value in node.items()
-            if prefix + key not in REPEATED
+            if prefix + key not in FOLLOWING and prefix + key != "seed"
         }
 
     training = training_config(run.config)

@@ -60,6 +60,19 @@ NEUTRAL = {
 }
 
 
+# Keys that follow another one, by interpolation in conf/: that one alone is to be set.
+FOLLOWING = {
+    "augment.cutmix.num_classes": "data.num_classes",
+    "augment.cutout.fill": "data.mean",
+    "augment.mixup.num_classes": "data.num_classes",
+    "data.batch_size": "batch_size",
+    "data.seed": "seed",
+    "model.num_classes": "data.num_classes",
+    "trainer.max_epochs": "epochs",
+    "trainer.precision": "precision",
+}
+
+
 @dataclass
 class TrainConfig:
     """Types of the top level of ``conf/train.yaml``, which holds the values."""
@@ -221,14 +234,13 @@ def check(config: Mapping[str, Any]) -> None:
         UserError: With the key, the value and what is allowed.
     """
     for key, (holds, allowed) in RULES.items():
-        value: Any = config
-        for part in key.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                break
-            value = value[part]
-        else:
+        for value in _values(config, key):
             if not holds(value):
                 raise bad_value(key, value, allowed)
+    for key, source in FOLLOWING.items():
+        for value, wanted in zip(_values(config, key), _values(config, source), strict=False):
+            if value != wanted:
+                raise bad_value(key, value, f"{wanted}, which follows from {source}; set that")
     for name in REBUILT:
         check_targets(name, config.get(name, {}))
     if {"mixup", "cutmix"} <= set(config.get("augment", {})):
@@ -239,6 +251,16 @@ def check(config: Mapping[str, Any]) -> None:
     trainer = config.get("trainer", {})
     if trainer.get("deterministic") and trainer.get("benchmark"):
         raise bad_value("trainer.benchmark", "true", "false or null where trainer.deterministic")
+
+
+def _values(config: Mapping[str, Any], key: str) -> list[Any]:
+    """Look a dotted key up: a list of its value, empty where there is no such key."""
+    value: Any = config
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return []
+        value = value[part]
+    return [value]
 
 
 def check_targets(name: str, node: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from cifar_lightning.augment import Kind, kind
 from cifar_lightning.errors import bad_value
 from cifar_lightning.sources import (
     ImageData,
+    Split,
     read_cifar10,
     read_digits,
     read_image_folder,
@@ -56,7 +57,7 @@ class ImageBatches(Dataset[Batch]):
 
     Args:
         images: Shape (N, 3, 32, 32), uint8.
-        labels: Shape (N,).
+        labels: Shape (N,), on the same device, where the indices are expected, too.
         transforms: Of single images, applied in order.
     """
 
@@ -67,12 +68,13 @@ class ImageBatches(Dataset[Batch]):
 
     def __getitem__(self, batch: BatchIndices) -> Batch:
         # `index_select` copies whole images, ten times as fast as indexing, which copies pixels.
-        images = self.images.index_select(0, batch.indices.to(self.images.device))
-        labels = self.labels.index_select(0, batch.indices.to(self.labels.device))
+        images = self.images.index_select(0, batch.indices)
+        labels = self.labels.index_select(0, batch.indices)
         if self.transforms:
             # The batch's own seed: the same draws with any number of worker processes.
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(batch.seed)
+                # Not `torch.manual_seed`, which sets a GPU's generator, too.
+                torch.default_generator.manual_seed(batch.seed)
                 images = torch.stack([self._transformed(image) for image in images])
         return images, labels
 
@@ -216,6 +218,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.augment: dict[Kind, list[Callable[..., Any]]] = {each: [] for each in Kind}
         for transform in (augment or {}).values():
             self.augment[kind(transform)].append(transform)
+        self._places: dict[tuple[str, torch.device], Batch] = {}
 
     @abstractmethod
     def read(self) -> ImageData:
@@ -252,14 +255,14 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def loader(self, split: SplitName) -> DataLoader[Batch]:
         """Make the loader of one split; its batches are uint8."""
-        source = self.images.test if split == "test" else self.images.train
         training = split == "train"
         trainer = self.trainer
         place = torch.device("cpu")
         if self.device == "gpu" and trainer is not None:
             place = trainer.strategy.root_device
+        images, labels = self._placed("test" if split == "test" else "train", place)
         sampler = IndexBatches(
-            self.indices[split],
+            self.indices[split].to(place),
             self.batch_size if training else self.eval_batch_size,
             shuffle=training,
             seed=self.seed,
@@ -270,8 +273,8 @@ class ImageDataModule(LightningDataModule, ABC):
         )
         return DataLoader(
             ImageBatches(
-                source.images.to(place),
-                source.labels.to(place),
+                images,
+                labels,
                 self.augment[Kind.PER_IMAGE] if training else (),
             ),
             batch_size=None,  # an element is a batch already
@@ -282,6 +285,13 @@ class ImageDataModule(LightningDataModule, ABC):
             # Its own, so that making an iterator draws nothing from the global one.
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+    def _placed(self, name: Literal["train", "test"], place: torch.device) -> Batch:
+        """Give all images and labels of an official split, copied to their place only once."""
+        if (name, place) not in self._places:
+            split: Split = getattr(self.images, name)
+            self._places[name, place] = split.images.to(place), split.labels.to(place)
+        return self._places[name, place]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self.loader("train")

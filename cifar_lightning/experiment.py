@@ -21,18 +21,18 @@ from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save as to_bytes
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cifar_lightning import board, identity, interruption, provenance
 from cifar_lightning import config as configuration
 from cifar_lightning.callbacks import (
     AtomicCheckpoints,
+    AveragedWeights,
     Benchmark,
     EpochSeed,
     FiniteLoss,
@@ -65,7 +65,7 @@ from cifar_lightning.finished import (
 )
 from cifar_lightning.footprint import count_macs, count_parameters
 from cifar_lightning.measure import device_name, load_backbone
-from cifar_lightning.results import MEGA, Run, write_table
+from cifar_lightning.results import MEGA, RUNS, Run, write_table
 
 log = logging.getLogger(__name__)
 
@@ -210,6 +210,14 @@ def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str
                 experiment.benchmark.measure(folder, experiment.data, _device(experiment))
             board.draw(folder)
         return Start(before)
+    if config["distill"] is not None:
+        teacher = Run.load(_teachers_folder(config))
+        if teacher.data_fingerprint != fingerprint:
+            raise bad_value(
+                "distill.teacher",
+                teacher.name,
+                f"data {fingerprint}, its are {teacher.data_fingerprint}",
+            )
     _greet(experiment)
     start = Start(
         Run(
@@ -263,7 +271,7 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         label_smoothing=config["label_smoothing"],
         channels_last=config["channels_last"],
         compile=config["compile"],
-        distillation=_teacher(config, folder.parent),
+        distillation=_teacher(config),
     )
     checkpoints = folder / CHECKPOINTS
     # Written after validation, best first: last.ckpt then knows the best one so far.
@@ -279,11 +287,7 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         for filename, monitor in (("best", "val/acc"), ("last", None))
     )
     validates = config["data"]["val_fraction"] > 0
-    averaging = (
-        [WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(config["ema"]))]
-        if config["ema"] is not None
-        else []
-    )
+    averaging = [AveragedWeights(config["ema"])] if config["ema"] is not None else []
     timer = Timer()
     benchmark = _construct("benchmark", config["benchmark"])
     trainer = _construct(
@@ -371,24 +375,31 @@ def percent(share: float) -> float:
 # --- Building -------------------------------------------------------------------------------
 
 
-def _teacher(config: dict[str, Any], runs: Path) -> Distillation | None:
+def _teacher(config: dict[str, Any]) -> Distillation | None:
     """Build the teacher of a distilled run.
 
     Raises:
-        UserError: If its classes or its data are others.
+        UserError: If its classes or its data are others, or it has learnt from images that are to
+            choose the student's checkpoint.
     """
     node = config["distill"]
     if node is None:
         return None
-    teacher = Run.load(runs / node["teacher"])
-    for key in ("num_classes", "name", "mean", "std"):
+    folder = _teachers_folder(config)
+    teacher = Run.load(folder)
+    alike = ["num_classes", "name", "mean", "std"]
+    if config["data"]["val_fraction"] > 0:
+        alike += ["val_fraction", "split_seed"]
+    for key in alike:
         there, here = teacher.config["data"][key], config["data"][key]
         if there != here:
             raise bad_value("distill.teacher", teacher.name, f"data.{key}={here}, its is {there}")
-    distillation: Distillation = _construct(
-        "distill", node, backbone=load_backbone(runs / teacher.name)
-    )
+    distillation: Distillation = _construct("distill", node, backbone=load_backbone(folder))
     return distillation
+
+
+def _teachers_folder(config: dict[str, Any]) -> Path:
+    return Path(config["outputs"]) / RUNS / config["distill"]["teacher"]
 
 
 def _plugins() -> list[Any]:

@@ -8,7 +8,6 @@ from omegaconf import OmegaConf
 from test_results import MEASUREMENT, RUN, place
 
 from cifar_lightning.comparison import (
-    REPEATED,
     Arena,
     Conditions,
     Entry,
@@ -18,7 +17,7 @@ from cifar_lightning.comparison import (
     effect,
     verdict,
 )
-from cifar_lightning.config import CONF_DIR, NEUTRAL, run_name
+from cifar_lightning.config import CONF_DIR, FOLLOWING, NEUTRAL, run_name
 from cifar_lightning.errors import UserError
 from cifar_lightning.results import Recorded
 
@@ -357,8 +356,8 @@ def test_another_network_with_its_defaults_is_one_change(resolved):
     ]
 
 
-def test_repeated_keys_are_those_that_interpolate():
-    found = {"seed"}  # no change, wherever it is
+def test_following_keys_are_those_that_interpolate():
+    found = {}
     for group in ("model", "optim", "scheduler", "data", "augment", "trainer", "distill"):
         for path in (CONF_DIR / group).glob("*.yaml"):
             nodes = OmegaConf.to_container(OmegaConf.load(path))
@@ -368,5 +367,5 @@ def test_repeated_keys_are_those_that_interpolate():
                 if isinstance(node, dict):
                     stack += [(f"{prefix}.{key}", value) for key, value in node.items()]
                 elif isinstance(node, str) and node.startswith("${"):
-                    found.add(prefix)
-    assert found - NEUTRAL == REPEATED
+                    found[prefix] = node[2:-1]
+    assert {key: source for key, source in found.items() if key not in NEUTRAL} == FOLLOWING
