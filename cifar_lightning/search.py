@@ -71,7 +71,7 @@ def search(cfg: DictConfig) -> None:
             seed = base.config["seed"] + number
             study.sampler = optuna.samplers.TPESampler(seed=seed)
             trial = study.ask()
-            overrides = [f"{key}={value}" for key, value in _draw(trial, space)]
+            overrides = [_override(key, value) for key, value in _draw(trial, space)]
             (job,) = _jobs([[*given, *overrides]])
             log.info("trial %d of %d: %s", number + 1, cfg.n_trials, " ".join(overrides))
             trial.set_user_attr("run", job.folder.name)
@@ -123,6 +123,11 @@ def _draw(trial: Any, space: Space) -> Iterator[tuple[str, Any]]:
             yield key, suggest(key, low, high, log=entry.get("log", False))
 
 
+def _override(key: str, value: Any) -> str:
+    """Write a setting as the command line takes it."""
+    return f"{key}={'null' if value is None else value}"
+
+
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Space:
     """Name every range of the space by its key in the configuration, such as ``optim.lr``."""
     space: dict[str, Mapping[str, Any]] = {}
@@ -142,8 +147,12 @@ def _checked(given: list[str], space: Space) -> sweep.Job:
     """See that the space and its ends are allowed; return the job without a draw from it."""
     if not space:
         raise bad_value("space", "{}", "at least one key with low and high, or choices")
-    ends = [f"{key}={value}" for key, entry in space.items() for value in _ends(key, entry)]
-    return _jobs([given, *([*given, end] for end in ends)])[0]
+    ends = [_override(key, value) for key, entry in space.items() for value in _ends(key, entry)]
+    jobs = _jobs([given, *([*given, end] for end in ends)])
+    for job in jobs:
+        if job.config["data"]["val_fraction"] == 0:
+            raise bad_value("data.val_fraction", 0, "above 0: held-out images judge the trials")
+    return jobs[0]
 
 
 def _ends(key: str, entry: Mapping[str, Any]) -> list[Any]:
@@ -187,9 +196,9 @@ def _show(study: Any) -> None:
     done.sort(key=lambda trial: trial.value, reverse=True)
     for trial in done[:SHOWN]:
         settings = " ".join(
-            f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+            f"{key}={value:.4g}" if isinstance(value, float) else _override(key, value)
             for key, value in trial.params.items()
         )
         log.info("%.2f %% val acc  %s  %s", trial.value, trial.user_attrs["run"], settings)
-    best = " ".join(f"{key}={value}" for key, value in done[0].params.items())
+    best = " ".join(_override(key, value) for key, value in done[0].params.items())
     log.info("best: %s", best)

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cifar_lightning.classifier import ImageClassifier
 from cifar_lightning.data import DigitsDataModule
 from cifar_lightning.files import alone
-from cifar_lightning.measure import accuracy, evaluate, load_backbone
+from cifar_lightning.measure import accuracy, evaluate, load_backbone, load_data
 from cifar_lightning.results import Measurement, Run, rows_of
 
 COMMAND = (*TINY, "epochs=3", "batch_size=128", "optim.lr=0.2", "benchmark.variants=[]")
@@ -375,7 +375,7 @@ def test_a_compiled_training_is_the_same_training(command, outputs, tmp_path):
 
 def test_the_averaged_weights_are_kept_and_tested(command, outputs, monkeypatch):
     """What is validated, chosen, tested and shipped is the average, computed here once more."""
-    decay, average = 0.8, {}
+    decay, average = 0.95, {}
     step = ImageClassifier.optimizer_step
 
     def followed(self, *arguments, **settings):
@@ -387,7 +387,9 @@ def test_the_averaged_weights_are_kept_and_tested(command, outputs, monkeypatch)
             ).clone()
 
     monkeypatch.setattr(ImageClassifier, "optimizer_step", followed)
-    assert command(*COMMAND, MEASURED, f"ema={decay}").status == 0
+    # A high rate to the end keeps the weights far away from their average.
+    settings = (*COMMAND, MEASURED, f"ema={decay}", "scheduler=constant", "epochs=4")
+    assert command(*settings).status == 0
     folder = only_run(outputs)
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     for name, value in last["state_dict"].items():
@@ -400,7 +402,23 @@ def test_the_averaged_weights_are_kept_and_tested(command, outputs, monkeypatch)
     shipped = load_file(folder / "weights.safetensors")
     assert all(torch.equal(shipped[key], best[f"backbone.{key}"]) for key in shipped)
     (path,) = (folder / "measurements").iterdir()
-    assert Measurement.read(path).test_acc == pytest.approx(Run.load(folder).test_acc, abs=1e-3)
+    run = Run.load(folder)
+    assert Measurement.read(path).test_acc == pytest.approx(run.test_acc, abs=1e-3)
+    chosen = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    network, data = load_backbone(folder), load_data(folder)
+    train, test, held_out = data.images.train, data.images.test, data.indices["val"]
+    images = {"val": train.images[held_out], "test": test.images}
+    labels = {"val": train.labels[held_out], "test": test.labels}
+    for split, found in (("val", run.val_acc), ("test", run.test_acc)):
+        accuracies = []
+        for part in ("state_dict", "current_model_state"):
+            state = {k: v for k, v in chosen[part].items() if k.startswith("backbone.")}
+            network.load_state_dict({k.removeprefix("backbone."): v for k, v in state.items()})
+            with torch.no_grad():
+                right = network(data.normalize(images[split])).argmax(1) == labels[split]
+            accuracies.append(100 * float(right.float().mean()))
+        assert found == pytest.approx(accuracies[0], abs=1e-3)
+        assert found != pytest.approx(accuracies[1], abs=0.2)  # else this test could not fail
 
 
 def test_training_on_all_images(command, outputs):

@@ -1,8 +1,5 @@
 """The search: a small space on digits, killed and taken up again."""
 
-import logging
-import sys
-
 import pytest
 from conftest import TINY
 
@@ -23,22 +20,12 @@ SMALL = (*TINY, "epochs=1", "batch_size=128", "benchmark.variants=[]")
 
 
 @pytest.fixture
-def tune(outputs, monkeypatch, capsys):
+def tune(outputs, call):
     import tune as script
 
     def run(*overrides):
-        monkeypatch.setattr(sys, "argv", ["tune.py", f"outputs={outputs}", *SMALL, *overrides])
-        for handler in list(logging.root.handlers):
-            if type(handler) is logging.StreamHandler:
-                logging.root.removeHandler(handler)
-        capsys.readouterr()
-        try:
-            script.main()
-            status = 0
-        except SystemExit as end:
-            status = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
+        ended = call(script.main, f"outputs={outputs}", *SMALL, *overrides)
+        return ended.status, ended.out, ended.err
 
     return run
 
@@ -138,6 +125,14 @@ def test_a_failure_that_is_not_the_settings_ends_the_search(tune, monkeypatch):
     assert len(pretending.rates) == 3
 
 
+def test_a_choice_may_be_null(tune, monkeypatch):
+    Pretending(monkeypatch)
+    status, out, err = tune(*SPACE, "+space.ema.choices=[null]", "n_trials=1")
+    assert status == 0, err
+    assert "ema=null" in out.splitlines()[-1]
+    assert "ema=null" in out.splitlines()[-2]
+
+
 def test_a_search_is_no_sweep(tune, outputs):
     status, _, err = tune("-m", "seed=0,1")
     assert status == 2
@@ -167,6 +162,7 @@ BAD = {
     "n_trials=many": "error: n_trials=many: allowed is a whole number",
     "epohcs=1": "error: epohcs: no such key; did you mean epochs?",
     "optim.lr=-1": "error: optim.lr=-1: allowed is",
+    "data.val_fraction=0": "error: data.val_fraction=0: allowed is above 0: held-out images",
 }
 
 
