@@ -11,7 +11,7 @@ from cifar_lightning.command import command
 from cifar_lightning.finished import shown
 
 
-@command("train", texts=("id", "outputs"))
+@command("train", texts=("id", "outputs", "distill.teacher"))
 def main(config: DictConfig) -> None:
     """Bring the configured run to its row of the results table."""
     if shown(config):

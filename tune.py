@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from cifar_lightning.command import command
 
 
-@command("tune", texts=("id", "outputs"), sweeps=False)
+@command("tune", texts=("id", "outputs", "distill.teacher"), sweeps=False)
 def main(config: DictConfig) -> None:
     """Run trials until there are ``n_trials`` of them."""
     from cifar_lightning.search import search

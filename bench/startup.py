@@ -23,7 +23,7 @@ def answer(*arguments: str) -> float:
 
 
 def first_step() -> float:
-    """Start a training on digits; return the seconds until its first step is done."""
+    """Start a training on digits; return the seconds until its first step begins."""
     with tempfile.TemporaryDirectory() as outputs:
         begin = time.perf_counter()
         process = subprocess.Popen(
@@ -33,8 +33,11 @@ def first_step() -> float:
         )
         assert process.stderr is not None
         seen = b""
-        while b"train: " not in seen:  # drawn when the first step begins
-            seen += process.stderr.read(1)
+        while b"train: " not in seen:  # drawn just before the first step
+            new = process.stderr.read(1)
+            if not new:
+                raise RuntimeError(f"the training ended before its first step: {seen.decode()}")
+            seen += new
         seconds = time.perf_counter() - begin
         process.kill()
         process.communicate()

@@ -39,7 +39,7 @@ def draw(folder: Path) -> None:
     confusion = next((one.confusion for one in shown if one.confusion is not None), None)
     target = folder / TENSORBOARD
     for earlier in target.glob(f"*{SUFFIX}"):
-        earlier.unlink()
+        earlier.unlink(missing_ok=True)  # another process may be drawing, too
     with SummaryWriter(str(target), filename_suffix=SUFFIX) as writer:
         first = measured[0] if measured else None
         figures = _figures(recorded.run, first)

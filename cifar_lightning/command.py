@@ -106,8 +106,9 @@ def command(
                 known = error if isinstance(error, CifarLightningError) else config.explain(error)
                 if known is None and is_disk_full(error):
                     known = RunFailed("no space left; free some, and give the same command again")
-                if known is None and isinstance(error, OSError) and not _started:
-                    known = UserError(f"{error.filename}: {error.strerror}")
+                if known is None and isinstance(error, OSError) and error.filename:
+                    line = f"{error.filename}: {error.strerror}"
+                    known = RunFailed(line) if _started else UserError(line)
                 if known is None and not _started:
                     # Hydra does not wrap everything that it finds wrong with a command line.
                     known = UserError(" ".join(str(error).split()))

@@ -30,6 +30,7 @@ from cifar_lightning.errors import UserError, bad_value, unknown_name
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 NAMING_GROUPS = ("model", "optim", "scheduler")  # their options are in a run's name
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+PROTOCOLS = ("full", "quick")  # of `latency.PROTOCOLS`, which needs torch
 
 # Where a training is computed, what it is called and what follows it: none of it changes the
 # trained weights, so none of it is in a run's identity. Everything else is.
@@ -52,8 +53,11 @@ NEUTRAL = {
     "optim.fused",
     "trainer.accelerator",
     "trainer.benchmark",
+    "trainer.detect_anomaly",
     "trainer.deterministic",
     "trainer.devices",  # enters as the number of processes
+    "trainer.enable_autolog_hparams",
+    "trainer.log_every_n_steps",
     "trainer.num_nodes",
     "trainer.profiler",
     "trainer.strategy",
@@ -215,6 +219,12 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "augment.progressive.until": (_number(lambda v: 0 < v <= 1), "above 0, at most 1"),
     "augment.mixup.alpha": _POSITIVE,
     "augment.cutmix.alpha": _POSITIVE,
+    "benchmark.variants": (lambda v: isinstance(v, list), "a list, such as [fp32,onnx]"),
+    "benchmark.threads": (
+        lambda v: isinstance(v, list) and bool(v) and all(map(_whole(lambda n: n >= 1), v)),
+        "a list of whole numbers of at least 1, such as [1,2]",
+    ),
+    "benchmark.protocol": (lambda v: v in PROTOCOLS, ", ".join(PROTOCOLS)),
     "data.device": (lambda v: v in ("cpu", "gpu"), "cpu, gpu"),
     "data.num_workers": (_whole(lambda v: v >= 0), "a whole number of 0 or more"),
     "data.eval_batch_size": (_whole(lambda v: v >= 1), "a whole number of at least 1"),

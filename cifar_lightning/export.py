@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from cifar_lightning import config as configuration
 from cifar_lightning.command import command
 from cifar_lightning.errors import RunFailed, UserError, bad_value
-from cifar_lightning.files import write_atomically
+from cifar_lightning.files import is_disk_full, write_atomically
 from cifar_lightning.finished import relative
 from cifar_lightning.measure import load_backbone, load_data
 from cifar_lightning.results import Run, find_run, markdown, rows_of
@@ -237,7 +237,9 @@ def main(cfg: DictConfig) -> None:
     to = Path(config["to"] or outputs / "exports" / folder.name)
     try:
         path = export(folder, config["format"], to, config["data_root"])
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+    except OSError as error:
+        if is_disk_full(error):
+            raise
         raise UserError(f"to={to}: {error.strerror}: {error.filename}") from error
     log.info("%s", relative(path.absolute()))
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,17 @@ def finished(folder: Path, config: Mapping[str, Any]) -> Run | None:
     benchmark = config["benchmark"]
     on_cpu = run.machine.get("device") == run.machine.get("cpu")
     measured = all(
-        Measurement.exists(folder, variant, threads, benchmark["protocol"])
-        for variant in benchmark["variants"]
+        any(Measurement.exists(folder, name, threads, benchmark["protocol"]) for name in names)
+        for names in map(_spellings, benchmark["variants"])
         for threads in (benchmark["threads"] if on_cpu else benchmark["threads"][:1])
     )
     return run if run.status == "finished" and measured else None
+
+
+def _spellings(variant: str) -> Iterator[str]:
+    """Write a variant's parts in every order: a measurement has the one in which they work."""
+    parts = set(variant.split("+")) - {"fp32"} or {"fp32"}
+    return map("+".join, permutations(parts))
 
 
 def show_again(folder: Path, run: Run, config: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -38,7 +38,14 @@ from cifar_lightning.company import (
     device_state,
 )
 from cifar_lightning.data import ImageDataModule
-from cifar_lightning.errors import Interrupted, RunFailed, UserError, bad_value
+from cifar_lightning.errors import (
+    CifarLightningError,
+    Interrupted,
+    RunFailed,
+    UserError,
+    bad_value,
+)
+from cifar_lightning.files import write_atomically
 from cifar_lightning.finished import WEIGHTS
 from cifar_lightning.latency import (
     PROTOCOL_VERSION,
@@ -194,8 +201,11 @@ def _measure(
         raise
     except Exception as error:
         log.debug("%s failed", name, exc_info=True)
-        line = f"{type(error).__name__}: {error}".splitlines()[0]
-        return replace(blank, status="failed", reason=line)
+        return replace(blank, status="failed", reason=_first_line(error))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _fill(
@@ -332,7 +342,7 @@ def _threads(count: int) -> Iterator[None]:
 # --- The command ----------------------------------------------------------------------------
 
 
-@command("measure", lists=("run",))
+@command("measure", lists=("run",), sweeps=False)
 def main(cfg: DictConfig) -> None:
     """Measure a finished run, or compare several."""
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -412,22 +422,44 @@ def _repeat(
         for name, threads in request.combinations(device)
     ]
     taken: dict[Path, list[Measurement]] = {path: [] for path in paths}
-    for number in range(config["repeats"]):
-        log.info("process %d of %d", number + 1, config["repeats"])
-        for path in paths:  # so that what is read is this process's
-            path.unlink(missing_ok=True)
-        done = subprocess.run(
-            [sys.executable, "-m", "cifar_lightning.measure", *arguments],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for path in paths:
-            if not path.exists():
-                reason = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
-                raise RunFailed(f"a measuring process ended early: {reason[0]}")
-            taken[path].append(Measurement.read(path))
+    before = {path: path.read_bytes() for path in paths if path.exists()}
+    try:
+        for number in range(config["repeats"]):
+            log.info("process %d of %d", number + 1, config["repeats"])
+            for path in paths:  # so that what is read is this process's
+                path.unlink(missing_ok=True)
+            reason = _measured_apart(arguments)
+            for path in paths:
+                if not path.exists():
+                    raise RunFailed(f"a measuring process ended early: {reason}")
+                taken[path].append(Measurement.read(path))
+    except BaseException:
+        for path, content in before.items():
+            write_atomically(path, content)
+        raise
     return [_median_of(measurements, folder) for measurements in taken.values()]
+
+
+def _measured_apart(arguments: list[str]) -> str:
+    """Measure in a process of its own; return its last words.
+
+    Raises:
+        Interrupted: If a signal has come, which is passed on.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-m", "cifar_lightning.measure", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                _, errors = process.communicate(timeout=0.2)
+                break
+            if interruption.received() is not None:
+                process.terminate()
+    interruption.check()
+    return (errors.strip().splitlines() or [f"status {process.returncode}"])[-1]
 
 
 def _median_of(measurements: list[Measurement], folder: Path) -> Measurement:
@@ -446,19 +478,22 @@ def compare(
 ) -> str:
     """Time the networks of several runs in turns, and draw each pair's difference as a table."""
     lines = [
-        "| First | Second | Variant | First minus second (ms) | 95 % interval | n | Faster |",
-        "| --- | --- | --- | ---: | --- | ---: | --- |",
+        "| First | Second | Variant | Threads "
+        "| First minus second (ms) | 95 % interval | n | Faster |",
+        "| --- | --- | --- | ---: | ---: | --- | ---: | --- |",
     ]
     protocol = PROTOCOLS[request.protocol]
     labels = [Run.load(folder).label for folder in folders]
+    if len({*labels}) < len(labels):  # such as the seeds of one ID
+        labels = [folder.name for folder in folders]
+    images = [load_data(folder, data_root) for folder in folders]
     image = _image(device)
     for name, threads in request.combinations(device):
         with torch.inference_mode(mode=False), ExitStack() as stack:
             stack.enter_context(device_lock(device))
             stack.enter_context(_threads(threads))
             calls = []
-            for folder in folders:
-                data = load_data(folder, data_root)
+            for label, folder, data in zip(labels, folders, images, strict=True):
                 try:
                     prepared = stack.enter_context(
                         variants.prepare(
@@ -472,6 +507,10 @@ def compare(
                     raise bad_value(
                         "variants", name, f"what this device can run: {error}"
                     ) from error
+                except CifarLightningError:
+                    raise
+                except Exception as error:
+                    raise RunFailed(f"{label}, {name}: {_first_line(error)}") from error
                 calls.append(lambda forward=prepared.forward: forward(image))
             stack.enter_context(torch.inference_mode())
             for first, second in combinations(range(len(calls)), 2):
@@ -488,8 +527,8 @@ def compare(
                 if (load.mean or 0) > DISTURBED_ABOVE:
                     verdict += " (disturbed)"
                 lines.append(
-                    f"| {labels[first]} | {labels[second]} | {name} | {found.mean_ms:+.4f} "
-                    f"| {low:+.4f} to {high:+.4f} | {found.n} | {verdict} |"
+                    f"| {labels[first]} | {labels[second]} | {name} | {threads} "
+                    f"| {found.mean_ms:+.4f} | {low:+.4f} to {high:+.4f} | {found.n} | {verdict} |"
                 )
     return "\n".join(lines) + "\n"
 

@@ -43,7 +43,7 @@ from cifar_lightning.comparison import (
     verdict,
 )
 from cifar_lightning.errors import UserError, bad_value
-from cifar_lightning.files import write_atomically
+from cifar_lightning.files import is_disk_full, write_atomically
 from cifar_lightning.finished import relative
 from cifar_lightning.results import RUNS, Recorded, draw_table
 
@@ -385,7 +385,9 @@ def main(cfg: DictConfig) -> None:
     text = markdown(sections, comparison)
     try:
         _write(to, sections, comparison, details, min_acc, text)
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+    except OSError as error:
+        if is_disk_full(error):
+            raise
         raise UserError(f"to={to}: {error.strerror}: {error.filename}") from error
     log.info("\n%s", text)
     left_out = f"; {len(damaged)} damaged, left out" if damaged else ""
@@ -435,7 +437,7 @@ def _write(
 ) -> None:
     for earlier in to.glob("*latency-*"):
         if OF_ARENAS.fullmatch(earlier.name):  # perhaps of rows that are no longer there
-            earlier.unlink()
+            earlier.unlink(missing_ok=True)
     write_atomically(to / "report.md", text)
     write_atomically(to / "table.csv", table_csv(sections))
     figures = {name: figure for name, (_, figure) in details.items()}

@@ -327,10 +327,14 @@ def _lines(run: Run, measurements: list[Measurement]) -> list[tuple[Row, Measure
 
 
 def _add_speedups(rows: list[Row]) -> None:
-    """Divide fp32's mean latency by each row's, on the same device with the same protocol."""
+    """Divide fp32's mean latency by each row's, on the same device with the same protocol.
+
+    Disturbed measurements have no say and no share in it.
+    """
     like = operator.itemgetter("device", "threads", "protocol")
-    baselines = {like(row): row["lat_mean_ms"] for row in rows if row["variant"] == "fp32"}
-    for row in rows:
+    good = [row for row in rows if row["status"] == "ok"]
+    baselines = {like(row): row["lat_mean_ms"] for row in good if row["variant"] == "fp32"}
+    for row in good:
         if row["lat_mean_ms"] and baselines.get(like(row)):
             row["speedup"] = baselines[like(row)] / row["lat_mean_ms"]
 
@@ -501,7 +505,8 @@ def group_means(rows: list[Row]) -> str:
     """Draw mean ± standard deviation over the runs that differ only in the seed.
 
     Returns:
-        The table, a line for each of those groups on each device; empty if there is no group.
+        The table, a line for each of those groups on each device; empty if there is no group. A
+        group has no latency where one of its measurements was disturbed.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -513,9 +518,14 @@ def group_means(rows: list[Row]) -> str:
     ]
     for (group, variant, *_), alike in groups.items():
         if len(alike) > 1:
-            keys = (("test_acc", 2), ("lat_mean_ms", 3), ("lat_p95_ms", 3))
-            means = (_mean_and_deviation([row[key] for row in alike], n) for key, n in keys)
-            lines.append((group, variant or "-", str(len(alike)), *means))
+            accuracy = _mean_and_deviation([row["test_acc"] for row in alike], 2)
+            latencies = [
+                _mean_and_deviation(
+                    [row[key] if row["status"] != "disturbed" else None for row in alike], 3
+                )
+                for key in ("lat_mean_ms", "lat_p95_ms")
+            ]
+            lines.append((group, variant or "-", str(len(alike)), accuracy, *latencies))
     return draw_table(lines, range(2, 6)) if len(lines) > 1 else ""
 
 

@@ -26,12 +26,13 @@ import torch
 from filelock import FileLock
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
 from cifar_lightning.errors import UserError
+from cifar_lightning.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -252,7 +253,7 @@ def read_image_folder(root: str, cache_dir: str) -> ImageData:
             tensors[f"{split}.images"] = _decode(paths, split)
             labels = [classes.index(path.parent.name) for path in paths]
             tensors[f"{split}.labels"] = torch.tensor(labels)
-        _write_cache(cache, tensors)
+        write_atomically(cache, to_bytes(tensors))
     return ImageData(
         Split(tensors["train.images"], tensors["train.labels"]),
         Split(tensors["test.images"], tensors["test.labels"]),
@@ -319,13 +320,6 @@ def _read_cache(path: Path) -> dict[str, Tensor] | None:
     except SafetensorError:
         log.warning("%s is damaged; decoding the images again", path)
         return None
-
-
-def _write_cache(path: Path, tensors: dict[str, Tensor]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    save_file(tensors, temporary)
-    temporary.replace(path)
 
 
 # --- Digits ---------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ BAD = {
     "trainer.max_epochs=null": "trainer.max_epochs=None: allowed is 30, which follows from epochs",
     "trainer.precision=16-mixed": "trainer.precision=16-mixed: allowed is 32-true, which follows",
     "data.seed=1": "data.seed=1: allowed is 0, which follows from seed; set that",
-    "model.num_classes=7": "model.num_classes=7: allowed is 10, which follows from data.num_classes",
+    "model.num_classes=7": "model.num_classes=7: allowed is 10, which follows from data",
     "data.mean=[1,2]": "data.mean=[1, 2]",
     "data.num_classes=9": "data.num_classes=9: allowed is 10",
     "batch_size=100000": "batch_size=100000: allowed is 2 to",

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from cifar_lightning.distill import Distillation
+from cifar_lightning.experiment import build
 from cifar_lightning.results import Run, rows_of
 
 SMALL = (*TINY, "batch_size=128", "optim.lr=0.2", "benchmark.variants=[]")
@@ -42,12 +43,33 @@ def test_a_teacher_is_frozen_in_eval_mode_and_shared():
     assert distillation(images, norm(images), torch.tensor(9.0)) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_a_teacher_sees_what_the_student_sees(resolved, tmp_path):
+    """In training the very images of the batch, whatever was done to them; else nothing."""
+    config, _ = resolved(*TINY)
+    classifier = build(config, tmp_path).classifier
+    seen = []
+
+    class Teacher(nn.Module):
+        def forward(self, images):
+            seen.append(images)
+            return torch.zeros(len(images), 10)
+
+    classifier.distillation = Distillation(Teacher(), "t", temperature=1.0, alpha=0.5)
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    classifier.training_step((images, labels), 0)
+    classifier.validation_step((images, labels), 0)
+    classifier.test_step((images, labels), 0)
+    (found,) = seen
+    assert found is images
+
+
 def test_a_student_learns_from_a_run(command, outputs):
-    assert command(*SMALL, "epochs=4", "id=T").status == 0
+    """A teacher whose ID looks like a number."""
+    assert command(*SMALL, "epochs=4", "id=12e5").status == 0
     (folder,) = (outputs / "runs").iterdir()
     teacher = Run.load(folder)
     weights = (folder / "weights.safetensors").read_bytes()
-    ended = command(*STUDENT, "distill.teacher=T", "ema=0.9", "augment=[crop,mixup]", "id=S")
+    ended = command(*STUDENT, "distill.teacher=12e5", "ema=0.9", "augment=[crop,mixup]", "id=S")
     assert ended.status == 0, ended.err
     (student,) = (f for f in (outputs / "runs").iterdir() if f != folder)
     assert Run.load(student).config["distill"]["teacher"] == teacher.name
@@ -70,16 +92,24 @@ def test_a_student_learns_from_a_run(command, outputs):
         "distill.temperature=0": "distill.temperature=0: allowed is a number above 0",
         "distill.alpha=2": "distill.alpha=2: allowed is 0 to 1",
         "data.mean=[0.1,0.1,0.1]": f"distill.teacher={teacher.name}: allowed is data.mean=",
+        "data.split_seed=1": f"distill.teacher={teacher.name}: allowed is data.split_seed=1,",
+        "data.val_fraction=0.2": f"distill.teacher={teacher.name}: allowed is data.val_frac",
     }.items():
-        refused = command(*STUDENT, "distill.teacher=T", wrong)
+        refused = command(*STUDENT, "distill.teacher=12e5", wrong)
         assert refused.status == 2
         assert refused.err.startswith(f"error: {line}"), refused.err
     other = teacher.config["data"] | {"num_classes": 7}
     Run(**{**vars(teacher), "config": teacher.config | {"data": other}}).save(folder)
-    refused = command(*STUDENT, "distill.teacher=T")
+    refused = command(*STUDENT, "distill.teacher=12e5")
     assert "allowed is data.num_classes=10, its is 7" in refused.err
+    Run(**{**vars(teacher), "data_fingerprint": "0" * 16}).save(folder)
+    refused = command(*STUDENT, "distill.teacher=12e5")
+    assert refused.status == 2
+    assert "its are 0000000000000000" in refused.err
     Run(**{**vars(teacher), "status": "interrupted"}).save(folder)
-    assert "is interrupted, needed is a finished run" in command(*STUDENT, "distill.teacher=T").err
+    assert (
+        "is interrupted, needed is a finished run" in command(*STUDENT, "distill.teacher=12e5").err
+    )
     missing = command(*STUDENT)
     assert missing.status == 2
     assert "distill.teacher" in missing.err

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,6 +194,21 @@ def test_measuring_later(command, outputs, monkeypatch):
     assert later.status == 0, later.err
     (row,) = rows_of(folder)
     assert row["lat_mean_ms"] > 0
+
+
+def test_what_is_asked_of_a_finished_run(command, outputs, monkeypatch):
+    """Mistakes are mistakes, and a variant is the same however its parts are ordered."""
+    settings = (*COMMAND, "benchmark.variants=[fused+channels_last]")
+    assert command(*settings).status == 0
+    for wrong in ("threads=2", "threads=[0]", "variants=null", "protocol=slow"):
+        ended = command(*settings, f"benchmark.{wrong}")
+        assert ended.status == 2
+        assert ended.err.startswith(f"error: benchmark.{wrong.partition('=')[0]}=")
+        assert len(ended.err.splitlines()) == 1
+    monkeypatch.delitem(sys.modules, "cifar_lightning.experiment")  # needs seconds to load
+    again = command(*COMMAND, "benchmark.variants=[channels_last+fp32+fused]")
+    assert "is finished" in again.out
+    assert "cifar_lightning.experiment" not in sys.modules
 
 
 @pytest.mark.parametrize("step", [2, 60])

@@ -237,6 +237,7 @@ def test_means_over_the_seeds(tmp_path):
         config = RUN.config | {"seed": seed, "data": {"name": "digits", "seed": seed}}
         run = replace(RUN, name=f"net-sgd-cosine-e3-s{seed}-{seed:08x}", config=config)
         place(tmp_path, run, replace(MEASUREMENT, run=run.name, test_acc=acc))
+        last = replace(MEASUREMENT, run=run.name, test_acc=acc, status="disturbed")
     other = replace(RUN, name="another", config=RUN.config | {"epochs": 4})
     place(tmp_path, other, MEASUREMENT)
     header, _, line = group_means(write_table(tmp_path)).splitlines()
@@ -244,6 +245,20 @@ def test_means_over_the_seeds(tmp_path):
     assert cells[1:] == ["fp32", "3", "92.00 ± 2.65", "1.235 ± 0.000", "2.000 ± 0.000"]
     assert "Seeds" in header
     assert group_means(rows_of(tmp_path / "runs" / "another")) == ""
+    last.save(tmp_path / "runs" / run.name)
+    line = group_means(write_table(tmp_path)).splitlines()[2]
+    assert [cell.strip() for cell in line.strip("|").split("|")][3:] == ["92.00 ± 2.65", "-", "-"]
+
+
+def test_a_disturbed_measurement_is_no_measure_of_speed(tmp_path):
+    def speedups(status):
+        slow = MEASUREMENT.latency | {"mean_ms": 2 * MEASUREMENT.latency["mean_ms"]}
+        place(tmp_path, RUN, replace(MEASUREMENT, variant="fused"))
+        place(tmp_path, RUN, replace(MEASUREMENT, latency=slow, status=status))
+        return {row["variant"]: row["speedup"] for row in write_table(tmp_path)}
+
+    assert speedups("ok") == {"fp32": 1.0, "fused": 2.0}
+    assert speedups("disturbed") == {"fp32": None, "fused": None}
 
 
 WRITER = """
