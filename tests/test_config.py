@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from conftest import ROOT
 
@@ -29,6 +31,13 @@ def test_every_configuration_is_instantiated(override, resolved, tmp_path):
     config.check(settings)
     experiment = build(settings, tmp_path)
     assert experiment.trainer.max_epochs == settings["epochs"]
+
+
+@pytest.mark.parametrize("path", sorted((config.CONF_DIR / "experiment").glob("*.yaml")), ids=str)
+def test_a_preset_gives_a_reason_for_each_value(path):
+    _, _, values = path.read_text().partition("defaults:")
+    bare = re.findall(r"^ *(?!id:)\w+: *[^#\s][^#\n]*$", values, re.M)
+    assert not [line for line in bare if "override" not in line]
 
 
 def test_d1_needs_its_teacher(resolved):

@@ -1,6 +1,7 @@
 """Whole runs on real digits."""
 
 import errno
+import io
 import os
 import re
 import signal
@@ -8,11 +9,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY
+from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision.utils import make_grid
 
 from cifar_lightning.classifier import ImageClassifier
 from cifar_lightning.data import DigitsDataModule
@@ -104,8 +108,15 @@ def test_the_same_command_again_shows_the_row(command, outputs, monkeypatch):
 def test_a_continued_run_equals_an_uninterrupted_one(
     workers, command, outputs, tmp_path, monkeypatch
 ):
-    # With workers also with an average of the weights, and with draws for single images.
-    more = ("ema=0.9", "augment=[crop,trivialaugment,mixup]") if workers else ()
+    more = (
+        (
+            "ema=0.9",
+            "augment=[crop,trivialaugment,progressive,mixup]",
+            "augment.progressive.until=1.0",  # other sizes in the epochs before and after
+        )
+        if workers
+        else ("data.val_fraction=0",)
+    )
     settings = (*COMMAND, f"data.num_workers={workers}", *more)
     reference = tmp_path / "reference"
     assert command(*settings, f"outputs={reference}").status == 0
@@ -135,7 +146,7 @@ def test_a_continued_run_equals_an_uninterrupted_one(
         torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (folder, other)
     ]
     parts = ["state_dict", "optimizer_states", "lr_schedulers"]
-    parts += ["current_model_state", "averaging_state"] if more else []
+    parts += ["current_model_state", "averaging_state"] if workers else []
     for part in parts:
         torch.testing.assert_close(*(c[part] for c in checkpoints), rtol=0, atol=0)
     assert Run.load(folder).val_acc == Run.load(other).val_acc
@@ -463,11 +474,15 @@ def test_a_profile_is_shown(command, outputs):
 
 
 def test_training_images_are_drawn(command, outputs):
-    command(*COMMAND, "augment=[crop,cutout]")
-    events = EventAccumulator(str(only_run(outputs) / "tensorboard"))
+    """The first batch's, as the augmentation leaves them."""
+    command(*COMMAND, "epochs=1", "augment=flip", "augment.flip.p=1")
+    folder = only_run(outputs)
+    events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     (image,) = events.Images("train/images")
-    assert image.width > 8 * 32
+    found = torch.from_numpy(np.array(Image.open(io.BytesIO(image.encoded_image_string))))
+    images, _ = next(iter(load_data(folder).loader("train")))
+    assert torch.equal(found.permute(2, 0, 1), make_grid(images[:32].flip(3)))
 
 
 def test_a_training_on_small_images_first(command, outputs):

@@ -40,6 +40,12 @@ def test_step_falls_at_its_milestones():
     assert seen[75:] == pytest.approx([0.02] * 25)
 
 
+def test_milestones_are_shares_of_what_follows_the_warm_up():
+    seen = rates(schedules.step, warmup=0.2, milestones=[0.5], gamma=0.1)
+    assert seen[20:60] == [2.0] * 40
+    assert seen[60:] == pytest.approx([0.2] * 40)
+
+
 def test_constant_stays():
     assert rates(schedules.constant, warmup=0.1)[10:] == [2.0] * 90
 
