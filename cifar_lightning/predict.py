@@ -49,7 +49,8 @@ def find_images(given: Sequence[str]) -> list[Path]:
     Raises:
         UserError: If one does not exist, or a folder holds no image.
     """
-    endings = Image.registered_extensions()
+    registered = Image.registered_extensions()  # some formats can only be written
+    endings = {ending for ending, name in registered.items() if name in Image.OPEN}
     images = []
     for path in map(Path, given):
         if path.is_dir():

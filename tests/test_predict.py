@@ -147,6 +147,7 @@ def test_a_reader_that_has_seen_enough(finished_run, photos):
 def test_mistakes(predicted, photos, tmp_path, arguments, message):
     empty = tmp_path / "empty"
     empty.mkdir()
+    (empty / "notes.pdf").write_bytes(b"%PDF")
     places = {"photos": photos, "empty": empty}
     ended = predicted(*(argument.format(**places) for argument in arguments))
     assert ended.status == 2
