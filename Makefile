@@ -40,7 +40,7 @@ bench: setup ## measure input, overhead, training and start-up, on a quiet machi
 	for part in input overhead startup throughput; do $(BIN)/python -m bench.$$part 2>/dev/null || exit 1; done
 
 bench-long: setup ## time to 80 % and 85 % against the usual recipe: about 2 hours, ARGS="data=..."
-	$(BIN)/python -m bench.time_to_accuracy experiment=b1 epochs=20 batch_size=128 $(ARGS)
+	$(BIN)/python -m bench.time_to_accuracy experiment=b1_progressive epochs=18 $(ARGS)
 
 report: setup ## compare all runs: tables, plots and outputs/report/index.html
 	$(BIN)/python -m cifar_lightning.report $(ARGS)

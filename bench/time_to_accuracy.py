@@ -1,9 +1,10 @@
 """Training time until 80 % and 85 % of the test images are right: ours against the usual recipe.
 
-    python -m bench.time_to_accuracy experiment=b1 epochs=20 batch_size=128 [group=option key=value]
+    python -m bench.time_to_accuracy experiment=b1_progressive epochs=18 [group=option key=value]
 
 What follows the name is `train.py`'s. Both sides train the same network from the same weights, with
 the same split, crop, flip, optimizer and schedule; `bench/usual.py` says what the usual recipe is.
+Its images have their full size from the first epoch on.
 They train an epoch each in turns, and only that is timed, neither validation nor testing. The test
 images are looked at after every epoch, so their accuracy is a measure of progress here, not a
 result.
