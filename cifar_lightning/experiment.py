@@ -399,7 +399,8 @@ def _teacher(config: dict[str, Any]) -> Distillation | None:
 
 
 def _teachers_folder(config: dict[str, Any]) -> Path:
-    return Path(config["outputs"]) / RUNS / config["distill"]["teacher"]
+    name: str = config["distill"]["teacher"]
+    return Path(config["outputs"]) / RUNS / name
 
 
 def _plugins() -> list[Any]:
