@@ -208,6 +208,33 @@ def test_images_of_a_batch_are_drawn_for_one_by_one(images, monkeypatch):
     assert not torch.equal(first, batches[BatchIndices(indices, 8)][0])
 
 
+@pytest.mark.parametrize(
+    ("option", "unchanged"),
+    [
+        # By the paper's probabilities a quarter of the draws use neither operation.
+        ("autoaugment", (0.15, 0.35)),
+        ("randaugment", (0.0, 0.03)),  # two operations of 14, both of them "identity"
+        ("trivialaugment", (0.06, 0.17)),  # one of 14, or one of the others at strength 0 of 30
+    ],
+)
+def test_policies_leave_their_share_of_images_alone(option, unchanged, resolved):
+    """One image many times: as often unchanged as the policy says, else changed in many ways."""
+    config, _ = resolved("data=digits", f"augment={option}")
+    policy = instantiate(config["augment"][option], _convert_="all")
+    ramp = torch.arange(4, 252, 8, dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(60, 200, (31, 31), dtype=torch.uint8, generator=generator)
+    image = torch.stack([ramp.expand(31, 31), ramp.flip(0)[:, None].expand(31, 31), noise])
+    count = 560
+    batches = ImageBatches(image.expand(count, -1, -1, -1), torch.arange(count), [policy])
+    drawn, labels = batches[BatchIndices(torch.arange(count), seed=0)]
+    assert torch.equal(labels, torch.arange(count))
+    assert drawn.dtype == torch.uint8
+    low, high = unchanged
+    assert low <= (drawn == image).flatten(1).all(1).float().mean() <= high
+    assert len(drawn.flatten(1).unique(dim=0)) > 50
+
+
 def test_workers_do_not_change_what_is_drawn(resolved):
     def batches(workers):
         config, _ = resolved(
