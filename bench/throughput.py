@@ -2,15 +2,19 @@
 
     python -m bench.throughput [mobilenetv3:8 mobilenetv3:16 shufflenetv2:8]
 
-`bench/usual.py` says what the usual recipe is. Whole epochs, of fewer images than CIFAR-10's.
+`bench/usual.py` says what the usual recipe is. Whole epochs, of fewer images than CIFAR-10's. Ours
+trains in one process with all threads, and in a process of one thread for each core
+(`trainer.devices=2 trainer.strategy=ddp` on two), with the same number of images a step.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tempfile
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +29,45 @@ from cifar_lightning.experiment import Experiment
 
 IMAGES, BATCH, ROUNDS = 5_120, 256, 5
 NETWORKS = ("mobilenetv3:8", "mobilenetv3:16", "shufflenetv2:8")
+CORES = os.cpu_count() or 1
+ONE_OF_MANY = "--one-of-many"  # what a process is told that `ours_by_processes` starts
 
 
-def prepared(model: str, stride: str, folder: str) -> tuple[Experiment, dict[str, Any]]:
+def prepared(
+    model: str, stride: str, folder: str, processes: int = 1
+) -> tuple[Experiment, dict[str, Any]]:
     """Build what `train.py` builds for one epoch on all images."""
     return prepare(
         [
             f"model={model}",
             f"model.output_stride={stride}",
-            f"batch_size={BATCH}",
+            f"batch_size={BATCH // processes}",
             "epochs=1",
             "data.val_fraction=0",
             "trainer.accelerator=cpu",
+            *([f"trainer.devices={processes}", "trainer.strategy=ddp"] if processes > 1 else []),
         ],
         folder,
     )
 
 
-def ours(model: str, stride: str) -> float:
-    """Train an epoch as our command does; return images per second."""
+def ours(model: str, stride: str, processes: int = 1) -> float:
+    """Train an epoch as our command does; return images per second of all processes together."""
     with tempfile.TemporaryDirectory() as folder:
-        experiment, config = prepared(model, stride, folder)
+        experiment, config = prepared(model, stride, folder, processes)
         names = ("_target_", "root", "mirrors", "md5", "connect_timeout")
         shared = {key: value for key, value in config["data"].items() if key not in names}
         data = Images(**shared, count=IMAGES)
         data.augment = experiment.data.augment
         return _speed(experiment.trainer, experiment.classifier, datamodule=data)
+
+
+def ours_by_processes(model: str, stride: str) -> float:
+    """Train an epoch as our command does with a process for each core; return images per second."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={CORES}"]
+    command = [sys.executable, *launcher, "-m", "bench.throughput", ONE_OF_MANY, model, stride]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout.split()[-1])
 
 
 def usual(model: str, stride: str) -> float:
@@ -77,11 +94,17 @@ def _speed(trainer: Trainer, module: LightningModule, **data: Any) -> float:
 def main() -> None:
     """Print a table for each network."""
     identity.register()
+    if sys.argv[1:2] == [ONE_OF_MANY]:
+        speed = ours(*sys.argv[2:], processes=CORES)
+        if os.environ["RANK"] == "0":
+            print(speed)
+        return
     for name in sys.argv[1:] or NETWORKS:
         model, _, stride = name.partition(":")
         sides = {
-            "usual recipe": lambda model=model, stride=stride: usual(model, stride),
-            "ours": lambda model=model, stride=stride: ours(model, stride),
+            "usual recipe": partial(usual, model, stride),
+            "ours": partial(ours, model, stride),
+            f"ours, {CORES} processes": partial(ours_by_processes, model, stride),
         }
         figures = take_turns(sides, ROUNDS)
         print(f"## Training throughput: {model}, output stride {stride}\n")
