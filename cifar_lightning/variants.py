@@ -218,13 +218,15 @@ def _onnx(build: _Build) -> None:
 def _int8(build: _Build) -> None:
     """Quantize weights and activations after training, for the CPU, with ONNX Runtime.
 
-    Convolutions and linear layers are quantized, per channel; what squeeze-excitation and
-    hard-swish do between them stays in fp32. Weights use 7 bits, so that sums of products fit on
+    Convolutions and linear layers are quantized, per channel, but for the first two convolutions:
+    channels of what lies between them differ too much for one scale. What squeeze-excitation and
+    hard-swish do between layers stays in fp32. Weights use 7 bits, so that sums of products fit on
     processors without VNNI. The reasons are in ``docs/decisions.md``.
     """
     if build.device.type != "cpu":
         raise Unsupported("is quantized for the CPU")
     ort = _onnxruntime(build.device)
+    import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -243,12 +245,14 @@ def _int8(build: _Build) -> None:
 
     with _silence():
         quant_pre_process(folder / "fp32.onnx", folder / "ready.onnx", skip_symbolic_shape=True)
+        nodes = onnx.load(folder / "ready.onnx").graph.node
         quantization.quantize_static(
             folder / "ready.onnx",
             folder / "int8.onnx",
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "Gemm"],
+            nodes_to_exclude=[node.name for node in nodes if node.op_type == "Conv"][:2],
             per_channel=True,
             reduce_range=True,
             activation_type=quantization.QuantType.QUInt8,

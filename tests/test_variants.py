@@ -136,6 +136,22 @@ def test_int8_mostly_decides_alike(name):
     assert prepared.notes["max_abs_difference"] > 0
 
 
+def test_int8_bears_one_loud_channel_behind_the_stem():
+    torch.manual_seed(0)
+    stem, loud = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, groups=16)
+    rest = nn.Conv2d(16, 8, 1), nn.Hardswish(), nn.Flatten(), nn.Linear(8 * 28 * 28, 10)
+    built = nn.Sequential(stem, nn.ReLU(), loud, *rest).eval()
+    with torch.no_grad():  # as some trainings leave it: the same function, with ranges far apart
+        stem.weight[0] *= 300
+        stem.bias[0] *= 300
+        loud.weight[0] /= 300
+        images = torch.randn(100, 3, 32, 32)
+        expected = built(images)
+    (found,), _ = logits_of("int8", built, [images])
+    spread = (expected - expected.mean(0)).std()  # of logits between images
+    assert (found - expected).std() < 0.25 * spread
+
+
 def test_sizes_are_those_of_the_files():
     sizes = {}
     before = flags()
