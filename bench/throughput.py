@@ -25,11 +25,12 @@ from bench.overhead import Stopwatch
 from bench.turns import conditions, table, take_turns
 from bench.usual import Usual, prepare, random_images, usual_loader
 from cifar_lightning import identity
+from cifar_lightning.cores import usable_cores
 from cifar_lightning.experiment import Experiment
 
 IMAGES, BATCH, ROUNDS = 5_120, 256, 5
 NETWORKS = ("mobilenetv3:8", "mobilenetv3:16", "shufflenetv2:8")
-CORES = os.cpu_count() or 1
+CORES = usable_cores()
 ONE_OF_TWO = "--one-of-two"  # what `ours_in_two` tells the processes it starts
 
 

@@ -44,6 +44,7 @@ from cifar_lightning.callbacks import (
 )
 from cifar_lightning.classifier import ImageClassifier, parameter_groups
 from cifar_lightning.command import LOCK
+from cifar_lightning.cores import usable_cores
 from cifar_lightning.data import ImageDataModule
 from cifar_lightning.distill import Distillation
 from cifar_lightning.errors import (
@@ -66,6 +67,7 @@ from cifar_lightning.finished import (
 from cifar_lightning.footprint import count_macs, count_parameters
 from cifar_lightning.measure import device_name, load_backbone
 from cifar_lightning.results import MEGA, RUNS, Run, write_table
+from cifar_lightning.waiting import computing
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +158,7 @@ def run(cfg: DictConfig) -> None:
     choices = {key: str(hydra.runtime.choices[key]) for key in configuration.NAMING_GROUPS}
     experiment = build(config, folder)
     with ExitStack() as stack:
+        stack.enter_context(computing())
         if experiment.leads:
             stack.enter_context(alone(folder / LOCK, f"{folder.name}: another process is at it"))
         try:
@@ -449,7 +452,7 @@ def _check_devices(config: dict[str, Any]) -> None:
     )
     if accelerator in ("gpu", "cuda") and not gpus:
         raise bad_value("trainer.accelerator", accelerator, "cpu or auto: there is no GPU here")
-    available = (os.cpu_count() or 1) if on_cpu else max(gpus, 1)
+    available = usable_cores() if on_cpu else max(gpus, 1)
     counted = isinstance(devices, int) and devices != -1
     if counted and not 1 <= devices <= available:
         raise bad_value("trainer.devices", devices, f"1 to {available} on this machine")

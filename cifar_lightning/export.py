@@ -31,6 +31,7 @@ from cifar_lightning.finished import relative
 from cifar_lightning.measure import load_backbone, load_data
 from cifar_lightning.results import Run, find_run, markdown, rows_of
 from cifar_lightning.variants import EXAMPLE_SHAPE, export_onnx
+from cifar_lightning.waiting import computing
 
 log = logging.getLogger(__name__)
 
@@ -236,7 +237,8 @@ def main(cfg: DictConfig) -> None:
     folder = find_run(outputs, config["run"])
     to = Path(config["to"] or outputs / "exports" / folder.name)
     try:
-        path = export(folder, config["format"], to, config["data_root"])
+        with computing():
+            path = export(folder, config["format"], to, config["data_root"])
     except OSError as error:
         if is_disk_full(error):
             raise

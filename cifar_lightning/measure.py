@@ -55,6 +55,7 @@ from cifar_lightning.latency import (
     measure_latency,
 )
 from cifar_lightning.results import RUNS, Measurement, Run, find_run, markdown, rows_of, write_table
+from cifar_lightning.waiting import as_by_default, computing
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +223,8 @@ def _fill(
         load.sample()
         interruption.check()
 
-    latency = measure_latency(lambda: prepared.forward(image), device, protocol, between)
+    with as_by_default():
+        latency = measure_latency(lambda: prepared.forward(image), device, protocol, between)
     load.sample()
     environment = blank.environment | {
         "flags": variants.flags(),
@@ -354,7 +356,7 @@ def main(cfg: DictConfig) -> None:
     outputs = Path(config["outputs"])
     asked = config["run"] if isinstance(config["run"], list) else [config["run"]]
     folders = [find_run(outputs, str(query)) for query in asked]
-    with interruption.deferred():
+    with interruption.deferred(), computing():
         _answer(config, folders, request, device)
 
 
@@ -513,6 +515,7 @@ def compare(
                     raise RunFailed(f"{label}, {name}: {_first_line(error)}") from error
                 calls.append(lambda forward=prepared.forward: forward(image))
             stack.enter_context(torch.inference_mode())
+            stack.enter_context(as_by_default())
             for first, second in combinations(range(len(calls)), 2):
                 load = Load(device)
 

@@ -29,6 +29,7 @@ from cifar_lightning.data import Normalize
 from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.measure import find_device, load_backbone
 from cifar_lightning.results import Run, find_run
+from cifar_lightning.waiting import computing
 
 BATCH_SIZE = 256
 FORMATS = ("text", "csv", "json")
@@ -160,11 +161,12 @@ def main(cfg: DictConfig) -> None:
         raise bad_value("top", top, f"1 to {count}, the classes")
     predictions = []
     errors = []
-    for found in predictor.predict(paths, top):
-        if isinstance(found, ValueError):
-            errors.append(str(found))
-        else:
-            predictions.append(found)
+    with computing():
+        for found in predictor.predict(paths, top):
+            if isinstance(found, ValueError):
+                errors.append(str(found))
+            else:
+                predictions.append(found)
     for line in errors:
         print(f"error: {line}", file=sys.stderr)
     if not predictions:

@@ -9,7 +9,6 @@ import hashlib
 import http.client
 import json
 import logging
-import os
 import pickle
 import tarfile
 import urllib.error
@@ -31,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from cifar_lightning.cores import usable_cores
 from cifar_lightning.errors import UserError
 from cifar_lightning.files import write_atomically
 
@@ -300,7 +300,7 @@ def _decode(paths: list[Path], name: str) -> Tensor:
             )
         images[index] = pixels.transpose(2, 0, 1)
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
         done = pool.map(decode, range(len(paths)))
         try:
             for _ in tqdm(done, total=len(paths), desc=f"decode {name}", leave=False):

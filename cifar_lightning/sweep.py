@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from cifar_lightning import config as configuration
 from cifar_lightning import identity, interruption
 from cifar_lightning.command import LOCK
+from cifar_lightning.cores import usable_cores
 from cifar_lightning.errors import RunFailed, UserError
 from cifar_lightning.files import alone
 from cifar_lightning.finished import duration, finished, take_up
@@ -181,7 +182,7 @@ class ThisMachine:
         """Share the machine: a GPU each, and the cores."""
         shares = {}
         if "OMP_NUM_THREADS" not in os.environ:
-            shares["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.at_once))
+            shares["OMP_NUM_THREADS"] = str(max(1, usable_cores() // self.at_once))
         gpus = self._gpus
         if len(gpus) > 1 and job.config["trainer"].get("devices", 1) == 1:
             shares["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]

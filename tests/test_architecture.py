@@ -9,6 +9,8 @@ from conftest import ROOT
 
 ORDER = (
     "errors",
+    "cores",
+    "waiting",
     "files",
     "config",
     "interruption",

@@ -1,7 +1,6 @@
 """Multiruns: every job checked first, each in a process of its own, failures recorded."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -217,7 +216,7 @@ mine.unlink()"""
 def test_a_gpu_and_a_share_of_the_cores_for_each(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-abc")
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(sweep, "usable_cores", lambda: 8)
     place = sweep.ThisMachine(2)
     shares = [place.environment(job(tmp_path), slot) for slot in range(3)]
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["3", "GPU-abc", "3"]
