@@ -36,8 +36,8 @@ gpu-check: ## on a machine with a GPU: gpu tests and latencies, with the torch t
 	PYTHONPATH=. $(PYTHON) bench/gpu_check.py $(ARGS)
 	$(PYTHON) -m pytest -m gpu tests/test_company.py tests/test_latency.py tests/test_variants.py
 
-bench: setup ## measure input, overhead, training and start-up, on a quiet machine: about 15 minutes
-	for part in input overhead startup throughput; do $(BIN)/python -m bench.$$part 2>/dev/null || exit 1; done
+bench: setup ## measure input, overhead, training and start-up, on a quiet machine: about 20 minutes
+	for part in input overhead startup throughput busy; do $(BIN)/python -m bench.$$part 2>/dev/null || exit 1; done
 
 bench-long: setup ## time to 80 % and 85 % against the usual recipe: about 2 hours, ARGS="data=..."
 	$(BIN)/python -m bench.time_to_accuracy experiment=b1_progressive epochs=18 $(ARGS)
