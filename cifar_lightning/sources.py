@@ -9,8 +9,6 @@ import hashlib
 import http.client
 import json
 import logging
-import pickle
-import tarfile
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -18,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +27,10 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from cifar_lightning import cifar_archive
 from cifar_lightning.cores import usable_cores
 from cifar_lightning.errors import UserError
-from cifar_lightning.files import write_atomically
+from cifar_lightning.files import open_regular, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -99,59 +97,31 @@ def read_cifar10(root: str, mirrors: Sequence[str], md5: str, connect_timeout: f
         connect_timeout: Seconds to wait for a connection, and for each piece of the download.
 
     Raises:
-        UserError: If the archive has another checksum or no mirror could give it.
+        UserError: If the archive has another checksum, is not as `cifar_archive` says, or no mirror
+            could give it.
     """
     archive = Path(root) / ARCHIVE
     if not archive.exists():
         _download(archive, mirrors, md5, connect_timeout)
-    elif (found := _md5(archive)) != md5:
-        raise UserError(
-            f"{archive}: md5 is {found}, expected {md5}; delete the file to download it again"
-        )
-    with tarfile.open(archive) as tar:
-        batches = {
-            Path(member.name).name: _unpickle(tar, member)
-            for member in tar
-            if member.isfile() and "batch" in Path(member.name).name
-        }
-    train = [batches[name] for name in sorted(batches) if name.startswith("data_batch")]
-    return ImageData(
-        _cifar_split(train), _cifar_split([batches["test_batch"]]), _class_names(batches)
-    )
+    else:
+        try:
+            found = _md5(archive)
+        except OSError as error:
+            raise UserError(f"{archive}: {error.strerror}") from error
+        if found != md5:
+            raise UserError(
+                f"{archive}: md5 is {found}, expected {md5}; delete the file to download it again"
+            )
+    contents = cifar_archive.read(archive)
+    return ImageData(_split(contents.train), _split(contents.test), contents.classes)
 
 
-def _cifar_split(batches: list[dict[str, Any]]) -> Split:
-    pixels = np.concatenate([batch["data"] for batch in batches])
-    labels = [label for batch in batches for label in batch["labels"]]
-    return Split(torch.from_numpy(pixels.reshape(-1, 3, 32, 32)), torch.tensor(labels))
-
-
-def _class_names(batches: dict[str, dict[str, Any]]) -> tuple[str, ...]:
-    return tuple(batches["batches.meta"]["label_names"])
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Loads containers and numpy arrays, nothing that could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        allowed = {"_reconstruct", "ndarray", "dtype"}
-        if (module.split(".")[0] == "numpy" and name in allowed) or (module, name) == (
-            "_codecs",
-            "encode",
-        ):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in a CIFAR-10 archive")
-
-
-def _unpickle(tar: tarfile.TarFile, member: tarfile.TarInfo) -> dict[str, Any]:
-    stream = tar.extractfile(member)
-    assert stream is not None
-    loaded: dict[str, Any] = _ArrayUnpickler(stream, encoding="latin1").load()
-    return loaded
+def _split(images: cifar_archive.Images) -> Split:
+    return Split(torch.from_numpy(images.pixels), torch.from_numpy(images.labels))
 
 
 def _md5(path: Path) -> str:
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "md5").hexdigest()
 
 

@@ -5,13 +5,15 @@ What only some tests need is imported by their fixtures: the GPU tests run witho
 
 from __future__ import annotations
 
+import gzip
+import io
 import logging
 import os
 import subprocess
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +47,20 @@ class Ended:
     status: int
     out: str
     err: str
+
+
+def pack_archive(files: Mapping[str, bytes] | Sequence[tuple[str, bytes]]) -> bytes:
+    """Pack files, by their path, into a .tar.gz that is the same each time."""
+    buffer = io.BytesIO()
+    with (
+        gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w") as tar,
+    ):
+        for path, content in files.items() if isinstance(files, Mapping) else files:
+            info = tarfile.TarInfo(path)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
 
 
 @pytest.fixture

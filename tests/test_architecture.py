@@ -25,6 +25,7 @@ ORDER = (
     "finished",
     "company",
     "augment",
+    "cifar_archive",
     "sources",
     "data",
     "backbones",

@@ -1,15 +1,13 @@
 """Files from strangers can't run code, and names can't leave their place."""
 
-import io
 import json
 import os
 import pickle
-import tarfile
 from hashlib import md5
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, pack_archive
 
 from cifar_lightning.errors import UserError
 from cifar_lightning.measure import load_backbone, load_data
@@ -83,19 +81,19 @@ def test_hostile_files_of_a_run(run_folder, command, trap):
 def test_a_hostile_archive(tmp_path, trap):
     """One that leaves its folder, with a pickle that is no data; the checksum fits both."""
     content = pickle.dumps(Hostile(trap))
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        for name in (f"../{trap.name}", f"/{trap}", "cifar-10-batches-py/data_batch_1"):
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
+    places = (f"../{trap.name}", f"/{trap}", "cifar-10-batches-py/data_batch_1")
+    packed = pack_archive(dict.fromkeys(places, content))
     root = tmp_path / "data"
     root.mkdir()
-    (root / ARCHIVE).write_bytes(packed.getvalue())
+    (root / ARCHIVE).write_bytes(packed)
     with pytest.raises(UserError, match="md5 is"):
         read_cifar10(str(root), [], "0" * 32, 1.0)
-    with pytest.raises(pickle.UnpicklingError, match="mkdir has no place"):
-        read_cifar10(str(root), [], md5(packed.getvalue()).hexdigest(), 1.0)
+    with pytest.raises(UserError, match="trap has no place in it"):
+        read_cifar10(str(root), [], md5(packed).hexdigest(), 1.0)
+    packed = pack_archive({places[-1]: content})
+    (root / ARCHIVE).write_bytes(packed)
+    with pytest.raises(UserError, match=r"data_batch_1: .*mkdir has no place in it"):
+        read_cifar10(str(root), [], md5(packed).hexdigest(), 1.0)
     assert sorted(path.name for path in root.iterdir()) == [ARCHIVE]
 
 

@@ -1,0 +1,317 @@
+"""Reads the archives of the CIFAR family, and believes nothing that is in them.
+
+The format is a gzipped tar of Python 2 pickles. `Layout` describes what an archive promises; what
+does not fit is named, since images with another one's labels train as silently as good ones.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+import pickletools
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cifar_lightning.errors import UserError
+from cifar_lightning.files import open_regular
+
+log = logging.getLogger(__name__)
+
+PIXELS = 3 * 32 * 32
+# Bytes of the longest member, CIFAR-100's: the pixels, and names and labels beside them.
+MAX_MEMBER = 50_000 * (PIXELS + 512)
+# Python's hash of nested tuples has no limit of its own; the format has a handful, none nested.
+MAX_TUPLES = 100
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What an archive of the family promises.
+
+    Attributes:
+        folder: The one that everything is in.
+        train: Members with training images, in their order, and how many each has in the original.
+        test: Those with test images.
+        meta: The member with the names of the classes.
+        names: The key of the list of names there.
+        labels: The key of the list of labels beside the images.
+        others: Files that may lie there, too, and are not read.
+    """
+
+    folder: str
+    train: Mapping[str, int]
+    test: Mapping[str, int]
+    meta: str
+    names: str
+    labels: str
+    others: tuple[str, ...] = ("readme.html",)
+
+
+CIFAR10 = Layout(
+    folder="cifar-10-batches-py",
+    train={f"data_batch_{number}": 10_000 for number in range(1, 6)},
+    test={"test_batch": 10_000},
+    meta="batches.meta",
+    names="label_names",
+    labels="labels",
+)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Pixels of shape (N, 3, 32, 32), uint8, and labels of shape (N,), int64."""
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What an archive holds."""
+
+    train: Images
+    test: Images
+    classes: tuple[str, ...]
+
+
+Member = Mapping[Any, Any]  # as it was unpickled: nothing about it is known yet
+
+
+class _Bad(Exception):
+    """What is wrong in an archive; the place is put before it."""
+
+
+@contextmanager
+def _named(place: object) -> Iterator[None]:
+    try:
+        yield
+    except _Bad as error:
+        raise _Bad(f"{place}: {error}") from error
+
+
+def read(archive: Path, layout: Layout = CIFAR10) -> Contents:
+    """Read a whole archive.
+
+    Every member has to be there once and at its place, and to hold what the format promises: bytes
+    of shape (n, 3072), as many labels, each of a class, and distinct names of classes. How many
+    images a member has to hold is what the archive itself says (``num_cases_per_batch``), else, for
+    all alike, what the first one holds; a line says so where it is not the original's number.
+
+    Raises:
+        UserError: If anything is not as promised; the line names the archive and the member.
+    """
+    try:
+        with _named(archive):
+            members = _members(archive, layout)
+            with _named(layout.meta):
+                classes = _names(members[layout.meta], layout)
+                said = _images_said(members[layout.meta])
+            parts: dict[str, Images] = {}
+            for name, original in (layout.train | layout.test).items():
+                with _named(name):
+                    parts[name] = _images(members.pop(name), layout, len(classes), said)
+                count = len(parts[name].labels)
+                if said is None and count != original:
+                    said = count
+                if count != original and len(parts) == 1:
+                    log.info(
+                        "%s: %d images in %s, %d in the original", archive, count, name, original
+                    )
+    except _Bad as error:
+        raise UserError(str(error)) from error
+    train, test = ([parts[name] for name in names] for names in (layout.train, layout.test))
+    return Contents(_joined(train), _joined(test), classes)
+
+
+def _members(archive: Path, layout: Layout) -> dict[str, Member]:
+    """Unpickle each member, by its name; nothing else may be in the archive."""
+    wanted = {
+        f"{layout.folder}/{name}": name for name in (*layout.train, *layout.test, layout.meta)
+    }
+    harmless = {layout.folder, *(f"{layout.folder}/{name}" for name in layout.others)}
+    found: dict[str, Member] = {}
+    seen: set[str] = set()
+    try:
+        with open_regular(archive) as stream, tarfile.open(fileobj=stream, mode="r:gz") as tar:
+            for member in tar:
+                path = str(PurePosixPath(member.name))
+                if path in seen:
+                    raise _Bad(f"{_shown(path)} is there twice")
+                seen.add(path)
+                if path not in wanted:
+                    if path not in harmless:
+                        raise _Bad(f"{_shown(path)} has no place in it")
+                    continue
+                with _named(wanted[path]):
+                    if not member.isfile():
+                        raise _Bad("no regular file")
+                    if member.size > MAX_MEMBER:
+                        raise _Bad(f"{member.size} bytes, must be at most {MAX_MEMBER}")
+                    content = tar.extractfile(member)
+                    assert content is not None  # it is a file
+                    found[wanted[path]] = _unpickled(content.read())
+    except _Bad:
+        raise
+    except Exception as error:  # whatever tarfile, gzip and zlib make of a damaged file
+        raise _Bad(f"can't be read as a .tar.gz ({_reason(error)})") from error
+    for path, name in wanted.items():
+        if name not in found:
+            raise _Bad(f"{path} is missing")
+    return found
+
+
+def _names(meta: Member, layout: Layout) -> tuple[str, ...]:
+    names = meta.get(layout.names)
+    if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() for n in names):
+        raise _Bad(f"{layout.names} must be a list of names")
+    if len(names) < 2:
+        raise _Bad(f"{layout.names} must have at least 2 names, not {len(names)}")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise _Bad(f"{layout.names} has {_shown(name)} twice")
+        seen.add(name)
+    return tuple(names)
+
+
+def _images_said(meta: Member) -> int | None:
+    said = meta.get("num_cases_per_batch")
+    if said is not None and (type(said) is not int or said < 1):
+        raise _Bad("num_cases_per_batch must be a whole number of at least 1")
+    return said
+
+
+def _images(batch: Member, layout: Layout, classes: int, expected: int | None) -> Images:
+    data = batch.get("data")
+    if not isinstance(data, _Array):
+        raise _Bad("data must be an array of bytes")
+    if data.code != "u1":
+        raise _Bad(f"data has elements of type {_shown(data.code)}, must be u1, bytes")
+    if len(data.shape) != 2 or data.shape[0] < 1 or data.shape[1] != PIXELS:
+        raise _Bad(f"data has the shape {_shown(data.shape)}, must be (n, {PIXELS})")
+    count = data.shape[0]
+    if expected is not None and count != expected:
+        raise _Bad(f"{_shown(count)} images, must be {expected}")
+    labels = batch.get(layout.labels)
+    if not isinstance(labels, list) or not all(type(label) is int for label in labels):
+        raise _Bad(f"{layout.labels} must be a list of whole numbers")
+    for key, value in batch.items():  # file names, too, and CIFAR-100's other labels
+        if isinstance(value, list) and len(value) != count:
+            raise _Bad(f"{len(value)} {_shown(key)} for {_shown(count)} images")
+    for label in labels:
+        if not 0 <= label < classes:
+            raise _Bad(f"{layout.labels} has {_shown(label)}, must be 0 to {classes - 1}")
+    return Images(data.bytes().reshape(-1, 3, 32, 32), np.array(labels, np.int64))
+
+
+def _joined(parts: Sequence[Images]) -> Images:
+    return Images(
+        np.concatenate([part.pixels for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+    )
+
+
+def _shown(value: object) -> str:
+    """Show what a file says in a short line of plain characters."""
+    try:
+        text = ascii(value[:80])[1:-1] if isinstance(value, str) else ascii(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a deep list
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _reason(error: Exception) -> str:
+    return _shown(" ".join(str(error).split()) or type(error).__name__)
+
+
+# --- Pickles --------------------------------------------------------------------------------
+
+
+class _Type:
+    """Stands for ``numpy.dtype``: the letter and size of its elements, ``u1``."""
+
+    __slots__ = ("code",)
+
+    def __init__(self, code: str, *_: object) -> None:
+        self.code = str(code)
+
+    def __setstate__(self, state: object) -> None:
+        """Take byte order and the like, which say nothing about single bytes."""
+
+
+class _Array:
+    """Stands for ``numpy.ndarray``: shape, type and bytes, and no code of numpy's.
+
+    NumPy believes the state that a pickle gives it, up to taking bytes for addresses.
+    """
+
+    __slots__ = ("code", "raw", "shape", "transposed")
+
+    def __init__(self, *_: object) -> None:
+        self.code, self.shape, self.transposed, self.raw = "nothing", (), False, b""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, self.transposed, raw = state
+        self.shape = tuple(int(size) for size in shape)
+        self.code = kind.code
+        self.raw = raw.encode("latin1") if isinstance(raw, str) else raw
+
+    def bytes(self) -> NDArray[np.uint8]:
+        """Give the array itself."""
+        if not isinstance(self.raw, bytes) or min(self.shape) < 0:
+            raise _Bad("data has no bytes")
+        if len(self.raw) != prod(self.shape):
+            raise _Bad(f"data has {len(self.raw)} bytes, must be {prod(self.shape)}")
+        order = "F" if self.transposed else "C"
+        return np.frombuffer(self.raw, np.uint8).reshape(self.shape, order=order)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the four names that the format needs, and imports none of them."""
+
+    NAMES: Mapping[tuple[str, str], Any] = {
+        ("numpy.core.multiarray", "_reconstruct"): _Array,
+        ("numpy._core.multiarray", "_reconstruct"): _Array,  # since NumPy 2
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _Type,
+        ("_codecs", "encode"): str.encode,  # bytes, where Python 3 wrote by an old protocol
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self.NAMES[module, name]
+        except KeyError:
+            raise _Bad(f"{_shown(f'{module}.{name}')} has no place in it") from None
+
+
+def _unpickled(content: bytes) -> Member:
+    try:
+        _check_operations(content)
+        loaded = _Unpickler(io.BytesIO(content), encoding="latin1").load()
+    except _Bad:
+        raise
+    except Exception as error:  # whatever pickle makes of what is no pickle
+        raise _Bad(f"can't be read as a pickle ({_reason(error)})") from error
+    if not isinstance(loaded, dict):
+        raise _Bad("must be a mapping")
+    return loaded
+
+
+def _check_operations(content: bytes) -> None:
+    """See that unpickling takes no more memory than the file, and hashes nothing deep."""
+    tuples = 0
+    for operation, argument, _ in pickletools.genops(content):
+        tuples += operation.name.startswith("TUPLE")
+        if tuples > MAX_TUPLES:
+            raise _Bad(f"more than {MAX_TUPLES} tuples in it")
+        if operation.name.endswith("PUT") and int(argument) > len(content):
+            raise _Bad("a memo larger than the file")
