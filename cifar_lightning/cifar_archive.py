@@ -116,16 +116,16 @@ def read(archive: Path, layout: Layout = CIFAR10) -> Contents:
                 classes = _names(members[layout.meta], layout)
                 said = _images_said(members[layout.meta])
             parts: dict[str, Images] = {}
-            for name, original in (layout.train | layout.test).items():
+            for name, original in {**layout.train, **layout.test}.items():
+                expected = said or (original if parts else None)
                 with _named(name):
-                    parts[name] = _images(members.pop(name), layout, len(classes), said)
-                count = len(parts[name].labels)
-                if said is None and count != original:
-                    said = count
-                if count != original and len(parts) == 1:
+                    part = _images(members.pop(name), layout, len(classes), expected)
+                if not parts and len(part.labels) != original:
+                    said = len(part.labels)
                     log.info(
-                        "%s: %d images in %s, %d in the original", archive, count, name, original
+                        "%s: %d images in %s, %d in the original", archive, said, name, original
                     )
+                parts[name] = part
     except _Bad as error:
         raise UserError(str(error)) from error
     train, test = ([parts[name] for name in names] for names in (layout.train, layout.test))
@@ -257,7 +257,8 @@ class _Array:
     __slots__ = ("code", "raw", "shape", "transposed")
 
     def __init__(self, *_: object) -> None:
-        self.code, self.shape, self.transposed, self.raw = "nothing", (), False, b""
+        self.code, self.transposed, self.raw = "nothing", False, b""
+        self.shape: tuple[int, ...] = ()
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, self.transposed, raw = state
@@ -271,8 +272,8 @@ class _Array:
             raise _Bad("data has no bytes")
         if len(self.raw) != prod(self.shape):
             raise _Bad(f"data has {len(self.raw)} bytes, must be {prod(self.shape)}")
-        order = "F" if self.transposed else "C"
-        return np.frombuffer(self.raw, np.uint8).reshape(self.shape, order=order)
+        pixels = np.frombuffer(self.raw, np.uint8)
+        return pixels.reshape(self.shape, order="F" if self.transposed else "C")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -313,5 +314,5 @@ def _check_operations(content: bytes) -> None:
         tuples += operation.name.startswith("TUPLE")
         if tuples > MAX_TUPLES:
             raise _Bad(f"more than {MAX_TUPLES} tuples in it")
-        if operation.name.endswith("PUT") and int(argument) > len(content):
+        if operation.name.endswith("PUT") and int(argument or 0) > len(content):
             raise _Bad("a memo larger than the file")

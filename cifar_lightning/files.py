@@ -8,8 +8,8 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -47,7 +47,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         os.close(folder)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading.
 
     Opening a pipe would wait for a writer, and some devices never end.
