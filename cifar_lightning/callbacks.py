@@ -24,6 +24,7 @@ from cifar_lightning import interruption, plots
 from cifar_lightning.augment import Kind
 from cifar_lightning.data import ImageDataModule, epoch_seed
 from cifar_lightning.errors import NotFinite
+from cifar_lightning.escaping import visible
 from cifar_lightning.files import write_atomically
 from cifar_lightning.finished import duration
 from cifar_lightning.measure import Request, measure
@@ -196,7 +197,7 @@ class MisclassifiedImages(Callback):
         images, labels = batch
         predicted = outputs["logits"].argmax(1)
         wrong = (predicted != labels).nonzero().flatten()[:room]
-        names = data.images.classes
+        names = [visible(name) for name in data.images.classes]
         pixels = data.normalize.inverse(images[wrong]).permute(0, 2, 3, 1)
         self._images += list(pixels.cpu().numpy())
         self._names += [

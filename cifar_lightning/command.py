@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning import config, identity, interruption
 from cifar_lightning.errors import CifarLightningError, RunFailed, UserError
+from cifar_lightning.escaping import visible
 from cifar_lightning.files import alone, is_disk_full
 
 Task = Callable[[DictConfig], None]
@@ -54,8 +55,8 @@ def command(
         statuses: list[int] = []
 
         def report(error: CifarLightningError) -> None:
-            for line in str(error).splitlines():
-                print(f"error: {line}", file=sys.stderr)
+            for line in str(error).split("\n"):
+                print(f"error: {visible(line)}", file=sys.stderr)
             statuses.append(error.exit_status)
 
         @wraps(task)

@@ -18,12 +18,14 @@ from typing import Any
 import jinja2
 import torch
 from hydra.utils import instantiate
+from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_model, save_file
 from torch import Tensor, nn
 
 from cifar_lightning import config as configuration
+from cifar_lightning import escaping
 from cifar_lightning.command import command
 from cifar_lightning.errors import RunFailed, UserError, bad_value
 from cifar_lightning.files import is_disk_full, write_atomically
@@ -214,14 +216,22 @@ def card(folder: Path, name: str, found: Agreement) -> str:
         loader=jinja2.PackageLoader("cifar_lightning", "."),
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
+        # What the template does not mark as Markdown is text, names of other people's among it.
+        finalize=lambda value: (
+            escaping.markdown(value)
+            if isinstance(value, str) and not isinstance(value, Markup)
+            else value
+        ),
     )
+    settings = OmegaConf.to_yaml(OmegaConf.create(configuration.training_config(run.config)))
     return environment.get_template("model_card.md.jinja").render(
         run=run,
+        name=Markup(escaping.markdown_code(run.name)),
         form=FORMATS[name],
         data=run.config["data"],
         found=found,
-        table=markdown(rows_of(folder)),
-        settings=OmegaConf.to_yaml(OmegaConf.create(configuration.training_config(run.config))),
+        table=Markup(markdown(rows_of(folder))),
+        settings=Markup(escaping.markdown_block(settings, "yaml")),
     )
 
 

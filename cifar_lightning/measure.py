@@ -54,7 +54,16 @@ from cifar_lightning.latency import (
     compare_latencies,
     measure_latency,
 )
-from cifar_lightning.results import RUNS, Measurement, Run, find_run, markdown, rows_of, write_table
+from cifar_lightning.results import (
+    RUNS,
+    Measurement,
+    Run,
+    draw_table,
+    find_run,
+    markdown,
+    rows_of,
+    write_table,
+)
 from cifar_lightning.waiting import as_by_default, computing
 
 log = logging.getLogger(__name__)
@@ -479,11 +488,8 @@ def compare(
     folders: Sequence[Path], request: Request, device: torch.device, data_root: str | None = None
 ) -> str:
     """Time the networks of several runs in turns, and draw each pair's difference as a table."""
-    lines = [
-        "| First | Second | Variant | Threads "
-        "| First minus second (ms) | 95 % interval | n | Faster |",
-        "| --- | --- | --- | ---: | ---: | --- | ---: | --- |",
-    ]
+    difference = ("First minus second (ms)", "95 % interval")
+    lines = [("First", "Second", "Variant", "Threads", *difference, "n", "Faster")]
     protocol = PROTOCOLS[request.protocol]
     labels = [Run.load(folder).label for folder in folders]
     if len({*labels}) < len(labels):  # such as the seeds of one ID
@@ -529,11 +535,10 @@ def compare(
                 verdict = "tie" if found.tie else faster
                 if (load.mean or 0) > DISTURBED_ABOVE:
                     verdict += " (disturbed)"
-                lines.append(
-                    f"| {labels[first]} | {labels[second]} | {name} | {threads} "
-                    f"| {found.mean_ms:+.4f} | {low:+.4f} to {high:+.4f} | {found.n} | {verdict} |"
-                )
-    return "\n".join(lines) + "\n"
+                difference = (f"{found.mean_ms:+.4f}", f"{low:+.4f} to {high:+.4f}")
+                pair = (labels[first], labels[second], name, str(threads))
+                lines.append((*pair, *difference, str(found.n), verdict))
+    return draw_table(lines, {3, 4, 6})
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -20,6 +21,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 
 from cifar_lightning.comparison import Arena, Entry
+from cifar_lightning.escaping import terminal, visible
 
 INK = "#1f2328"  # of text and axes; `svg` can make it follow the page
 GRID = "#8c959f"
@@ -29,6 +31,7 @@ COLORS = (
 MARKERS = "osD^vPX*"
 MARKER_SIZE = 8  # points
 WIDTH = 8.0  # inches
+Place = Literal["outside lower right", "outside lower center", "outside upper right"]
 MATRIX_LABELS_UP_TO = 20  # classes whose counts can be read in a confusion matrix
 
 mpl.rcParams["svg.fonttype"] = "none"  # text stays text: searchable, in the page's font
@@ -65,6 +68,21 @@ def _dress(axes: Axes) -> None:
     axes.xaxis.label.set_color(INK)
     axes.yaxis.label.set_color(INK)
     axes.title.set_color(INK)
+
+
+def _legend(
+    figure: Figure, named: Sequence[tuple[str, Artist]], place: Place, columns: int = 4
+) -> None:
+    """Name what is drawn; names are given here, as matplotlib hides labels that begin with _."""
+    figure.legend(
+        [artist for _, artist in named],
+        [visible(name) for name, _ in named],
+        loc=place,
+        ncols=columns,
+        fontsize=8,
+        labelcolor=INK,
+        frameon=False,
+    )
 
 
 def wide(arena: Arena) -> bool:
@@ -122,10 +140,12 @@ def accuracy_latency(arena: Arena, min_acc: float) -> Figure:
         axes.axhline(min_acc, color=GRID, linewidth=1, linestyle=":")
     axes.set_xlabel("mean latency at batch 1 (ms)")
     axes.set_ylabel("test accuracy (%)")
-    axes.set_title(arena.name, fontsize=10)
-    for network in dict.fromkeys(networks):
-        axes.plot([], [], "o", color=color_of(network, networks), label=network)
-    figure.legend(loc="outside lower right", ncols=4, fontsize=8, labelcolor=INK, frameon=False)
+    axes.set_title(visible(arena.name), fontsize=10)
+    marks = [
+        (network, axes.plot([], [], "o", color=color_of(network, networks))[0])
+        for network in dict.fromkeys(networks)
+    ]
+    _legend(figure, marks, "outside lower right")
     _label_points(figure, axes, arena.entries, arena.choice(min_acc))
     return figure
 
@@ -145,7 +165,7 @@ def _label_points(
     taken = [Bbox([point - reach, point + reach]) for point in points]
     for entry, point in zip(entries, points, strict=True):
         text = axes.annotate(
-            entry.name,
+            visible(entry.name),
             (entry.mean_ms.mean, entry.accuracy.mean),
             xytext=(0, 0),
             textcoords="offset points",
@@ -214,16 +234,18 @@ def latency_distributions(arena: Arena) -> Figure:
     )
     for box, entry in zip(boxes["boxes"], entries, strict=True):
         box.set(facecolor=color_of(entry.network, networks), edgecolor=GRID)
-    axes.set_yticks(range(1, len(entries) + 1), [entry.name for entry in entries], fontsize=8)
+    axes.set_yticks(
+        range(1, len(entries) + 1), [visible(entry.name) for entry in entries], fontsize=8
+    )
     _scale_latency(axes, arena)
     axes.set_xlabel("latency at batch 1 (ms): median, half of the samples, 5 % to 95 %; | mean")
-    axes.set_title(arena.name, fontsize=10)
+    axes.set_title(visible(arena.name), fontsize=10)
     return figure
 
 
 def training_curves(curves: Sequence[Curve]) -> Figure:
     """Draw training loss and validation accuracy over the epochs."""
-    columns = max(1, 90 // (max(len(curve.label) for curve in curves) + 6))
+    columns = max(1, 90 // (max(len(visible(curve.label)) for curve in curves) + 6))
     rows = -(-len(curves) // columns)
     figure = Figure(figsize=(WIDTH, 3.2 + 0.2 * rows), layout="constrained")
     figure.patch.set_alpha(0)
@@ -233,24 +255,18 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(label)
+    named = []
     for number, curve in enumerate(curves):
         style = {
             "color": COLORS[number % len(COLORS)],
             "linestyle": ("-", "--", ":", "-.")[number // len(COLORS) % 4],
-            "label": curve.label,
             "linewidth": 1.5,
         }
         for axes, values in ((left, curve.train_loss), (right, curve.val_acc)):
             marker = "o" if len(values) == 1 else ""
-            axes.plot(range(1, len(values) + 1), values, marker=marker, **style)
-    figure.legend(
-        *left.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=columns,
-        fontsize=8,
-        frameon=False,
-        labelcolor=INK,
-    )
+            (line,) = axes.plot(range(1, len(values) + 1), values, marker=marker, **style)
+        named.append((curve.label, line))
+    _legend(figure, named, "outside lower center", columns)
     return figure
 
 
@@ -267,6 +283,7 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     bar = figure.colorbar(image, shrink=0.8)
     bar.ax.tick_params(colors=INK)
     bar.set_label("% of the true class", color=INK)
+    classes = [visible(name) for name in classes]
     axes.set_xticks(range(count), classes, rotation=45, ha="right")
     axes.set_yticks(range(count), classes)
     axes.set_xlabel("predicted")
@@ -289,26 +306,30 @@ def class_accuracies(
     """Draw each class's accuracy under each of several labels."""
     figure, axes = _figure(3.6)
     width = 0.8 / len(confusions)
+    named = []
     for number, (label, confusion) in enumerate(confusions.items()):
         shares = [100 * row[k] / max(sum(row), 1) for k, row in enumerate(confusion)]
         places = [k + (number - (len(confusions) - 1) / 2) * width for k in range(len(shares))]
-        axes.bar(places, shares, width * 0.9, label=label, color=COLORS[number % len(COLORS)])
-    axes.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
+        bars = axes.bar(places, shares, width * 0.9, color=COLORS[number % len(COLORS)])
+        named.append((label, bars[0]))
+    axes.set_xticks(
+        range(len(classes)), [visible(name) for name in classes], rotation=30, ha="right"
+    )
     axes.grid(visible=False, axis="x")
     axes.set_ylabel("test accuracy (%)")
-    figure.legend(loc="outside upper right", ncols=4, fontsize=8, labelcolor=INK, frameon=False)
+    _legend(figure, named, "outside upper right")
     return figure
 
 
 def named_images(images: Sequence[np.ndarray[Any, Any]], names: Sequence[str]) -> Figure:
-    """Draw images, (height, width, 3), uint8, each with a name above it."""
+    """Draw images, (height, width, 3), uint8, each with a name, of several lines perhaps."""
     columns = 8
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(WIDTH, 1.5 * rows), layout="constrained")
     for number, (image, name) in enumerate(zip(images, names, strict=True)):
         axes = figure.add_subplot(rows, columns, number + 1)
         axes.imshow(image)
-        axes.set_title(name, fontsize=7)
+        axes.set_title(terminal(name), fontsize=7)
         axes.axis("off")
     return figure
 

@@ -27,6 +27,7 @@ from cifar_lightning.backbones import INPUT_SIZE
 from cifar_lightning.command import command
 from cifar_lightning.data import Normalize
 from cifar_lightning.errors import UserError, bad_value
+from cifar_lightning.escaping import csv_cell, visible
 from cifar_lightning.measure import find_device, load_backbone
 from cifar_lightning.results import Run, find_run
 from cifar_lightning.waiting import computing
@@ -168,7 +169,7 @@ def main(cfg: DictConfig) -> None:
             else:
                 predictions.append(found)
     for line in errors:
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {visible(line)}", file=sys.stderr)
     if not predictions:
         raise UserError(f"images: none of {len(paths)} can be read")
     _print(predictions, config["format"])
@@ -197,13 +198,13 @@ def _print(predictions: Sequence[Prediction], form: str) -> None:
             for rank, (name, share) in enumerate(
                 zip(one.classes, one.probabilities, strict=True), 1
             ):
-                writer.writerow([one.image, rank, name, f"{share:.6f}"])
+                writer.writerow([csv_cell(one.image), rank, csv_cell(name), f"{share:.6f}"])
     else:
-        width = max(len(one.image) for one in predictions)
+        width = max(len(visible(one.image)) for one in predictions)
         for one in predictions:
             named = zip(one.classes, one.probabilities, strict=True)
-            shown = ", ".join(f"{name} {100 * share:.1f} %" for name, share in named)
-            print(f"{one.image:{width}}  {shown}")
+            shown = ", ".join(f"{visible(name)} {100 * share:.1f} %" for name, share in named)
+            print(f"{visible(one.image):{width}}  {shown}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from plotly.offline import get_plotlyjs
 
 from cifar_lightning import config as configuration
-from cifar_lightning import plots, provenance
+from cifar_lightning import escaping, plots, provenance
 from cifar_lightning.board import TENSORBOARD
 from cifar_lightning.columns import COLUMNS, SHOWN, Column, check_sort, in_order, make_filter
 from cifar_lightning.command import command
@@ -45,7 +45,7 @@ from cifar_lightning.comparison import (
 from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.files import is_disk_full, write_atomically
 from cifar_lightning.finished import relative
-from cifar_lightning.results import RUNS, Recorded, draw_table
+from cifar_lightning.results import RUNS, Recorded, csv_value, draw_table
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def table(section: Section) -> str:
     """Draw an arena's table in Markdown; ``~`` marks means that had not settled."""
     lines = [tuple(str(column.header) for column in SHOWN.values())]
     lines += [
-        tuple(column.shown(section.arena, entry).replace("|", "/") for column in SHOWN.values())
+        tuple(column.shown(section.arena, entry) for column in SHOWN.values())
         for entry in section.entries
     ]
     return draw_table(lines, [i for i, column in enumerate(SHOWN.values()) if column.numeric])
@@ -162,7 +162,7 @@ def table_csv(sections: Sequence[Section]) -> str:
     for section in sections:
         for entry in section.entries:
             values = [column.value(section.arena, entry) for column in COLUMNS.values()]
-            writer.writerow([round(v, 6) if isinstance(v, float) else v for v in values])
+            writer.writerow([csv_value(value) for value in values])
     return text.getvalue()
 
 
@@ -171,15 +171,21 @@ def markdown(sections: Sequence[Section], comparison: Comparison) -> str:
     parts = []
     for section in sections:
         told = section.verdict
-        parts += [f"## {section.arena.name}", "", told.advice, told.front, "", table(section)]
+        parts += [f"## {escaping.markdown(section.arena.name)}", ""]
+        parts += [escaping.markdown(told.advice), escaping.markdown(told.front)]
+        parts += ["", table(section)]
         if told.needless:
-            parts += ["Why not the others:", "", *(f"- {line}" for line in told.needless), ""]
+            parts += ["Why not the others:", "", *_listed(told.needless), ""]
         if section.changes:
-            parts += [f"Against {section.arena.baseline.name}:", ""]
-            parts += [*(f"- {line}" for line in section.changes), ""]
+            parts += [escaping.markdown(f"Against {section.arena.baseline.name}:"), ""]
+            parts += [*_listed(section.changes), ""]
     if comparison.apart:
-        parts += ["## Not ranked", "", *(f"- {line}" for line in apart(comparison)), ""]
+        parts += ["## Not ranked", "", *_listed(apart(comparison)), ""]
     return "\n".join(parts)
+
+
+def _listed(lines: Sequence[str]) -> list[str]:
+    return [f"- {escaping.markdown(line)}" for line in lines]
 
 
 def apart(comparison: Comparison) -> list[str]:
@@ -217,7 +223,7 @@ def interactive(section: Section, min_acc: float, number: int) -> Markup:
             error_y=_errors([entry.accuracy for entry in entries]),
             mode="markers",
             marker={"size": 11, "color": plots.color_of(network, networks)},
-            name=str(escape(network)),
+            name=str(escape(escaping.visible(network))),
             text=[_hover(arena, entry) for entry in entries],
             hovertemplate="%{text}<extra></extra>",
         )
@@ -265,9 +271,9 @@ def _errors(estimates: Sequence[Estimate]) -> dict[str, Any]:
 
 
 def _hover(arena: Arena, entry: Entry) -> str:
-    lines = [f"<b>{escape(entry.name)}</b>"]
+    lines = [f"<b>{escape(escaping.visible(entry.name))}</b>"]
     lines += [
-        f"{column.header}: {escape(column.shown(arena, entry))}"
+        f"{column.header}: {escape(escaping.visible(column.shown(arena, entry)))}"
         for name, column in SHOWN.items()
         if name not in ("id", "variant")
     ]
@@ -294,6 +300,11 @@ def page(
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: (
+            escaping.visible(value)
+            if isinstance(value, str) and not isinstance(value, Markup)
+            else value
+        ),
     )
 
     def drawn(figure: Figure) -> Markup:

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Self
 
 from filelock import FileLock
 
+from cifar_lightning import escaping
 from cifar_lightning.config import group_name
 from cifar_lightning.errors import UserError, bad_value, unknown_name
 from cifar_lightning.files import remove_unfinished, write_atomically
@@ -445,7 +446,7 @@ def write_table(outputs: Path) -> list[Row]:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: _plain(value) for key, value in row.items()} for row in rows)
+        writer.writerows({key: csv_value(value) for key, value in row.items()} for row in rows)
         _replace_views(outputs, {TABLE_CSV: text.getvalue(), TABLE_MD: markdown(rows)})
     return rows
 
@@ -480,8 +481,9 @@ def _free_name(path: Path) -> Path:
     return next(candidate for candidate in numbered if not candidate.exists())
 
 
-def _plain(value: object) -> object:
-    return round(value, 6) if isinstance(value, float) else value
+def csv_value(value: object) -> object:
+    """Make a cell of a CSV file: floats rounded, texts escaped."""
+    return round(value, 6) if isinstance(value, float) else escaping.csv_cell(value)
 
 
 def markdown(rows: list[Row]) -> str:
@@ -540,9 +542,10 @@ def draw_table(lines: Sequence[tuple[str, ...]], numeric: Container[int]) -> str
     """Draw a Markdown table.
 
     Args:
-        lines: The header, then the rows.
+        lines: The header, then the rows; what Markdown would interpret in them is escaped.
         numeric: Columns of numbers, which stand to the right.
     """
+    lines = [tuple(map(escaping.markdown_cell, line)) for line in lines]
     header = lines[0]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     rule = [
@@ -593,5 +596,5 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         number(row["size_mb"], 2),
         number(millions(row["params"]), 2),
         number(millions(row["macs"]), 2),
-        device.replace("|", "/"),
+        device,
     )

@@ -9,6 +9,7 @@ from conftest import ROOT
 
 ORDER = (
     "errors",
+    "escaping",
     "cores",
     "waiting",
     "files",
