@@ -249,9 +249,22 @@ class ImageDataModule(LightningDataModule, ABC):
         train, val = stratified_split(labels, self.val_fraction, self.split_seed)
         if (self.val_fraction > 0 and len(val) == 0) or len(train) == 0:
             raise bad_value("data.val_fraction", self.val_fraction, "what leaves images in both")
-        if self.batch_size > len(train):
-            raise bad_value("batch_size", self.batch_size, f"2 to {len(train)}, the train split")
         return {"train": train, "val": val, "test": torch.arange(len(self.images.test.labels))}
+
+    def check_batches(self, processes: int) -> None:
+        """See that an epoch has at least one step.
+
+        Args:
+            processes: Of the training; each takes batches of its own.
+
+        Raises:
+            UserError: If the training split is too small for that.
+        """
+        images = len(self.indices["train"])
+        if self.batch_size * processes > images:
+            split = f" (the training split has {images} images)"
+            most = f"{images // processes} for {processes} processes" if processes > 1 else images
+            raise bad_value("batch_size", self.batch_size, f"2 to {most}{split}")
 
     def loader(self, split: SplitName) -> DataLoader[Batch]:
         """Make the loader of one split; its batches are uint8."""

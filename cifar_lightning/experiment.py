@@ -200,7 +200,7 @@ def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str
     folder = experiment.folder
     before = None if config["rerun"] else _earlier(folder)
     fingerprint = experiment.data.images.fingerprint
-    _ = experiment.data.indices
+    experiment.data.check_batches(experiment.trainer.world_size)
     if before is not None and before.data_fingerprint != fingerprint:
         raise UserError(
             f"{folder}: this run was trained on other data ({before.data_fingerprint}, now "

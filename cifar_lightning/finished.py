@@ -56,8 +56,11 @@ def finished(folder: Path, config: Mapping[str, Any]) -> Run | None:
     benchmark = config["benchmark"]
     on_cpu = run.machine.get("device") == run.machine.get("cpu")
     measured = all(
-        any(Measurement.exists(folder, name, threads, benchmark["protocol"]) for name in names)
-        for names in map(_spellings, benchmark["variants"])
+        any(
+            Measurement.exists(folder, name, threads, benchmark["protocol"])
+            for name in _spellings(variant)
+        )
+        for variant in benchmark["variants"]
         for threads in (benchmark["threads"] if on_cpu else benchmark["threads"][:1])
     )
     return run if run.status == "finished" and measured else None

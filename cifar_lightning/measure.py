@@ -308,7 +308,7 @@ def _replayed_ms(prepared: variants.Prepared, image: Tensor, protocol: Protocol)
     except Exception as error:  # the measurement is done; this only adds to it
         log.debug("the pass can't be captured", exc_info=error)
         return None
-    return measure_latency(graph.replay, image.device, protocol).stats.mean_ms
+    return measure_latency(graph.replay, image.device, protocol, interruption.check).stats.mean_ms
 
 
 def device_name(device: torch.device) -> str:

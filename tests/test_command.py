@@ -68,7 +68,7 @@ BAD = {
     "model.num_classes=7": "model.num_classes=7: allowed is 10, which follows from data",
     "data.mean=[1,2]": "data.mean=[1, 2]",
     "data.num_classes=9": "data.num_classes=9: allowed is 10",
-    "batch_size=100000": "batch_size=100000: allowed is 2 to",
+    "batch_size=100000": "batch_size=100000: allowed is 2 to 1295 (the training split has",
     "seed=a=b": "seed=a=b: can't be read",
     "model.width=[1": "model.width=[1: can't be read",
     "data=imagefolder": "data.name: needs a value, say data.name=...",
@@ -107,6 +107,10 @@ def test_bad_overrides(override, command, outputs):
         (
             ("data.device=gpu", "data.num_workers=2"),
             "data.num_workers=2: allowed is 0 where data.device=gpu",
+        ),
+        (
+            ("trainer.devices=2", "trainer.strategy=ddp", "batch_size=648"),
+            "batch_size=648: allowed is 2 to 647 for 2 processes (the training split has 1295",
         ),
         (("augment=mixup", "augment.mixup.alpha=0"), "augment.mixup.alpha=0: allowed is a number"),
     ],

@@ -221,6 +221,15 @@ def test_what_is_asked_of_a_finished_run(command, outputs, monkeypatch):
     assert "cifar_lightning.experiment" not in sys.modules
 
 
+def test_several_numbers_of_threads_are_finished_too(command, outputs, monkeypatch):
+    settings = (*COMMAND, "epochs=1", MEASURED, "benchmark.threads=[1,2]")
+    assert command(*settings).status == 0
+    assert [row["threads"] for row in rows_of(only_run(outputs))] == [1, 2]
+    monkeypatch.delitem(sys.modules, "cifar_lightning.experiment")  # needs seconds to load
+    assert command(*settings).status == 0
+    assert "cifar_lightning.experiment" not in sys.modules
+
+
 @pytest.mark.parametrize("step", [2, 60])
 def test_a_loss_that_is_no_number(step, command, outputs, monkeypatch):
     training_step = ImageClassifier.training_step

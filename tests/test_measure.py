@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -166,6 +167,27 @@ def test_calibration_shows_every_class_and_no_test_image(outputs):
     ]
     assert set(train.labels[chosen].tolist()) == set(range(10))
     assert not set(chosen) & set(data.indices["val"].tolist())
+
+
+def test_ctrl_c_ends_the_timing_of_a_graph(monkeypatch):
+    """Whatever is timed looks for a signal after each block of samples."""
+    monkeypatch.setattr(module.variants, "capture", lambda *_: SimpleNamespace(graph=CapturedGraph))
+    gpu_image = SimpleNamespace(device=SimpleNamespace(type="cuda", index=0))
+    looked = []
+    monkeypatch.setattr(module.interruption, "check", lambda: looked.append(True))
+
+    def timed(call, device, protocol, between=lambda: None):
+        between()
+        return SimpleNamespace(stats=SimpleNamespace(mean_ms=1.0))
+
+    monkeypatch.setattr(module, "measure_latency", timed)
+    prepared = SimpleNamespace(eager=True, forward=None)
+    assert module._replayed_ms(prepared, gpu_image, module.PROTOCOLS["full"]) == 1.0
+    assert looked
+
+
+class CapturedGraph:
+    replay = None
 
 
 def test_few_samples_have_no_spread(outputs):
