@@ -5,22 +5,18 @@ The lock keeps our own measurements apart; the load of other processes is watche
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from filelock import FileLock, Timeout
 
-from cifar_lightning import interruption
-
-log = logging.getLogger(__name__)
+from cifar_lightning.files import locked
 
 DISTURBED_ABOVE = 0.10  # of one CPU core, or of the GPU
 
@@ -32,27 +28,18 @@ def device_key(device: torch.device) -> str:
     return device.type
 
 
-@contextmanager
-def device_lock(device: torch.device) -> Iterator[None]:
+def lock_path(device: torch.device) -> Path:
+    """Tell which file all users of this machine lock while they measure on a device."""
+    return Path(tempfile.gettempdir()) / f"cifar-lightning-{device_key(device)}.lock"
+
+
+def device_lock(device: torch.device) -> AbstractContextManager[None]:
     """Hold the device for one measurement; wait, and say so, while another one holds it.
 
-    The lock is the operating system's: it ends with the process that holds it, however that ends.
+    Raises:
+        UserError: If another user's lock file is in the way.
     """
-    path = Path(tempfile.gettempdir()) / f"cifar-lightning-{device_key(device)}.lock"
-    lock = FileLock(path, mode=0o666)  # other users of the machine measure, too
-    told = False
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=0.5 if told else 0)
-        except Timeout:
-            if not told:
-                log.info("waiting for another measurement on this device (%s)", path)
-            told = True
-            interruption.check()
-    try:
-        yield
-    finally:
-        lock.release()
+    return locked(lock_path(device), "waiting for another measurement on this device")
 
 
 class Load:
@@ -125,12 +112,13 @@ def device_state(device: torch.device) -> dict[str, Any]:
         ``mhz``, None where the system does not tell.
     """
     if device.type != "cuda":
-        governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-        frequency = psutil.cpu_freq()
-        return {
-            "governor": governor.read_text().strip() if governor.exists() else None,
-            "mhz": frequency.current if frequency else None,
-        }
+        governor = mhz = None
+        with suppress(OSError, UnicodeError):
+            text = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text()
+            governor = text.strip()
+        with suppress(Exception):  # psutil parses what each kernel writes in its own way
+            mhz = psutil.cpu_freq().current
+        return {"governor": governor, "mhz": mhz}
     try:
         import pynvml
     except ImportError:

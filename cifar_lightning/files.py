@@ -1,19 +1,25 @@
-"""Files that are whole or not there, whatever happens while they are written."""
+"""Files that are whole or not there, locks that users share, and folders that are ours."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import logging
 import os
 import re
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from cifar_lightning import interruption
 from cifar_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LOCK_POLL_S = 0.2
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -28,23 +34,68 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         OSError: If it can't be written; the old file is still there then.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    write_all(path.parent, {path.name: content})
+
+
+def write_all(folder: Path, contents: Mapping[str, str | bytes]) -> None:
+    """Replace several files as `write_atomically` does, after all of them are on the disk.
+
+    Args:
+        folder: Is made if needed.
+        contents: By the files' names.
+
+    Raises:
+        OSError: If one can't be written; all old files are still there then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = {name: folder / f".{name}.{os.getpid()}" for name in contents}
     try:
-        with temporary.open("wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        for name, content in contents.items():
+            with temporary[name].open("wb") as stream:
+                stream.write(content.encode() if isinstance(content, str) else content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for name, path in temporary.items():
+            path.replace(folder / name)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
         raise
-    # The new name has to reach the disk, too.
-    folder = os.open(path.parent, os.O_RDONLY)
+    # The new names have to reach the disk, too.
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, waiting: str) -> Iterator[None]:
+    """Hold a lock file; wait, and say so once, while another process holds it.
+
+    The lock is the operating system's: it ends with the process, however that ends. The file is
+    made for everyone who may write in its folder, and reading it is enough to lock it, so users
+    share folders without sharing a umask.
+
+    Args:
+        path: Of the file; its folder has to exist.
+        waiting: What to say if another process holds it.
+
+    Raises:
+        UserError: If it can't be locked by this user at all.
+        Interrupted: If a signal came while waiting.
+    """
+    told = False
+    while (descriptor := _try_lock(path)) is None:
+        if not told:
+            log.info("%s (%s)", waiting, path)
+            told = True
+        interruption.check()
+        time.sleep(LOCK_POLL_S)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -65,24 +116,118 @@ def open_regular(path: Path) -> BufferedReader:
 
 @contextmanager
 def alone(path: Path, refusal: str) -> Iterator[None]:
-    """Hold a lock file; the operating system lets it go however this process ends.
+    """Hold a lock file as `locked` does, but do not wait for it.
 
     Args:
         path: Of the file; its folder has to exist.
         refusal: What to say if another process holds it.
 
     Raises:
-        UserError: If so.
+        UserError: If another process holds it, or it can't be locked by this user at all.
     """
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"{refusal}; let it finish") from error
+    descriptor = _try_lock(path)
+    if descriptor is None:
+        raise UserError(f"{refusal}; let it finish")
     try:
         yield
     finally:
-        lock.release()
+        os.close(descriptor)
+
+
+def check_lock(path: Path) -> None:
+    """See that a lock can be had sooner or later.
+
+    Raises:
+        UserError: If not.
+    """
+    os.close(_open_lock(path))
+
+
+def _try_lock(path: Path) -> int | None:
+    """Lock a file; give its descriptor, or None while another process holds it."""
+    while True:
+        descriptor = _open_lock(path)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            there = path.stat()
+            held = os.fstat(descriptor)
+            if (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except FileNotFoundError:
+            pass  # removed by the one who held it before: lock the next one
+        except OSError as error:
+            os.close(descriptor)
+            raise UserError(f"{path}: can't be locked ({error.strerror})") from error
+        os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    """Open a lock file, and make it if it is not there.
+
+    NOTE: first without O_CREAT: with it Linux refuses another user's file in a sticky folder
+    (fs.protected_regular). Locking needs no more than reading, except on NFS.
+    """
+    quietly = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        while True:
+            with suppress(FileNotFoundError):
+                try:
+                    descriptor = os.open(path, os.O_RDWR | quietly)
+                except PermissionError:
+                    descriptor = os.open(path, os.O_RDONLY | quietly)
+                break
+            with suppress(FileExistsError):
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | quietly, 0o600)
+                with suppress(OSError):  # some file systems have no modes
+                    os.fchmod(descriptor, path.parent.stat().st_mode & 0o666)
+                break
+    except OSError as error:
+        hint = "remove it, or ask its owner" if os.path.lexists(path) else "make its folder so"
+        raise UserError(f"{path}: needs a lock file here ({error.strerror}); {hint}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path}: is no regular file, and needed as a lock; remove it")
+    return descriptor
+
+
+def check_inside(outputs: Path, path: Path) -> None:
+    """See that what will be written stays in the outputs folder; links may lead anywhere.
+
+    Args:
+        outputs: The folder.
+        path: Of a file or folder below it, perhaps not there yet.
+
+    Raises:
+        UserError: If a link leads out of it.
+    """
+    # Not `Path.resolve`, which raises where links go round in a circle.
+    target = Path(os.path.realpath(path))
+    if not target.is_relative_to(os.path.realpath(outputs)):
+        raise UserError(f"{path}: leads out of {outputs}, to {target}; remove this link")
+
+
+def check_replaceable(path: Path) -> None:
+    """See that this user can write a file, or replace the one that is there.
+
+    Raises:
+        UserError: If not.
+    """
+    folder = path.parent
+    reason = None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        reason = f"{folder} can't be written to"
+    elif path.is_dir() and not path.is_symlink():
+        reason = "it is a folder"
+    elif path.exists() and folder.stat().st_mode & stat.S_ISVTX:
+        # In a sticky folder only the owners replace a file.
+        user, owners = os.geteuid(), {path.lstat().st_uid, folder.stat().st_uid}
+        if user != 0 and user not in owners:
+            reason = f"it is another user's, and {folder} is sticky"
+    if reason:
+        raise UserError(f"{path}: can't be replaced: {reason}")
 
 
 def remove_unfinished(folder: Path) -> None:

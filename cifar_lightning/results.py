@@ -21,12 +21,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from filelock import FileLock
-
 from cifar_lightning import escaping
 from cifar_lightning.config import group_name
 from cifar_lightning.errors import UserError, bad_value, unknown_name
-from cifar_lightning.files import remove_unfinished, write_atomically
+from cifar_lightning.files import (
+    check_lock,
+    check_replaceable,
+    locked,
+    remove_unfinished,
+    write_atomically,
+)
 
 log = logging.getLogger(__name__)
 
@@ -439,7 +443,7 @@ def write_table(outputs: Path) -> list[Row]:
     Returns:
         The rows, runs in the order in which they were started.
     """
-    with FileLock(outputs / ".results.lock"):
+    with locked(outputs / TABLE_LOCK, "waiting for another process that writes the table"):
         remove_unfinished(outputs)
         rows = [row for folder in (outputs / RUNS).iterdir() for row in rows_of(folder)]
         rows.sort(key=lambda row: (row["started"], row["run"], str(row["variant"])))
@@ -452,7 +456,19 @@ def write_table(outputs: Path) -> list[Row]:
 
 
 TABLE_CSV, TABLE_MD = "results.csv", "results.md"
+TABLE_LOCK = ".results.lock"
 WRITTEN = ".results.sha256"  # of the tables written last; others were changed by hand
+
+
+def check_table(outputs: Path) -> None:
+    """See that this user can write the table in the end.
+
+    Raises:
+        UserError: If not.
+    """
+    check_lock(outputs / TABLE_LOCK)
+    for name in (TABLE_CSV, TABLE_MD, WRITTEN):
+        check_replaceable(outputs / name)
 
 
 def _replace_views(outputs: Path, views: Mapping[str, str]) -> None:

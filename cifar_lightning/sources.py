@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
@@ -30,7 +29,7 @@ from tqdm import tqdm
 from cifar_lightning import cifar_archive
 from cifar_lightning.cores import usable_cores
 from cifar_lightning.errors import UserError
-from cifar_lightning.files import open_regular, write_atomically
+from cifar_lightning.files import locked, open_regular, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +135,7 @@ def _download(archive: Path, mirrors: Sequence[str], md5: str, timeout: float) -
     part = archive.with_name(archive.name + ".part")
     lock = archive.with_name(archive.name + ".lock")
     failures = []
-    with FileLock(lock):
+    with locked(lock, "waiting for another process that downloads the data"):
         if archive.exists():  # another process brought it meanwhile
             return
         for url in mirrors:

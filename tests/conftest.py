@@ -19,8 +19,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 from PIL import Image
+
+from cifar_lightning.files import locked
 
 # The networks of the tests are so small that a second thread slows them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -112,7 +113,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         base = base.parent  # once for all workers
     outputs = base / "finished" / "outputs"
     outputs.mkdir(parents=True, exist_ok=True)
-    with FileLock(base / "finished.lock"):
+    with locked(base / "finished.lock", "waiting for the finished run"):
         if not (outputs / "results.md").exists():
             _train_tiny(outputs)
     return outputs

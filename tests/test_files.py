@@ -1,0 +1,184 @@
+"""Locks that users share, and files that are replaced together."""
+
+import errno
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from cifar_lightning.errors import UserError
+from cifar_lightning.files import (
+    alone,
+    check_inside,
+    check_lock,
+    check_replaceable,
+    locked,
+    write_all,
+)
+
+NOBODY = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as other users")
+
+
+@pytest.fixture
+def shared():
+    """A folder that everybody may write in, sticky like the temporary one."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o1777)
+        yield Path(folder)
+
+
+def as_nobody(function):
+    """Call a function in a process of another user; return the error's text, or None."""
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            function()
+        except BaseException as error:
+            os.write(writing, f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading) as stream:
+        return stream.read() or None
+
+
+def lock(path):
+    with alone(path, "held"):
+        pass
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [0o644, 0o600])
+def test_a_lock_of_another_user(shared, mode):
+    """It can be locked if it can be read; else the line names it."""
+    path = shared / "x.lock"
+    path.touch()
+    path.chmod(mode)
+    if mode & 0o044:
+        assert as_nobody(lambda: lock(path)) is None
+        with alone(path, "held"):  # and it does keep the other one out
+            assert as_nobody(lambda: lock(path)) == "UserError: held; let it finish"
+    else:
+        refused = f"UserError: {path}: needs a lock file here (Permission denied)"
+        assert as_nobody(lambda: lock(path)).startswith(refused)
+
+
+@needs_root
+def test_a_lock_is_taken_over_from_another_user(shared):
+    path = shared / "x.lock"
+    path.touch()
+    os.chown(path, NOBODY, NOBODY)
+    with alone(path, "held"):  # with O_CREAT even root is refused in a sticky folder
+        pass
+
+
+def test_a_lock_is_made_for_all_who_may_write_in_its_folder(shared):
+    before = os.umask(0o077)
+    try:
+        check_lock(shared / "a.lock")
+        (shared / "own").mkdir(mode=0o755)
+        (shared / "own").chmod(0o755)
+        check_lock(shared / "own" / "b.lock")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((shared / "a.lock").stat().st_mode) == 0o666
+    assert stat.S_IMODE((shared / "own" / "b.lock").stat().st_mode) == 0o644
+
+
+def test_a_lock_excludes_and_is_let_go(tmp_path):
+    path = tmp_path / "x.lock"
+    with alone(path, "busy"):
+        with pytest.raises(UserError, match="busy; let it finish"), alone(path, "busy"):
+            pass
+        path.unlink()  # as the one who held it may: a new file is a new lock
+        with alone(path, "busy"):
+            pass
+    with alone(path, "busy"):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "link", "no folder"])
+def test_odd_lock_files_are_refused(tmp_path, kind):
+    path = tmp_path / "x.lock"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(tmp_path / "mine")
+    else:
+        path = tmp_path / "none" / "x.lock"
+    with pytest.raises(UserError) as refused:
+        check_lock(path)
+    assert str(refused.value).startswith(f"{path}: ")
+    assert not (tmp_path / "mine").exists()
+
+
+def test_waiting_is_said_once_and_ends_with_ctrl_c(tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    looks = []
+
+    def check():
+        looks.append(True)
+        if len(looks) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("cifar_lightning.interruption.check", check)
+    path = tmp_path / "x.lock"
+    with alone(path, "busy"), pytest.raises(KeyboardInterrupt), locked(path, "waiting for it"):
+        pass
+    assert caplog.messages == [f"waiting for it ({path})"]
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_several_files_are_replaced_together(failing, tmp_path, monkeypatch):
+    """A disk that is full at any of them leaves all old ones."""
+    old = {f"{n}.txt": f"old {n}" for n in range(3)}
+    write_all(tmp_path, old)
+    calls = []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_all(tmp_path, dict.fromkeys(old, "new"))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == old
+
+
+def test_links_out_of_the_outputs(tmp_path):
+    outputs = tmp_path / "outputs"
+    (outputs / "runs").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (outputs / "inside").symlink_to(outputs / "runs")
+    (outputs / "report").symlink_to(tmp_path / "elsewhere")
+    (outputs / "circle").symlink_to(outputs / "circle")
+    (tmp_path / "alias").symlink_to(outputs)
+    for good in ("runs/x", "inside/x", "new/x/y", "."):
+        check_inside(outputs, outputs / good)
+    check_inside(tmp_path / "alias", tmp_path / "alias" / "runs")  # the user's own choice
+    for bad in ("report", "report/x", "../elsewhere"):
+        with pytest.raises(UserError, match="leads out of"):
+            check_inside(outputs, outputs / bad)
+
+
+@needs_root
+def test_what_another_user_owns_in_a_sticky_folder_is_found_before(shared):
+    table = shared / "results.csv"
+    check_replaceable(table)
+    table.touch()
+    refused = f"UserError: {table}: can't be replaced: it is another"
+    assert as_nobody(lambda: check_replaceable(table)).startswith(refused)
+    shared.chmod(0o777)
+    assert as_nobody(lambda: check_replaceable(table)) is None
+    shared.chmod(0o755)
+    assert "can't be written to" in as_nobody(lambda: check_replaceable(table))
