@@ -14,9 +14,9 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from cifar_lightning import comparison, plots
+from cifar_lightning.folders import TENSORBOARD
 from cifar_lightning.results import MEGA, Measurement, Recorded, Run
 
-TENSORBOARD = "tensorboard"
 SUFFIX = ".results"  # of the file that is replaced; the curves are in others
 
 

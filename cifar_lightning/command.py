@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
@@ -19,15 +22,16 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_lightning import config, identity, interruption
+from cifar_lightning import config, identity, interruption, streams
 from cifar_lightning.errors import CifarLightningError, RunFailed, UserError
 from cifar_lightning.escaping import visible
 from cifar_lightning.files import alone, is_disk_full
+from cifar_lightning.folders import LOCK, LOG
+from cifar_lightning.results import Run
 
 Task = Callable[[DictConfig], None]
 
 _started = False
-LOCK = ".lock"  # in a run's folder: held by the process that trains it
 
 
 def command(
@@ -65,9 +69,6 @@ def command(
             try:
                 task(cfg)
                 sys.stdout.flush()
-            except BrokenPipeError:
-                _stop_writing()
-                statuses.append(1)
             except KeyboardInterrupt:
                 _remove_leftovers()
                 raise
@@ -82,6 +83,7 @@ def command(
 
         @wraps(task)
         def main() -> None:
+            streams.secure()
             os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, instead of printing and exiting with 1
             global _started
             _started = False
@@ -100,21 +102,8 @@ def command(
                     hydra_main()
             except KeyboardInterrupt:
                 report(interruption.error())
-            except BrokenPipeError:
-                _stop_writing()
-                sys.exit(1)
             except Exception as error:
-                known = error if isinstance(error, CifarLightningError) else config.explain(error)
-                if known is None and is_disk_full(error):
-                    known = RunFailed("no space left; free some, and give the same command again")
-                if known is None and isinstance(error, OSError) and error.filename:
-                    line = f"{error.filename}: {error.strerror}"
-                    known = RunFailed(line) if _started else UserError(line)
-                if known is None and not _started:
-                    # Hydra does not wrap everything that it finds wrong with a command line.
-                    known = UserError(" ".join(str(error).split()))
-                if known is None:
-                    raise
+                known = _known(error) or _fault(error)
                 _remove_leftovers()
                 report(known)
             if statuses:
@@ -131,9 +120,34 @@ def mark_started() -> None:
     _started = True
 
 
-def _stop_writing() -> None:
-    """Send what is still to be written nowhere: the reader, say ``head``, has seen enough."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _known(error: Exception) -> CifarLightningError | None:
+    """Turn an error that is no fault of this project's into one line."""
+    if isinstance(error, CifarLightningError):
+        return error
+    if is_disk_full(error):
+        return RunFailed("no space left; free some, and give the same command again")
+    if explained := config.explain(error):
+        return explained
+    if isinstance(error, OSError) and error.filename:
+        line = f"{error.filename}: {error.strerror}"
+        return RunFailed(line) if _started else UserError(line)
+    return None
+
+
+def _fault(error: Exception) -> RunFailed:
+    """Turn an error that nobody has foreseen into one line; its traceback goes into a file."""
+    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="cifar-lightning-error-", suffix=".log", delete=False, errors="replace"
+        ) as stream:
+            stream.write(f"{shlex.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}")
+    except OSError:
+        traceback.print_exception(error)
+        return RunFailed(f"{line}; this is a fault of cifar-lightning, please report it")
+    return RunFailed(
+        f"{line}; this is a fault of cifar-lightning, please report it with {stream.name}"
+    )
 
 
 def _keyed(arguments: list[str], key: str) -> list[str]:
@@ -164,7 +178,15 @@ def _quoted(argument: str, texts: tuple[str, ...], lists: tuple[str, ...]) -> st
 
 
 class RememberSweep(Callback):
-    """Makes a multirun's settings known before its first job, so that it can be tidied up."""
+    """Makes a multirun's settings known before its first job, so that it can be tidied up.
+
+    Args:
+        places: That Hydra's folders are ours was checked when this was resolved. What a callback
+            does later can't end a command.
+    """
+
+    def __init__(self, places: bool) -> None:
+        assert places
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         HydraConfig.instance().set_config(config)
@@ -181,12 +203,12 @@ def _remove_leftovers() -> None:
         job_folder
         and settings.output_subdir
         and (folder := Path(job_folder)).exists()
-        and not (folder / "run.json").exists()
+        and not (folder / Run.FILE).exists()
     ):
         # Another process that is just beginning this very run holds the lock; its files stay.
         with suppress(UserError), alone(folder / LOCK, "held"):
             shutil.rmtree(folder / str(settings.output_subdir), ignore_errors=True)
-            for name in ("train.log", LOCK):
+            for name in (LOG, LOCK):
                 (folder / name).unlink(missing_ok=True)
         _remove_empty(folder, folder.parent, folder.parent.parent)
     if settings.mode == RunMode.MULTIRUN:

@@ -10,10 +10,12 @@ import inspect
 import json
 import math
 import re
+import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -451,9 +453,16 @@ def _digest(training: Mapping[str, Any]) -> str:
 
 # --- Hydra's errors in one line -------------------------------------------------------------
 
+COMPOSERS = ("hydra", "omegaconf", "antlr4", "yaml")
+
 
 def explain(error: BaseException) -> UserError | None:
-    """Turn an error of composing a configuration into one line, or None if it is another."""
+    """Turn an error of composing a configuration into one line, or None if it is another.
+
+    Hydra and OmegaConf wrap whatever is raised while they work, and do not wrap all that they find
+    wrong themselves. So it counts where the first error was raised: in theirs it is a mistake in
+    the configuration, elsewhere a fault.
+    """
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -462,6 +471,8 @@ def explain(error: BaseException) -> UserError | None:
     for link in chain:
         if isinstance(link, UserError):
             return link
+    if not _raised_by(chain[-1], COMPOSERS):
+        return None
     for link in chain:
         if isinstance(link, MissingConfigException) and link.options is not None:
             group, _, option = (link.missing_cfg_file or "").rpartition("/")
@@ -476,7 +487,15 @@ def explain(error: BaseException) -> UserError | None:
     for link in chain:
         if isinstance(link, HydraException | OmegaConfBaseException):
             return UserError(_one_line(link))
-    return None
+    return UserError(_one_line(error))
+
+
+def _raised_by(error: BaseException, packages: Collection[str]) -> bool:
+    """Tell whether an error was raised by some packages, or by what they called in Python's own."""
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)]
+    names = [module.partition(".")[0] for module in modules]
+    foreign = [name for name in names if name not in sys.stdlib_module_names]
+    return bool(foreign) and foreign[-1] in packages
 
 
 def _explain_key(error: OmegaConfBaseException) -> UserError:

@@ -31,7 +31,7 @@ class NotFinite(RunFailed):
 class Interrupted(CifarLightningError):
     """The user stopped the command; the same command again continues it."""
 
-    exit_status = 130  # after Ctrl-C; 143 after SIGTERM
+    exit_status = 130  # after Ctrl-C; 143 after SIGTERM, 129 after a closed window
 
 
 def bad_value(key: str, value: object, allowed: str) -> UserError:

@@ -43,7 +43,6 @@ from cifar_lightning.callbacks import (
     TrainingImages,
 )
 from cifar_lightning.classifier import ImageClassifier, parameter_groups
-from cifar_lightning.command import LOCK
 from cifar_lightning.cores import usable_cores
 from cifar_lightning.data import ImageDataModule
 from cifar_lightning.distill import Distillation
@@ -56,17 +55,19 @@ from cifar_lightning.errors import (
     bad_value,
 )
 from cifar_lightning.files import alone, is_disk_full, remove_unfinished, write_atomically
-from cifar_lightning.finished import (
+from cifar_lightning.finished import changes_since, relative, show, show_again
+from cifar_lightning.folders import (
     CHECKPOINTS,
+    LOCK,
+    LOG,
+    RESULTS,
+    TENSORBOARD,
     WEIGHTS,
-    changes_since,
-    relative,
-    show,
-    show_again,
+    run_folder,
 )
 from cifar_lightning.footprint import count_macs, count_parameters
 from cifar_lightning.measure import device_name, load_backbone
-from cifar_lightning.results import MEGA, RUNS, Run, write_table
+from cifar_lightning.results import MEGA, Run, write_table
 from cifar_lightning.waiting import computing
 
 log = logging.getLogger(__name__)
@@ -403,7 +404,7 @@ def _teacher(config: dict[str, Any]) -> Distillation | None:
 
 def _teachers_folder(config: dict[str, Any]) -> Path:
     name: str = config["distill"]["teacher"]
-    return Path(config["outputs"]) / RUNS / name
+    return run_folder(Path(config["outputs"]), name)
 
 
 def _plugins() -> list[Any]:
@@ -528,7 +529,7 @@ def _logger(folder: Path, start: Start) -> TensorBoardLogger:
     logger = _Curves(
         folder,
         name="",
-        version="tensorboard",
+        version=TENSORBOARD,
         purge_step=start.step if start.checkpoint else None,
     )
     if start.checkpoint is None:
@@ -539,10 +540,11 @@ def _logger(folder: Path, start: Start) -> TensorBoardLogger:
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier training left, but not this command's own log."""
-    for name in (Run.FILE, WEIGHTS):  # the record first: without it there is no run
-        (folder / name).unlink(missing_ok=True)
-    for name in (CHECKPOINTS, "measurements", "tensorboard"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in (folder / name for name in RESULTS):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 # --- Ending otherwise -----------------------------------------------------------------------
@@ -571,7 +573,7 @@ def _ending(
         )
     if isinstance(error, Exception):
         line = f"{type(error).__name__}: {error}".splitlines()[0]
-        return RunFailed(f"{name}: {line}; see {experiment.folder / 'train.log'}")
+        return RunFailed(f"{name}: {line}; see {experiment.folder / LOG}")
     return None
 
 

@@ -233,8 +233,13 @@ def check_replaceable(path: Path) -> None:
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes were writing; call it where nobody else is writing."""
     for path in folder.glob(".*.*"):
-        if re.search(r"\.\d+$", path.name):
+        if is_unfinished(path):
             path.unlink(missing_ok=True)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Tell by its name whether a process is, or was, writing a file."""
+    return re.fullmatch(r"\..+\.\d+", path.name) is not None
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -17,12 +17,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cifar_lightning import identity, provenance
+from cifar_lightning.folders import CHECKPOINTS, WEIGHTS
 from cifar_lightning.results import Measurement, Run, markdown, rows_of, write_table
 
 log = logging.getLogger(__name__)
-
-WEIGHTS = "weights.safetensors"
-CHECKPOINTS = "checkpoints"
 
 
 def shown(cfg: DictConfig) -> bool:

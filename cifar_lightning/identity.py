@@ -7,9 +7,11 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning.config import (
+    CONF_DIR,
     NAMING_GROUPS,
     SCHEMAS,
     check,
@@ -17,6 +19,7 @@ from cifar_lightning.config import (
     run_name,
 )
 from cifar_lightning.errors import UserError
+from cifar_lightning.folders import HYDRA, check_ours, run_folder
 from cifar_lightning.results import RUNS, find_run
 
 
@@ -45,6 +48,7 @@ def register() -> None:
     for name, schema in SCHEMAS.items():
         store.store(name=name, node=schema)
     OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
+    OmegaConf.register_new_resolver("checked_places", _check_places, replace=True)
 
 
 def _resolve_run_name(_root_: DictConfig) -> str:
@@ -59,4 +63,45 @@ def _resolve_run_name(_root_: DictConfig) -> str:
     for group in NAMING_GROUPS:
         if not isinstance(choices.get(group), str):
             raise UserError(f"{group}: needs exactly one option, say {group}=...")
-    return run_name(config, choices)
+    name = run_name(config, choices)
+    outputs = Path(config["outputs"])
+    check_ours(outputs, run_folder(outputs, name))
+    return name
+
+
+# Of Hydra's settings, those that decide where it writes, and where relative paths begin.
+PLACES = ("run.dir", "sweep.dir", "sweep.subdir", "output_subdir", "job.chdir")
+
+
+def _check_places(_root_: DictConfig) -> bool:
+    """Refuse other folders than ours before Hydra makes any.
+
+    The values are compared as they are written: in a multirun they can't be resolved yet.
+    """
+    own = OmegaConf.create({"hydra": {"output_subdir": HYDRA}})
+    for name in ("train", str(_root_.hydra.job.config_name)):
+        if (path := CONF_DIR / f"{name}.yaml").exists():
+            own.merge_with(OmegaConf.load(path))
+    for key in PLACES:
+        given = _written(_root_, f"hydra.{key}")
+        if given != _written(own, f"hydra.{key}") and not _is_the_same(key, given, _root_):
+            raise UserError(
+                f"hydra.{key}={given}: can't be changed; outputs=... says where files go"
+            )
+    return True
+
+
+def _is_the_same(key: str, given: Any, root: DictConfig) -> bool:
+    """Tell whether a setting comes to the same, as those that Lightning gives its processes."""
+    if key == "run.dir" and root.hydra.mode != RunMode.MULTIRUN:
+        ours = run_folder(Path(root.outputs), _resolve_run_name(root))
+        return Path(str(given)).absolute() == ours.absolute()
+    return key == "output_subdir" and given is None
+
+
+def _written(config: DictConfig, key: str) -> Any:
+    """Read a value without resolving what it refers to."""
+    node = OmegaConf.to_container(config.hydra)
+    for part in key.split(".")[1:]:
+        node = node[part]  # type: ignore[index,call-overload]
+    return node

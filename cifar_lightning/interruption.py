@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: at once where nothing is under way, else where nothing is lost by it.
+"""Ctrl-C, SIGTERM, a closed window: an end at once, or where nothing is lost by it.
 
 Inside `deferred` a signal is only remembered, and the work looks for it with `check` at points
 where it can end. A second Ctrl-C ends the process at once.
@@ -17,28 +17,36 @@ from typing import Any
 
 from cifar_lightning.errors import Interrupted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A terminal and a parent process may both pass on one and the same key press.
 SAME_PRESS_S = 0.2
 
 _received: signal.Signals | None = None
 _received_at = 0.0
 _deferring = 0
+_handled: tuple[signal.Signals, ...] = ()
 
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Handle both signals meanwhile; nothing is remembered from before."""
-    global _received
+    """Handle the signals meanwhile; nothing is remembered from before.
+
+    SIGHUP stays ignored where it is: that is what ``nohup`` asks for.
+    """
+    global _received, _handled
     _received = None
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread can
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    if before[signal.SIGHUP] == signal.SIG_IGN:
+        del before[signal.SIGHUP]
+    _handled = tuple(before)
     take_over()
     try:
         yield
     finally:
+        _handled = ()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -46,7 +54,7 @@ def handled() -> Iterator[None]:
 def take_over() -> None:
     """Put our handlers in place, in this thread's process; Lightning puts its own there."""
     if threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
+        for number in _handled:
             signal.signal(number, _handle)
 
 

@@ -46,7 +46,7 @@ from cifar_lightning.errors import (
     bad_value,
 )
 from cifar_lightning.files import write_atomically
-from cifar_lightning.finished import WEIGHTS
+from cifar_lightning.folders import WEIGHTS
 from cifar_lightning.latency import (
     PROTOCOL_VERSION,
     PROTOCOLS,

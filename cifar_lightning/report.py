@@ -26,7 +26,6 @@ from plotly.offline import get_plotlyjs
 
 from cifar_lightning import config as configuration
 from cifar_lightning import escaping, plots, provenance
-from cifar_lightning.board import TENSORBOARD
 from cifar_lightning.columns import COLUMNS, SHOWN, Column, check_sort, in_order, make_filter
 from cifar_lightning.command import command
 from cifar_lightning.comparison import (
@@ -45,6 +44,7 @@ from cifar_lightning.comparison import (
 from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.files import is_disk_full, write_atomically
 from cifar_lightning.finished import relative
+from cifar_lightning.folders import TENSORBOARD
 from cifar_lightning.results import RUNS, Recorded, csv_value, draw_table
 
 log = logging.getLogger(__name__)

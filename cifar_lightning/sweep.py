@@ -28,11 +28,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from cifar_lightning import config as configuration
 from cifar_lightning import identity, interruption
-from cifar_lightning.command import LOCK
 from cifar_lightning.cores import usable_cores
 from cifar_lightning.errors import RunFailed, UserError
 from cifar_lightning.files import alone
 from cifar_lightning.finished import duration, finished, take_up
+from cifar_lightning.folders import LOCK, OUTPUT, run_folder
 from cifar_lightning.results import RUNS, Run, group_means, markdown, rows_of, write_table
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def jobs(
             config = identity.resolve(composed)
             configuration.check(config)
             name = configuration.run_name(config, composed.hydra.runtime.choices)
-            folder = Path(config["outputs"]) / RUNS / name
+            folder = run_folder(Path(config["outputs"]), name)
             job = Job(tuple(overrides), " ".join(varied) or name, config, folder)
             if not job.done:
                 from cifar_lightning.experiment import build  # torch: only where there is work
@@ -409,7 +409,7 @@ def _reason(one: _Running, status: int) -> str:
     if status == UserError.exit_status:  # the run, if there is one, is as it was
         return printed[-1].removeprefix("error: ") if printed else "refused"
     if one.output.exists() and folder.exists():
-        shutil.copy(one.output, folder / "output.log")
+        shutil.copy(one.output, folder / OUTPUT)
     with suppress(FileNotFoundError, ValueError, UserError):
         with alone(folder / LOCK, "held"):
             record = Run.load(folder)

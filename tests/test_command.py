@@ -72,6 +72,11 @@ BAD = {
     "seed=a=b": "seed=a=b: can't be read",
     "model.width=[1": "model.width=[1: can't be read",
     "data=imagefolder": "data.name: needs a value, say data.name=...",
+    "hydra.run.dir=elsewhere": "hydra.run.dir=elsewhere: can't be changed; outputs=... says",
+    "hydra.run.dir=.": "hydra.run.dir=.: can't be changed; outputs=... says where files go",
+    "hydra.output_subdir=../x": "hydra.output_subdir=../x: can't be changed; outputs=...",
+    "hydra.sweep.dir=elsewhere": "hydra.sweep.dir=elsewhere: can't be changed; outputs=...",
+    "hydra.job.chdir=true": "hydra.job.chdir=True: can't be changed; outputs=...",
     "hydra/launcher=joblib": "hydra/launcher=joblib: no such option",
 }
 
@@ -164,6 +169,36 @@ def test_an_archive_with_a_wrong_checksum(command, outputs, tmp_path):
     archive = tmp_path / "cifar-10-python.tar.gz"
     archive.write_bytes(b"no archive")
     assert_refused(command(f"data.root={tmp_path}"), outputs, f"{archive}: md5 is")
+
+
+@pytest.mark.parametrize("moment", ["before the task", "in the task"])
+def test_a_fault_of_ours_is_none_of_the_user(moment, command, outputs, tmp_path, monkeypatch):
+    """Hydra wraps what its resolvers raise, so that a fault looks like a mistake."""
+    name = {"before the task": "cifar_lightning.identity.check", "in the task": "train.shown"}
+
+    def faulty(*arguments):
+        raise KeyError("never heard of")
+
+    monkeypatch.setattr(name[moment], faulty)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ended = command(*TINY)
+    assert ended.status == 1
+    (line,) = ended.err.splitlines()
+    assert line.startswith("error: KeyError: 'never heard of'; this is a fault of cifar-lightning")
+    (path,) = tmp_path.glob("cifar-lightning-error-*.log")
+    assert line.endswith(str(path))
+    text = path.read_text()
+    assert "data=digits" in text
+    assert "Traceback" in text
+    assert "in faulty" in text
+    assert not outputs.exists()
+
+
+def test_what_hydra_does_not_wrap_is_the_users(command, outputs, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("a: [1\n")
+    ended = command("--config-dir", str(tmp_path), *TINY, "experiment=mine")
+    assert_refused(ended, outputs, "")
 
 
 def start(*arguments):

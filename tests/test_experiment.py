@@ -164,6 +164,15 @@ def curves(folder):
     }
 
 
+def test_a_closed_window_ends_it_like_ctrl_c(command, outputs, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_in_epoch(patch, 1, signal.SIGHUP)
+        ended = command(*COMMAND)
+    assert ended.status == 129
+    assert ended.err.splitlines()[-1].endswith("the same command again continues it")
+    assert Run.load(only_run(outputs)).status == "interrupted"
+
+
 def test_an_interrupted_measurement_is_continued_without_training(command, outputs, monkeypatch):
     taken = []
 

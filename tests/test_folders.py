@@ -1,0 +1,106 @@
+"""Whose a run's folder is: nothing but a run's is written to or removed."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+from cifar_lightning.classifier import ImageClassifier
+from cifar_lightning.results import Run
+
+COMMAND = (*TINY, "epochs=1", "batch_size=128", "benchmark.variants=[]")
+
+
+def contents(folder):
+    """Every file below a folder, with its bytes."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def precious(tmp_path):
+    """A folder of the user's with names that a run uses, too."""
+    folder = tmp_path / "precious"
+    for name in ("checkpoints/best.ckpt", "tensorboard/events", "weights.safetensors", "train.log"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"mine: {name}")
+    return folder
+
+
+@pytest.fixture
+def name(resolved):
+    from cifar_lightning.config import run_name
+
+    return run_name(*resolved(*COMMAND))
+
+
+def no_training(*arguments):
+    raise AssertionError("refused before training")
+
+
+@pytest.mark.parametrize("rerun", ["rerun=false", "rerun=true"])
+@pytest.mark.parametrize(
+    "place", ["hydra.run.dir", "the folder", "its link", "runs' link", "a link in it"]
+)
+def test_what_is_not_a_run_is_left_alone(
+    place, rerun, command, outputs, precious, name, monkeypatch
+):
+    monkeypatch.setattr(ImageClassifier, "training_step", no_training)
+    folder, more = outputs / "runs" / name, (rerun,)
+    if place == "hydra.run.dir":
+        more += (f"hydra.run.dir={precious}",)
+    elif place == "the folder":
+        folder.parent.mkdir(parents=True)
+        precious = precious.rename(folder)
+    elif place == "its link":
+        folder.parent.mkdir(parents=True)
+        folder.symlink_to(precious)
+    elif place == "runs' link":
+        outputs.mkdir()
+        folder.parent.symlink_to(precious)
+    else:
+        folder.mkdir(parents=True)
+        (folder / "checkpoints").symlink_to(precious / "checkpoints")
+    before = contents(precious)
+    ended = command(*COMMAND, *more)
+    assert ended.status == 2, ended
+    (line,) = ended.err.splitlines()
+    assert line.startswith("error: ")
+    assert contents(precious) == before
+    if place == "hydra.run.dir":
+        assert not outputs.exists()
+
+
+def test_another_runs_folder_is_left_alone(command, outputs, name):
+    """As after `cp -r` or a renamed folder."""
+    assert command(*COMMAND, "seed=1").status == 0
+    (folder,) = (outputs / "runs").iterdir()
+    folder = folder.rename(folder.with_name(name))
+    before = contents(folder)
+    ended = command(*COMMAND, "rerun=true")
+    assert ended.status == 2
+    assert f"holds the run {Run.load(folder).name}" in ended.err
+    assert contents(folder) == before
+
+
+def test_what_the_user_puts_beside_a_run_stays(command, outputs):
+    assert command(*COMMAND).status == 0
+    (folder,) = (outputs / "runs").iterdir()
+    (folder / "notes.txt").write_text("mine")
+    (folder / "tensorboard" / "old").mkdir()
+    assert command(*COMMAND, "rerun=true").status == 0
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert not (folder / "tensorboard" / "old").exists()
+
+
+def test_outputs_may_be_a_link(command, outputs, tmp_path):
+    """The user's own choice of where everything goes."""
+    (tmp_path / "large disk").mkdir()
+    outputs.symlink_to(tmp_path / "large disk")
+    assert command(*COMMAND).status == 0
+    assert Path(outputs / "results.md").exists()
