@@ -131,6 +131,9 @@ def _known(error: Exception) -> CifarLightningError | None:
     if isinstance(error, OSError) and error.filename:
         line = f"{error.filename}: {error.strerror}"
         return RunFailed(line) if _started else UserError(line)
+    if not _started and config.raised_in_composing(error):
+        # Hydra does not wrap everything that it finds wrong with a command line.
+        return UserError(" ".join(str(error).split()) or type(error).__name__)
     return None
 
 

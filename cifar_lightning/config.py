@@ -12,7 +12,7 @@ import math
 import re
 import sys
 import types
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from traceback import walk_tb
@@ -459,9 +459,8 @@ COMPOSERS = ("hydra", "omegaconf", "antlr4", "yaml")
 def explain(error: BaseException) -> UserError | None:
     """Turn an error of composing a configuration into one line, or None if it is another.
 
-    Hydra and OmegaConf wrap whatever is raised while they work, and do not wrap all that they find
-    wrong themselves. So it counts where the first error was raised: in theirs it is a mistake in
-    the configuration, elsewhere a fault.
+    Hydra and OmegaConf wrap whatever is raised while they work. So it counts where the first error
+    was raised: in theirs it is a mistake in the configuration, elsewhere a fault.
     """
     chain: list[BaseException] = []
     link: BaseException | None = error
@@ -471,7 +470,7 @@ def explain(error: BaseException) -> UserError | None:
     for link in chain:
         if isinstance(link, UserError):
             return link
-    if not _raised_by(chain[-1], COMPOSERS):
+    if not raised_in_composing(chain[-1]):
         return None
     for link in chain:
         if isinstance(link, MissingConfigException) and link.options is not None:
@@ -487,15 +486,15 @@ def explain(error: BaseException) -> UserError | None:
     for link in chain:
         if isinstance(link, HydraException | OmegaConfBaseException):
             return UserError(_one_line(link))
-    return UserError(_one_line(error))
+    return None
 
 
-def _raised_by(error: BaseException, packages: Collection[str]) -> bool:
-    """Tell whether an error was raised by some packages, or by what they called in Python's own."""
+def raised_in_composing(error: BaseException) -> bool:
+    """Tell whether an error was raised by Hydra, its parts, or what they called of Python's own."""
     modules = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)]
     names = [module.partition(".")[0] for module in modules]
     foreign = [name for name in names if name not in sys.stdlib_module_names]
-    return bool(foreign) and foreign[-1] in packages
+    return bool(foreign) and foreign[-1] in COMPOSERS
 
 
 def _explain_key(error: OmegaConfBaseException) -> UserError:
