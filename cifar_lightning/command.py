@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -92,9 +93,10 @@ def command(
             if not sweeps and {"-m", "--multirun"} & set(sys.argv[1:]):
                 report(UserError(f"-m: {config_name} takes no sweep"))
                 sys.exit(max(statuses))
+            flags, overrides = _flags_apart(sys.argv[1:])
             if positional is not None:
-                sys.argv[1:] = _keyed(sys.argv[1:], positional)
-            sys.argv[1:] = [_quoted(argument, texts, lists) for argument in sys.argv[1:]]
+                overrides = _keyed(overrides, positional)
+            sys.argv[1:] = flags + [_quoted(override, texts, lists) for override in overrides]
             # A full disk can't take messages either; the error says it once.
             logging.raiseExceptions = False
             try:
@@ -153,16 +155,36 @@ def _fault(error: Exception) -> RunFailed:
     )
 
 
-def _keyed(arguments: list[str], key: str) -> list[str]:
+def _keyed(overrides: list[str], key: str) -> list[str]:
     """Collect what has no key, or names a file although it looks like ``key=value``."""
-    plain = [
-        argument
-        for argument in arguments
-        if not argument.startswith("-") and ("=" not in argument or Path(argument).exists())
-    ]
-    rest = [argument for argument in arguments if argument not in plain]
-    quoted = ("'" + argument.replace("'", "\\'") + "'" for argument in plain)
+    plain = [text for text in overrides if "=" not in text or Path(text).exists()]
+    rest = [text for text in overrides if text not in plain]
+    quoted = ("'" + text.replace("'", "\\'") + "'" for text in plain)
     return [*rest, f"{key}=[{','.join(quoted)}]"] if plain else rest
+
+
+def _flags_apart(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Part Hydra's own flags, with their values, from everything else.
+
+    Its parser takes overrides in one place alone, so flags between them have to go before them.
+    """
+    takes_value = {
+        option: action
+        for action in get_args_parser()._actions
+        for option in action.option_strings
+        if action.nargs != 0
+    }
+    flags, others, remaining = [], [], list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        if not argument.startswith("-"):
+            others.append(argument)
+            continue
+        flags.append(argument)
+        action = takes_value.get(argument)
+        if action and remaining and (action.nargs != "?" or remaining[0] in (action.choices or ())):
+            flags.append(remaining.pop(0))
+    return flags, others
 
 
 def _quoted(argument: str, texts: tuple[str, ...], lists: tuple[str, ...]) -> str:

@@ -26,8 +26,9 @@ from cifar_lightning import config as configuration
 from cifar_lightning.backbones import INPUT_SIZE
 from cifar_lightning.command import command
 from cifar_lightning.data import Normalize
-from cifar_lightning.errors import UserError, bad_value
+from cifar_lightning.errors import RunFailed, UserError, bad_value
 from cifar_lightning.escaping import csv_cell, visible
+from cifar_lightning.image_files import formats, open_image
 from cifar_lightning.measure import find_device, load_backbone
 from cifar_lightning.results import Run, find_run
 from cifar_lightning.waiting import computing
@@ -51,8 +52,8 @@ def find_images(given: Sequence[str]) -> list[Path]:
     Raises:
         UserError: If one does not exist, or a folder holds no image.
     """
-    registered = Image.registered_extensions()  # some formats can only be written
-    endings = {ending for ending, name in registered.items() if name in Image.OPEN}
+    known = formats()
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in known}
     images = []
     for path in map(Path, given):
         if path.is_dir():
@@ -76,12 +77,8 @@ def read_image(path: Path) -> Tensor:
     Raises:
         ValueError: If it can't be read.
     """
-    try:
-        with Image.open(path) as image:
-            upright = _as_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).replace(f" {str(path)!r}", "")
-        raise ValueError(f"{path}: this image can't be read ({reason})") from error
+    with open_image(path) as image:
+        upright = _as_rgb(ImageOps.exif_transpose(image))
     pixels = transforms.pil_to_tensor(upright)
     square = transforms.center_crop(pixels, [min(pixels.shape[1:])] * 2)
     resized: Tensor = transforms.resize(square, [INPUT_SIZE, INPUT_SIZE], antialias=True)
@@ -168,11 +165,13 @@ def main(cfg: DictConfig) -> None:
                 errors.append(str(found))
             else:
                 predictions.append(found)
-    for line in errors:
-        print(f"error: {visible(line)}", file=sys.stderr)
     if not predictions:
-        raise UserError(f"images: none of {len(paths)} can be read")
+        raise UserError(
+            "\n".join([*map(visible, errors), f"images: none of {len(paths)} can be read"])
+        )
     _print(predictions, config["format"])
+    if errors:
+        raise RunFailed("\n".join(map(visible, errors)))
 
 
 def _print(predictions: Sequence[Prediction], form: str) -> None:

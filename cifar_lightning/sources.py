@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import io
 import json
 import logging
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -18,8 +20,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -30,11 +32,14 @@ from cifar_lightning import cifar_archive
 from cifar_lightning.cores import usable_cores
 from cifar_lightning.errors import UserError
 from cifar_lightning.files import locked, open_regular, write_atomically
+from cifar_lightning.image_files import open_image
 
 log = logging.getLogger(__name__)
 
 IMAGE_SIZE = 32  # pixels, both ways
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
+MAX_FILE = 1 << 24  # bytes of an image of that size, with whatever a camera writes beside it
+DECODING = 1  # another number where a change of ours gives other pixels for the same file
 ARCHIVE = "cifar-10-python.tar.gz"
 
 
@@ -195,8 +200,9 @@ def _fetch(url: str, part: Path, timeout: float) -> bool:
 def read_image_folder(root: str, cache_dir: str) -> ImageData:
     """Read ``root/train/<class>/*`` and ``root/test/<class>/*``, PNG or JPEG, 32x32.
 
-    The decoded tensors are kept in ``cache_dir`` under a name made of every file's path, size and
-    time of change, so changed images are decoded anew.
+    The decoded tensors of one ``root`` are kept in one file in ``cache_dir``, with a digest of the
+    files that they were decoded from. All files are read each time to compare it (a second for
+    60,000 images): folders that were unpacked, copied or mounted have equal names, sizes and times.
 
     Raises:
         UserError: If a folder or class is missing or an image can't be read or is not 32x32.
@@ -214,20 +220,15 @@ def read_image_folder(root: str, cache_dir: str) -> ImageData:
         split: [path for name in classes for path in _images_in(base / split / name)]
         for split in ("train", "test")
     }
-    cache = Path(cache_dir) / f"{_listing_key(base, files)}.safetensors"
-    tensors = _read_cache(cache)
-    if tensors is None:
-        tensors = {}
+    cache = _Cache(base, Path(cache_dir), files, tuple(classes))
+    data = cache.read()
+    if data is None:
+        images, digests = {}, []
         for split, paths in files.items():
-            tensors[f"{split}.images"] = _decode(paths, split)
-            labels = [classes.index(path.parent.name) for path in paths]
-            tensors[f"{split}.labels"] = torch.tensor(labels)
-        write_atomically(cache, to_bytes(tensors))
-    return ImageData(
-        Split(tensors["train.images"], tensors["train.labels"]),
-        Split(tensors["test.images"], tensors["test.labels"]),
-        tuple(classes),
-    )
+            images[split], of_split = _decode(paths, split)
+            digests += of_split
+        data = cache.write(images, digests)
+    return data
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -241,54 +242,139 @@ def _images_in(folder: Path) -> list[Path]:
     return paths
 
 
-def _listing_key(base: Path, files: dict[str, list[Path]]) -> str:
-    digest = hashlib.sha256()
-    for paths in files.values():
-        for path in paths:
-            stat = path.stat()
-            line = f"{path.relative_to(base)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-            digest.update(line.encode(errors="surrogateescape"))
-    return digest.hexdigest()[:16]
+def _content(path: Path) -> bytes:
+    try:
+        with open_regular(path) as stream:
+            content = stream.read(MAX_FILE + 1)
+    except OSError as error:
+        raise UserError(f"{path}: this image can't be read ({error.strerror})") from error
+    if len(content) > MAX_FILE:
+        raise UserError(f"{path}: this image can't be read (more than {MAX_FILE} bytes)")
+    return content
 
 
-def _decode(paths: list[Path], name: str) -> Tensor:
-    """Decode images in parallel into one tensor of shape (N, 3, 32, 32), uint8."""
+def _decode(paths: list[Path], name: str) -> tuple[Tensor, list[bytes]]:
+    """Decode images in parallel.
+
+    Returns:
+        One tensor of shape (N, 3, 32, 32), uint8, and the digest of each file that it is made of.
+    """
     images = np.empty((len(paths), 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
 
-    def decode(index: int) -> None:
+    def decode(index: int) -> bytes:
         path = paths[index]
+        content = _content(path)
         try:
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{path}: this image can't be read ({error})") from error
-        if pixels.shape[:2] != (IMAGE_SIZE, IMAGE_SIZE):
-            height, width = pixels.shape[:2]
-            raise UserError(
-                f"{path}: this image is {width}x{height}, allowed is {IMAGE_SIZE}x{IMAGE_SIZE}"
-            )
-        images[index] = pixels.transpose(2, 0, 1)
+            with open_image(path, io.BytesIO(content)) as image:
+                width, height = image.size
+                if (width, height) != (IMAGE_SIZE, IMAGE_SIZE):  # before a bomb is decoded
+                    raise UserError(
+                        f"{path}: this image is {width}x{height}, "
+                        f"allowed is {IMAGE_SIZE}x{IMAGE_SIZE}"
+                    )
+                images[index] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return hashlib.sha256(content).digest()
 
     with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
         done = pool.map(decode, range(len(paths)))
         try:
-            for _ in tqdm(done, total=len(paths), desc=f"decode {name}", leave=False):
-                pass
+            digests = list(tqdm(done, total=len(paths), desc=f"decode {name}", leave=False))
         except UserError:
             pool.shutdown(cancel_futures=True)
             raise
-    return torch.from_numpy(images)
+    return torch.from_numpy(images), digests
 
 
-def _read_cache(path: Path) -> dict[str, Tensor] | None:
-    try:
-        with safe_open(path, framework="pt") as stored:
-            return {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
-    except FileNotFoundError:
+@dataclass(frozen=True)
+class _Cache:
+    """The decoded images of one root, in one file that says what it was made of.
+
+    Attributes:
+        root: The images' folder.
+        folder: Of the cache.
+        files: Of each split, class by class.
+        classes: Their names.
+    """
+
+    root: Path
+    folder: Path
+    files: dict[str, list[Path]]
+    classes: tuple[str, ...]
+
+    @cached_property
+    def origin(self) -> str:
+        return os.fsencode(self.root.resolve()).decode(errors="backslashreplace")
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{hashlib.sha256(self.origin.encode()).hexdigest()[:16]}.safetensors"
+
+    def read(self) -> ImageData | None:
+        """Give what is kept; None if it was made of other files, or is not whole."""
+        if not self.path.is_file():
+            return None
+        digests = [
+            hashlib.sha256(_content(path)).digest()
+            for paths in self.files.values()
+            for path in paths
+        ]
+        try:
+            with safe_open(self.path, framework="pt") as stored:
+                about = stored.metadata() or {}
+                if (about["root"], about["content"]) != (self.origin, self._digest(digests)):
+                    return None
+                tensors = {split: stored.get_tensor(split) for split in self.files}
+        except (SafetensorError, OSError, KeyError):
+            tensors = {}
+        if all(
+            split in tensors
+            and tensors[split].dtype == torch.uint8
+            and tensors[split].shape == (len(paths), 3, IMAGE_SIZE, IMAGE_SIZE)
+            for split, paths in self.files.items()
+        ):
+            data = self._labelled(tensors)
+            if data.fingerprint == about.get("fingerprint"):
+                return data
+        log.warning("%s is damaged; decoding the images again", self.path)
         return None
-    except SafetensorError:
-        log.warning("%s is damaged; decoding the images again", path)
-        return None
+
+    def write(self, images: dict[str, Tensor], digests: list[bytes]) -> ImageData:
+        """Keep decoded images.
+
+        Args:
+            images: Of each split.
+            digests: Of the files, as they were when they were decoded.
+        """
+        data = self._labelled(images)
+        about = {
+            "root": self.origin,
+            "content": self._digest(digests),
+            "fingerprint": data.fingerprint,
+        }
+        write_atomically(self.path, to_bytes(images, about))
+        return data
+
+    def _digest(self, digests: list[bytes]) -> str:
+        """Join the files' names and digests, and what else decides which pixels they give."""
+        names = [
+            os.fsencode(path.relative_to(self.root))
+            for paths in self.files.values()
+            for path in paths
+        ]
+        digest = hashlib.sha256(f"{DECODING} {PIL.__version__}".encode())
+        for name, of_file in zip(names, digests, strict=True):
+            digest.update(name + b"\0" + of_file)
+        return digest.hexdigest()
+
+    def _labelled(self, images: dict[str, Tensor]) -> ImageData:
+        number = {name: number for number, name in enumerate(self.classes)}
+        train, test = (
+            Split(images[split], torch.tensor([number[path.parent.name] for path in paths]))
+            for split, paths in self.files.items()
+        )
+        return ImageData(train, test, self.classes)
 
 
 # --- Digits ---------------------------------------------------------------------------------

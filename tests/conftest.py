@@ -9,9 +9,11 @@ import gzip
 import io
 import logging
 import os
+import struct
 import subprocess
 import sys
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +50,30 @@ class Ended:
     status: int
     out: str
     err: str
+
+
+def _bomb(path: Path) -> None:
+    """Write a PNG of a few bytes that says it has 10^10 pixels."""
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, data in chunks:
+        checksum = struct.pack(">I", zlib.crc32(name + data))
+        content += struct.pack(">I", len(data)) + name + data + checksum
+    path.write_bytes(content)
+
+
+# What can lie where an image is expected, and how to make it.
+ODD_FILES: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "folder": Path.mkdir,
+    "dangling": lambda path: path.symlink_to(path.with_name("nowhere")),
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "bomb": _bomb,
+    "script": lambda path: path.write_text(  # a program that Ghostscript would run
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n"
+    ),
+}
 
 
 def pack_archive(files: Mapping[str, bytes] | Sequence[tuple[str, bytes]]) -> bytes:

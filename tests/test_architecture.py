@@ -29,6 +29,7 @@ ORDER = (
     "company",
     "augment",
     "cifar_archive",
+    "image_files",
     "sources",
     "data",
     "backbones",

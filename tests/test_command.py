@@ -8,7 +8,7 @@ import time
 import pytest
 from conftest import ROOT, TINY
 
-from cifar_lightning.command import _quoted
+from cifar_lightning.command import _flags_apart, _keyed, _quoted
 
 BAD = {
     # What was typed: how the line begins, and what it offers.
@@ -239,3 +239,31 @@ def test_help_lists_the_groups():
 )
 def test_names_that_look_like_numbers_are_names(typed, read):
     assert _quoted(typed, ("id",), ("run",)) == read
+
+
+@pytest.mark.parametrize(
+    ("typed", "flags", "others"),
+    [
+        ("run=B1 --cfg job a.png", "--cfg job", "run=B1 a.png"),
+        ("a.png -c job --package hydra", "-c job --package hydra", "a.png"),
+        ("--config-dir x -cn y -m a=b", "--config-dir x -cn y -m", "a=b"),
+        ("a=b -m c=d", "-m", "a=b c=d"),
+        ("--info all a.png", "--info all", "a.png"),
+        ("--info a.png", "--info", "a.png"),
+        ("--cfg=job a.png", "--cfg=job", "a.png"),
+        ("--resolve job", "--resolve", "job"),
+        ("a.png --cfg", "--cfg", "a.png"),
+        ("", "", ""),
+    ],
+)
+def test_values_of_hydras_flags_are_no_images(typed, flags, others):
+    assert _flags_apart(typed.split()) == (flags.split(), others.split())
+
+
+def test_what_has_no_key_is_an_image(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b=1.png").touch()
+    assert _keyed(["run=B1", "a.png", "b=1.png", "it's"], "images") == [
+        "run=B1",
+        r"images=['a.png','b=1.png','it\'s']",
+    ]

@@ -1,13 +1,14 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ODD_FILES, ROOT
 from PIL import Image
 
 from cifar_lightning import predict
@@ -115,10 +116,47 @@ def test_what_can_not_be_read_is_named_and_the_rest_classified(predicted, photos
     torn = photos / "torn.png"
     torn.write_bytes((photos / "a.png").read_bytes()[:60])
     ended = predicted(photos)
-    assert ended.status == 0
+    assert ended.status == 1
     assert ended.err.startswith(f"error: {torn}: this image can't be read (")
     assert ended.err.count("\n") == 1
     assert len(ended.out.splitlines()) == 3
+    ended = predicted(torn)
+    assert ended.status == 2
+    assert ended.err.endswith("error: images: none of 1 can be read\n")
+    assert ended.out == ""
+
+
+def test_odd_files_are_named_and_the_rest_classified(predicted, photos):
+    for kind, make in ODD_FILES.items():
+        make(photos / f"{kind}.png")
+    whole = Image.open(photos / "a.png")
+    whole.save(photos / "exif.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    ended = predicted(photos, "format=csv", "top=1")
+    assert ended.status == 1
+    lines = ended.err.splitlines()
+    named = {kind for kind in ODD_FILES for line in lines if f"/{kind}.png: this image" in line}
+    assert named == set(ODD_FILES)
+    assert all(line.startswith(f"error: {photos}") for line in lines)
+    rows = [row["image"] for row in csv.DictReader(io.StringIO(ended.out))]
+    assert {str(photos / name) for name in ("a.png", "b=1.png", "deeper/it's.png")} <= set(rows)
+
+
+@pytest.mark.parametrize("form", ["json", "csv"])
+def test_stdout_is_the_result_alone(predicted, photos, finished_run, form):
+    """Another run's record is damaged, and says so elsewhere."""
+    damaged = finished_run / "runs" / "damaged"
+    damaged.mkdir()
+    try:
+        (damaged / "run.json").write_text("{")
+        ended = predicted(photos, f"format={form}")
+    finally:
+        shutil.rmtree(damaged)
+    assert ended.status == 0
+    assert "damaged" in ended.err
+    if form == "json":
+        assert len(json.loads(ended.out)) == 3
+    else:
+        assert ended.out.startswith("image,rank,class,probability\n")
 
 
 def test_a_reader_that_has_seen_enough(finished_run, photos):

@@ -1,6 +1,7 @@
 import hashlib
 import os
 import pickle
+import shutil
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,12 +9,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
-from conftest import pack_archive
+from conftest import ODD_FILES, pack_archive
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from cifar_lightning import sources
 from cifar_lightning.errors import UserError
 from cifar_lightning.sources import ARCHIVE, read_cifar10, read_digits, read_image_folder
 
+FILES = ("train", "test")  # the tensors of a cache
 CLASSES = ["airplane", "bird", "cat"]
 
 
@@ -233,6 +238,105 @@ def test_a_damaged_cache_is_made_anew(folder):
     (cache,) = (folder.parent / "cache").iterdir()
     cache.write_bytes(cache.read_bytes()[:50])
     assert read_folder(folder).fingerprint == first.fingerprint
+
+
+def kept(cache):
+    with safe_open(cache, "pt") as stored:
+        return stored.metadata(), {name: stored.get_tensor(name).tolist() for name in FILES}
+
+
+def rewrite(cache, tensors=None, **about):
+    """Change what a cache file holds or says, and leave the rest."""
+    said, _ = kept(cache)
+    save_file(load_file(cache) | (tensors or {}), cache, metadata=said | about)
+
+
+def test_folders_alike_but_for_their_pixels_share_nothing(folder, tmp_path):
+    """Equal names, sizes and times, as unpacked archives have: what lies there is what is read."""
+
+    def make(root, shade):
+        for path in folder.rglob("*.*"):
+            target = root / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.full((32, 32, 3), shade, np.uint8)
+            Image.fromarray(pixels).save(target, format="BMP")  # all of one size
+            os.utime(target, (0, 0))
+
+    def shades(root):
+        data = read_image_folder(str(root), str(tmp_path / "shared"))
+        return data.train.images.unique().tolist(), data.fingerprint
+
+    first, second = tmp_path / "A", tmp_path / "B"
+    make(first, 10)
+    make(second, 20)
+    of_first, of_second = shades(first), shades(second)
+    assert (of_first[0], of_second[0]) == ([10], [20])
+    assert of_first[1] != of_second[1]
+    assert (shades(first), shades(second)) == (of_first, of_second)
+    shutil.rmtree(first)
+    second.rename(first)  # other files at the same place
+    assert shades(first) == of_second
+    victim = first / "train" / "cat" / "a.png"
+    with victim.open("r+b") as stream:  # the same file with other content
+        stream.seek(100)
+        stream.write(b"\x07")
+    os.utime(victim, (0, 0))
+    assert 7 in shades(first)[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda cache: cache.write_bytes(b""),
+        lambda cache: cache.write_bytes(cache.read_bytes()[:-100]),
+        lambda cache: rewrite(cache, {"train": torch.zeros(4, 3, 32, 32, dtype=torch.uint8)}),
+        lambda cache: rewrite(cache, {"train": torch.zeros(4, 3, 32, 32)}),
+        lambda cache: rewrite(cache, {"train": torch.zeros(2, 3, 32, 32, dtype=torch.uint8)}),
+        lambda cache: rewrite(cache, root="/elsewhere"),
+        lambda cache: rewrite(cache, content="0"),
+        lambda cache: rewrite(cache, fingerprint="0"),
+        lambda cache: save_file({"x": torch.zeros(1)}, cache),
+        lambda cache: (cache.unlink(), os.mkfifo(cache)),
+    ],
+)
+def test_a_cache_that_does_not_fit_is_made_anew(folder, change):
+    first = read_folder(folder)
+    (cache,) = (folder.parent / "cache").iterdir()
+    whole = kept(cache)
+    change(cache)
+    assert read_folder(folder).fingerprint == first.fingerprint
+    assert kept(cache) == whole
+
+
+def test_a_cache_says_what_was_decoded_even_if_it_changes_meanwhile(folder, monkeypatch):
+    """What lies there after decoding is not what the cache was made of, so it is no use."""
+    path, later = folder / "train" / "cat" / "a.png", folder / "train" / "dog" / "a.png"
+    decode = sources._decode
+
+    def changed_meanwhile(paths, name):
+        decoded = decode(paths, name)
+        shutil.copy(later, path)
+        return decoded
+
+    monkeypatch.setattr(sources, "_decode", changed_meanwhile)
+    assert read_folder(folder).train.images[0, :, 0, 0].tolist() == [0, 20, 30]
+    monkeypatch.undo()
+    assert read_folder(folder).train.images[0, :, 0, 0].tolist() == [50, 20, 30]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "dangling", "device", "bomb", "script"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_is_no_image_file_is_named(folder, kind, cached):
+    """Never a hang, and no decoding of what is too large."""
+    if cached:
+        read_folder(folder)
+    path = folder / "train" / "cat" / "a.png"
+    path.unlink()
+    ODD_FILES[kind](path)
+    with pytest.raises(UserError) as caught:
+        read_folder(folder)
+    assert str(caught.value).startswith(f"{path}: this image ")
+    assert "\n" not in str(caught.value)
 
 
 def refused(folder):
