@@ -19,7 +19,8 @@ from torch import nn
 
 from cifar_lightning import backbones, variants
 from cifar_lightning.company import DISTURBED_ABOVE, Load, device_lock, device_state
-from cifar_lightning.latency import PROTOCOLS, measure_latency
+from cifar_lightning.latency import measure_latency
+from cifar_lightning.latency_stats import PROTOCOLS
 
 COMMON: dict[str, Any] = {
     "num_classes": 10,

@@ -49,7 +49,7 @@ def conditions(rounds: int) -> str:
     machine = provenance.machine()
     versions = provenance.versions()
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, {torch.get_num_threads()} threads, "
+        f"{machine.processor.title}, {machine.cores} cores, {torch.get_num_threads()} threads, "
         f"{platform.system()}, Python {versions['python']}, torch {versions['torch']}, "
         f"torchvision {versions['torchvision']}, lightning {versions['lightning']}; "
         f"{rounds} rounds in turns.\n"

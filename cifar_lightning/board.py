@@ -68,13 +68,13 @@ def draw(folder: Path) -> None:
 
 
 def _figures(run: Run, measurement: Measurement | None) -> dict[str, float]:
-    latency: Mapping[str, Any] = measurement.latency if measurement else {}
+    latency = measurement.latency if measurement else None
     size = measurement.size_bytes if measurement else None
     figures = {
         "val_acc": run.val_acc,
         "test_acc": run.test_acc,
-        "lat_mean_ms": latency.get("mean_ms"),
-        "lat_p95_ms": latency.get("p95_ms"),
+        "lat_mean_ms": latency.mean_ms if latency else None,
+        "lat_p95_ms": latency.p95_ms if latency else None,
         "size_mb": size and size / MEGA,
         "params_m": run.params / MEGA,
         "macs_m": run.macs / MEGA,

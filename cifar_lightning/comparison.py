@@ -25,6 +25,7 @@ from cifar_lightning.config import (
     training_config,
 )
 from cifar_lightning.errors import bad_value, unknown_name
+from cifar_lightning.latency_stats import LatencyStats
 from cifar_lightning.results import MEGA, Measurement, Recorded, Row, Run
 
 CONFIDENCE = 0.95
@@ -164,13 +165,14 @@ class Entry:
 
     @cached_property
     def mean_ms(self) -> Estimate:
-        values = [float(m.latency["mean_ms"]) for m in self.measurements]
+        values = [_stats(m).mean_ms for m in self.measurements]
         return Estimate.over_seeds(values, [_latency_interval(m) for m in self.measurements])
 
     @property
     def p95_ms(self) -> float | None:
         """Mean over the seeds."""
-        known = [m.latency["p95_ms"] for m in self.measurements if m.latency.get("p95_ms")]
+        values = [_stats(m).p95_ms for m in self.measurements]
+        known = [value for value in values if value is not None]
         return statistics.fmean(known) if len(known) == len(self.measurements) else None
 
     @property
@@ -208,7 +210,13 @@ class Entry:
 
     @property
     def converged(self) -> bool:
-        return all(m.latency.get("converged") is not False for m in self.measurements)
+        return all(_stats(m).converged for m in self.measurements)
+
+
+def _stats(measurement: Measurement) -> LatencyStats:
+    """Take the latency of a ranked measurement, which has one."""
+    assert measurement.latency is not None
+    return measurement.latency
 
 
 def _test_interval(measurement: Measurement) -> tuple[float, float] | None:
@@ -223,10 +231,10 @@ def _test_interval(measurement: Measurement) -> tuple[float, float] | None:
 
 def _latency_interval(measurement: Measurement) -> tuple[float, float] | None:
     """Take the interval within the process, or between fresh processes where that is wider."""
-    mean, width = measurement.latency["mean_ms"], measurement.latency.get("mean_ci_ms")
+    mean, width = _stats(measurement).mean_ms, _stats(measurement).mean_ci_ms
     if width is None:
         return None
-    means = [float(repeat["mean_ms"] or mean) for repeat in measurement.repeats]
+    means = [repeat.mean_ms for repeat in measurement.repeats]
     if (n := len(means)) > 1:
         width = max(width, _student(n) * statistics.stdev(means) / math.sqrt(n))
     return mean - width, mean + width

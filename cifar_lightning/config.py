@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from traceback import walk_tb
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from msgspec import Meta
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -28,29 +29,39 @@ from omegaconf.errors import (
 )
 
 from cifar_lightning.errors import UserError, bad_value, unknown_name
+from cifar_lightning.gate import Unreadable, check_plain, convert
+from cifar_lightning.latency_stats import PROTOCOLS
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 NAMING_GROUPS = ("model", "optim", "scheduler")  # their options are in a run's name
+# One number a channel; those that images are divided by are not 0.
+Colours = Annotated[list[float], Meta(min_length=3, max_length=3)]
+Deviations = Annotated[list[Annotated[float, Meta(gt=0)]], Meta(min_length=3, max_length=3)]
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-PROTOCOLS = ("full", "quick")  # of `latency.PROTOCOLS`, which needs torch
+
+# Paths, addresses and the like, which this machine's configuration and command line alone decide:
+# from a record, which may be anybody's, they are never taken.
+MACHINE = {
+    "data.cache_dir",
+    "data.connect_timeout",
+    "data.device",
+    "data.mirrors",
+    "data.num_workers",
+    "data.root",
+}
 
 # Where a training is computed, what it is called and what follows it: none of it changes the
 # trained weights, so none of it is in a run's identity. Everything else is.
 NEUTRAL = {
+    *MACHINE,
     "benchmark",
     "channels_last",
     "compile",
     "id",
     "outputs",
     "rerun",
-    "data.cache_dir",
-    "data.connect_timeout",
-    "data.device",
     "data.eval_batch_size",
     "data.md5",
-    "data.mirrors",
-    "data.num_workers",
-    "data.root",
     "optim.foreach",
     "optim.fused",
     "trainer.accelerator",
@@ -226,7 +237,7 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
         lambda v: isinstance(v, list) and bool(v) and all(map(_whole(lambda n: n >= 1), v)),
         "a list of whole numbers of at least 1, such as [1,2]",
     ),
-    "benchmark.protocol": (lambda v: v in PROTOCOLS, ", ".join(PROTOCOLS)),
+    "benchmark.protocol": (lambda v: v in list(PROTOCOLS), ", ".join(PROTOCOLS)),
     "data.device": (lambda v: v in ("cpu", "gpu"), "cpu, gpu"),
     "data.num_workers": (_whole(lambda v: v >= 0), "a whole number of 0 or more"),
     "data.eval_batch_size": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
@@ -245,16 +256,14 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: With the key, the value and what is allowed.
     """
-    for key, (holds, allowed) in RULES.items():
-        for value in _values(config, key):
-            if not holds(value):
-                raise bad_value(key, value, allowed)
+    _check_rules(config)
     for key, source in FOLLOWING.items():
         for value, wanted in zip(_values(config, key), _values(config, source), strict=False):
             if value != wanted:
                 raise bad_value(key, value, f"{wanted}, which follows from {source}; set that")
     for name in REBUILT:
-        check_targets(name, config.get(name, {}))
+        if name in config:
+            check_targets(name, config[name])
     if {"mixup", "cutmix"} <= set(config.get("augment", {})):
         raise UserError("augment=mixup,cutmix: allowed is one of them")
     data = config.get("data", {})
@@ -263,6 +272,54 @@ def check(config: Mapping[str, Any]) -> None:
     trainer = config.get("trainer", {})
     if trainer.get("deterministic") and trainer.get("benchmark"):
         raise bad_value("trainer.benchmark", "true", "false or null where trainer.deterministic")
+
+
+def _check_rules(config: Mapping[str, Any]) -> None:
+    for key, (holds, allowed) in RULES.items():
+        for value in _values(config, key):
+            if not holds(value):
+                raise bad_value(key, value, allowed)
+
+
+def check_recorded(config: dict[str, Any]) -> None:
+    """Check a configuration out of a record, which may be anybody's.
+
+    Raises:
+        ValueError: If a key is missing that commands need, one has the wrong type or value, or it
+            holds what could be resolved or called.
+    """
+    try:
+        check_plain(config, REBUILT)
+        for option in fields(TrainConfig):
+            if option.name not in config:
+                raise Unreadable(f"{option.name}: missing")
+        convert(config, TrainConfig)
+        convert(config["augment"], dict[str, dict[str, Any]])
+        convert(config["data"], _RecordedData)
+        if config["distill"] is not None:
+            convert(config["distill"], _RecordedDistill)
+        _check_rules(config)
+    except (Unreadable, UserError) as error:
+        raise ValueError(f"config: {error}") from error
+
+
+@dataclass
+class _RecordedData:
+    """What commands need of a data set's configuration."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=250)]
+    num_classes: Annotated[int, Meta(ge=2, le=100_000)]
+    val_fraction: float
+    split_seed: int
+    mean: Colours
+    std: Deviations
+
+
+@dataclass
+class _RecordedDistill:
+    """What commands need of a distillation's configuration."""
+
+    teacher: str
 
 
 def _values(config: Mapping[str, Any], key: str) -> list[Any]:
@@ -276,7 +333,7 @@ def _values(config: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def check_targets(name: str, node: Mapping[str, Any]) -> None:
-    """See that a component is one that a file in ``conf`` names.
+    """See that a component is one that a file in ``conf`` names, and names nothing to call inside.
 
     It will be built again from ``run.json``, which may come from someone else and must not name
     what to call.
@@ -286,18 +343,69 @@ def check_targets(name: str, node: Mapping[str, Any]) -> None:
         node: Its configuration.
 
     Raises:
-        UserError: If a ``_target_`` in it is another.
+        UserError: If not.
     """
-    texts = (path.read_text() for path in sorted((CONF_DIR / name).glob("*.yaml")))
-    allowed = {found for text in texts for found in re.findall(r"^_target_: (\S+)", text, re.M)}
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            check_targets(name, value)
-        elif key == "_target_" and value not in allowed:
-            options = ", ".join(sorted(allowed))
-            raise bad_value(
-                f"{name}._target_", value, f"what a file in conf/{name} names: {options}"
-            )
+    try:
+        check_plain({name: node}, (name,))
+    except Unreadable as error:
+        raise UserError(str(error)) from error
+    if (target := node.get("_target_")) not in (allowed := sorted(_builders(name))):
+        options = ", ".join(allowed)
+        raise bad_value(f"{name}._target_", target, f"what a file in conf/{name} names: {options}")
+
+
+def _builders(name: str) -> dict[str, Path]:
+    """List what the files of a group name to call, each with its file."""
+    paths = sorted((CONF_DIR / name).glob("*.yaml"))
+    found = {path: re.findall(r"^_target_: (\S+)", path.read_text(), re.M) for path in paths}
+    return {target: path for path, targets in found.items() for target in targets}
+
+
+def construct(name: str, node: Mapping[str, Any], **given: Any) -> Any:
+    """Build a component out of a record: its known builder is called with the values as they are.
+
+    Nothing in them is built, resolved or imported, unlike in `hydra.utils.instantiate`.
+
+    Raises:
+        UserError: If the builder is none of ours, or refuses the values.
+    """
+    from hydra.utils import get_object
+
+    check_targets(name, node)
+    check_component(name, node, tuple(given))
+    settings = {key: value for key, value in node.items() if key != "_target_"}
+    try:
+        return get_object(node["_target_"])(**settings, **given)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{name}: {_one_line(error)}") from error
+
+
+def of_this_machine(name: str, node: Mapping[str, Any], outputs: Path) -> dict[str, Any]:
+    """Replace what a record must not decide by what this machine's configuration says.
+
+    Args:
+        name: The component, such as ``data``.
+        node: Its recorded configuration.
+        outputs: The outputs folder, for values that lie in it.
+
+    Returns:
+        The node; without the keys that the configuration leaves open.
+    """
+    keys = {key.partition(".")[2] for key in MACHINE if key.startswith(f"{name}.")}
+    path = _builders(name).get(str(node.get("_target_")))
+    kept = {key: value for key, value in node.items() if key not in keys}
+    if path is None:
+        return kept
+    file = OmegaConf.load(path)
+    assert isinstance(file, DictConfig)
+    for base in file.get("defaults", []):
+        file = OmegaConf.merge(OmegaConf.load(path.with_name(f"{base}.yaml")), file)
+    ours = OmegaConf.create({"outputs": str(outputs), "here": file}).here
+    return kept | {
+        key: OmegaConf.to_container(ours[key]) if OmegaConf.is_config(ours[key]) else ours[key]
+        for key in sorted(keys & {str(key) for key in ours})
+        if not OmegaConf.is_missing(ours, key)
+    }
 
 
 def check_component(name: str, node: Mapping[str, Any], given: tuple[str, ...] = ()) -> None:

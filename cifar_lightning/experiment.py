@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ from cifar_lightning.folders import (
 )
 from cifar_lightning.footprint import count_macs, count_parameters
 from cifar_lightning.measure import device_name, load_backbone
-from cifar_lightning.results import MEGA, Run, write_table
+from cifar_lightning.results import MEGA, Network, Run, load_run, write_table
 from cifar_lightning.waiting import computing
 
 log = logging.getLogger(__name__)
@@ -215,7 +216,7 @@ def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str
             board.draw(folder)
         return Start(before)
     if config["distill"] is not None:
-        teacher = Run.load(_teachers_folder(config))
+        teacher = load_run(_teachers_folder(config))
         if teacher.data_fingerprint != fingerprint:
             raise bad_value(
                 "distill.teacher",
@@ -235,7 +236,7 @@ def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str
             classes=list(experiment.data.images.classes),
             code=provenance.code(),
             versions=provenance.versions(),
-            machine=provenance.machine() | {"device": device_name(_device(experiment))},
+            machine=provenance.machine(device_name(_device(experiment))),
             params=count_parameters(experiment.classifier.backbone),
             macs=count_macs(experiment.classifier.backbone),
         )
@@ -347,7 +348,9 @@ def fit(experiment: Experiment, start: Start) -> Run:
             for key, tensor in state.items()
             if key.startswith(prefix)
         }
-        write_atomically(experiment.folder / WEIGHTS, to_bytes(weights))
+        content = to_bytes(weights, Network.of(record).metadata)
+        write_atomically(experiment.folder / WEIGHTS, content)
+        record = replace(record, weights=sha256(content).hexdigest())
     return experiment.save(
         replace(
             record,
@@ -390,7 +393,7 @@ def _teacher(config: dict[str, Any]) -> Distillation | None:
     if node is None:
         return None
     folder = _teachers_folder(config)
-    teacher = Run.load(folder)
+    teacher = load_run(folder)
     alike = ["num_classes", "name", "mean", "std"]
     if config["data"]["val_fraction"] > 0:
         alike += ["val_fraction", "split_seed"]

@@ -7,7 +7,6 @@ The network takes normalised images, as in training; the card says how.
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Callable
@@ -17,21 +16,21 @@ from typing import Any
 
 import jinja2
 import torch
-from hydra.utils import instantiate
 from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
-from safetensors import safe_open
-from safetensors.torch import load_model, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cifar_lightning import config as configuration
-from cifar_lightning import escaping
+from cifar_lightning import escaping, gate
 from cifar_lightning.command import command
 from cifar_lightning.errors import RunFailed, UserError, bad_value
 from cifar_lightning.files import is_disk_full, write_atomically
 from cifar_lightning.finished import relative
-from cifar_lightning.measure import load_backbone, load_data
-from cifar_lightning.results import Run, find_run, markdown, rows_of
+from cifar_lightning.measure import build_backbone, load_backbone, load_data
+from cifar_lightning.results import Network, Run, find_run, load_run, markdown, rows_of
 from cifar_lightning.variants import EXAMPLE_SHAPE, export_onnx
 from cifar_lightning.waiting import computing
 
@@ -48,18 +47,18 @@ class Format:
 
     Attributes:
         file: Its name.
-        write: Writes a network, with its configuration, to a path.
+        write: Writes a run's network to a path.
         load: Makes something callable of the file.
         example: Lines that load and call it, for the model card.
     """
 
     file: str
-    write: Callable[[nn.Module, dict[str, Any], Path], None]
+    write: Callable[[nn.Module, Run, Path], None]
     load: Callable[[Path], Forward]
     example: str
 
 
-def _write_onnx(network: nn.Module, node: dict[str, Any], path: Path) -> None:
+def _write_onnx(network: nn.Module, run: Run, path: Path) -> None:
     export_onnx(network, path)
 
 
@@ -75,7 +74,7 @@ def _load_onnx(path: Path) -> Forward:
     return forward
 
 
-def _write_torch_export(network: nn.Module, node: dict[str, Any], path: Path) -> None:
+def _write_torch_export(network: nn.Module, run: Run, path: Path) -> None:
     images = torch.randn(2, *EXAMPLE_SHAPE[1:])
     shapes = ({0: torch.export.Dim("batch")},)
     torch.export.save(torch.export.export(network, (images,), dynamic_shapes=shapes), path)
@@ -86,9 +85,9 @@ def _load_torch_export(path: Path) -> Forward:
     return forward
 
 
-def _write_safetensors(network: nn.Module, node: dict[str, Any], path: Path) -> None:
+def _write_safetensors(network: nn.Module, run: Run, path: Path) -> None:
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    save_file(weights, path, metadata={"model": json.dumps(node)})
+    save_file(weights, path, metadata=Network.of(run).metadata)
 
 
 def load(path: str | Path) -> nn.Module:
@@ -97,17 +96,14 @@ def load(path: str | Path) -> nn.Module:
     Raises:
         UserError: If it is not such a file.
     """
+    path = Path(path)
     try:
-        with safe_open(path, "pt") as file:
-            node = json.loads((file.metadata() or {})["model"])
-        configuration.check_targets("model", node)
-        network: nn.Module = instantiate(node)
-        load_model(network, path)
-    except UserError:
-        raise
-    except Exception as error:
+        content = gate.read(path, gate.MAX_WEIGHTS)
+        network = Network.from_weights(content)
+        weights = from_bytes(content)
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: not an export of format=safetensors ({error})") from error
-    return network.eval()
+    return build_backbone(network.model, weights, path)
 
 
 FORMATS = {
@@ -184,7 +180,7 @@ def export(folder: Path, name: str, to: Path, data_root: str | None = None) -> P
         UserError: If a package is missing or the run's files are damaged.
         RunFailed: If the exported network does not agree; nothing is written then.
     """
-    form, run = FORMATS[name], Run.load(folder)
+    form, run = FORMATS[name], load_run(folder)
     network = load_backbone(folder)
     data = load_data(folder, data_root)
     test = data.images.test.images
@@ -194,7 +190,7 @@ def export(folder: Path, name: str, to: Path, data_root: str | None = None) -> P
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / form.file
         try:
-            form.write(load_backbone(folder), run.config["model"], path)
+            form.write(load_backbone(folder), run, path)
             found = agreement(network, form.load(path), images)
         except ModuleNotFoundError as error:
             needed = f"needs {error.name}: pip install 'cifar-lightning[onnx]'"
@@ -211,7 +207,7 @@ def export(folder: Path, name: str, to: Path, data_root: str | None = None) -> P
 
 def card(folder: Path, name: str, found: Agreement) -> str:
     """Write the model card: what it is, how to load it, how good it is, how it was made."""
-    run = Run.load(folder)
+    run = load_run(folder)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cifar_lightning", "."),
         trim_blocks=True,

@@ -52,7 +52,7 @@ def finished(folder: Path, config: Mapping[str, Any]) -> Run | None:
     except (FileNotFoundError, ValueError):
         return None
     benchmark = config["benchmark"]
-    on_cpu = run.machine.get("device") == run.machine.get("cpu")
+    on_cpu = run.machine.device == run.machine.processor.title
     measured = all(
         any(
             Measurement.exists(folder, name, threads, benchmark["protocol"])
@@ -90,10 +90,10 @@ def changes_since(run: Run) -> list[str]:
     """Tell what differs between the code and packages of a run and those of now."""
     changes = []
     code = provenance.code()
-    then, now = run.code.get("commit"), code["commit"]
+    then, now = run.code.commit, code.commit
     if then and now and then != now:
         changes.append(f"the code, {then[:8]} -> {now[:8]}")
-    elif then and now and (run.code.get("dirty") or code["dirty"]):
+    elif then and now and (run.code.dirty or code.dirty):
         changes.append(f"perhaps the code, {now[:8]} with uncommitted changes")
     versions = provenance.versions()
     changes += [

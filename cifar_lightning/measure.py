@@ -9,25 +9,24 @@ timing them in turns.
 from __future__ import annotations
 
 import logging
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as from_bytes
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from cifar_lightning import board, interruption, provenance, variants
+from cifar_lightning import board, gate, interruption, provenance, results, variants
 from cifar_lightning import config as configuration
 from cifar_lightning.command import command
 from cifar_lightning.company import (
@@ -47,19 +46,19 @@ from cifar_lightning.errors import (
 )
 from cifar_lightning.files import write_atomically
 from cifar_lightning.folders import WEIGHTS
-from cifar_lightning.latency import (
-    PROTOCOL_VERSION,
-    PROTOCOLS,
-    Protocol,
-    compare_latencies,
-    measure_latency,
-)
+from cifar_lightning.latency import compare_latencies, measure_latency
+from cifar_lightning.latency_stats import PROTOCOL_VERSION, PROTOCOLS, Protocol
+from cifar_lightning.recipes import recipe
 from cifar_lightning.results import (
     RUNS,
+    Environment,
     Measurement,
+    Network,
+    Repeat,
     Run,
     draw_table,
     find_run,
+    load_run,
     markdown,
     rows_of,
     write_table,
@@ -120,16 +119,47 @@ def load_backbone(folder: Path) -> nn.Module:
         folder: The run's, with ``run.json`` and ``weights.safetensors``.
 
     Raises:
-        UserError: If the weights are missing, damaged or of another network.
+        UserError: If the weights are missing, damaged or of another network or run.
     """
-    node = Run.load(folder).config["model"]
-    configuration.check_targets("model", node)
-    backbone: nn.Module = instantiate(node)
-    path = folder / WEIGHTS
+    run, path = load_run(folder), folder / WEIGHTS
     try:
-        backbone.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{path}: not the weights of this run's network ({error})") from error
+        content = gate.read(path, gate.MAX_WEIGHTS)
+        if sha256(content).hexdigest() != run.weights:
+            raise ValueError(_whose(content, run))
+        weights = from_bytes(content)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path}: not the weights of this run ({error})") from error
+    return build_backbone(run.config["model"], weights, path)
+
+
+def _whose(content: bytes, run: Run) -> str:
+    """Say what a file of weights is that is not the recorded one."""
+    network = Network.from_weights(content)
+    return "they were changed" if network.run == run.name else f"they are of {network.run}"
+
+
+def build_backbone(node: dict[str, Any], weights: dict[str, Tensor], path: Path) -> nn.Module:
+    """Build a network as a record says, and load weights into it.
+
+    Args:
+        node: ``model`` of its configuration.
+        weights: By the names of its parameters and buffers.
+        path: The weights' file, to name it in errors.
+
+    Raises:
+        UserError: If the builder is none of ours, or the weights are not of this network.
+    """
+    # First without memory: a record can ask for a network of any size.
+    with suppress(NotImplementedError, RuntimeError), torch.device("meta"):
+        shape_only: nn.Module = configuration.construct("model", node)
+        shapes = {name: tensor.shape for name, tensor in shape_only.state_dict().items()}
+        if shapes != {name: tensor.shape for name, tensor in weights.items()}:
+            raise UserError(f"{path}: not the weights of this run's network")
+    backbone: nn.Module = configuration.construct("model", node)
+    try:
+        backbone.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{path}: not the weights of this run's network") from error
     return backbone.eval()
 
 
@@ -179,8 +209,9 @@ def _measure(
     device: torch.device,
     protocol: str,
 ) -> Measurement:
+    run = load_run(folder)
     blank = Measurement(
-        run=folder.name,
+        run=run.name,
         variant=name,
         status="ok",
         reason=None,
@@ -191,11 +222,13 @@ def _measure(
         protocol=protocol,
         protocol_version=PROTOCOL_VERSION,
         test_acc=None,
-        latency={},
         size_bytes=None,
         code=provenance.code(),
-        environment={"versions": provenance.versions(), "machine": provenance.machine()},
+        environment=Environment(provenance.versions(), provenance.machine()),
         samples_ms=[],
+        recipe=recipe(name),
+        engines=variants.engines(name),
+        weights=run.weights,
     )
     backbone = load_backbone(folder)
     try:
@@ -235,14 +268,15 @@ def _fill(
     with as_by_default():
         latency = measure_latency(lambda: prepared.forward(image), device, protocol, between)
     load.sample()
-    environment = blank.environment | {
-        "flags": variants.flags(),
-        "convolution_error": variants.convolution_error(device),
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "device": device_key(device),
-    }
-    variants.prove(blank.variant, environment["convolution_error"])
+    environment = replace(
+        blank.environment,
+        flags=variants.flags(),
+        convolution_error=(error := variants.convolution_error(device)),
+        cuda=torch.version.cuda,
+        cudnn=torch.backends.cudnn.version(),
+        device=device_key(device),
+    )
+    variants.prove(blank.variant, error)
     share = load.mean
     disturbed = share is not None and share > DISTURBED_ABOVE
     return replace(
@@ -251,15 +285,15 @@ def _fill(
         reason=f"other processes used {100 * share:.0f} %" if disturbed and share else None,
         test_acc=accuracy(confusion),
         confusion=confusion.tolist(),
-        latency=asdict(latency.stats),
+        latency=latency.stats,
         size_bytes=prepared.size_bytes,
         environment=environment,
         samples_ms=latency.samples_ms,
         preparation_s=prepared.preparation_s,
         notes=prepared.notes,
-        load={"mean": load.mean, "peak": load.peak},
+        load=results.Load(load.mean, load.peak),
         state={"before": before, "after": device_state(device)},
-        wall=asdict(latency.wall) if latency.wall else None,
+        wall=latency.wall,
         graph_ms=_replayed_ms(prepared, image, protocol),
     )
 
@@ -315,13 +349,16 @@ def device_name(device: torch.device) -> str:
     """Name the hardware for people and tables."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpu = provenance.cpu_model()
+    cpu = provenance.processor().title
     return cpu if device.type == "cpu" else f"{cpu} ({device.type})"
 
 
 def hardware_slug(device: torch.device) -> str:
-    """Make the hardware's name fit for a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+    """Make the hardware's identity fit for a file name."""
+    if device.type == "cuda":
+        return provenance.slug(device_name(device))
+    cpu = provenance.processor().slug
+    return cpu if device.type == "cpu" else f"{cpu}-{device.type}"
 
 
 def find_device(name: str) -> torch.device:
@@ -398,19 +435,37 @@ def _answer(
 def load_data(folder: Path, root: str | None = None) -> ImageDataModule:
     """Read a run's data anew.
 
+    Where they lie is this machine's to say, not the record's, which may be anybody's.
+
     Args:
         folder: The run's.
-        root: Where its data lie here, if not where they lay in training.
+        root: Where its data lie here, if not where ``conf/data`` says.
 
     Raises:
         UserError: If they can't be read or are not what the run was trained on.
     """
-    run = Run.load(folder)
-    node = run.config["data"] | ({"root": root} if root is not None else {})
-    configuration.check_targets("data", node)
-    data: ImageDataModule = instantiate(node, _convert_="all")
-    if data.images.fingerprint != run.data_fingerprint:
-        raise UserError(f"{run.name} was trained on other data than these; say data_root=...")
+    run = load_run(folder)
+    recorded = run.config["data"]
+    node = configuration.of_this_machine("data", recorded, folder.resolve().parent.parent)
+    hint = ""
+    if "root" in recorded:
+        if root is not None:
+            node["root"] = root
+        elif recorded["root"] != node.get("root"):
+            hint = f"; the run was trained on data in {recorded['root']}: say data_root=..."
+            if "mirrors" in node:
+                node["mirrors"] = []  # they are probably there
+            if "root" not in node:
+                raise UserError(f"data_root: needs a value{hint}")
+    try:
+        data: ImageDataModule = configuration.construct("data", node)
+        fingerprint = data.images.fingerprint
+    except UserError as error:
+        raise UserError(f"{error}{hint}") from error
+    if fingerprint != run.data_fingerprint:
+        raise UserError(
+            f"{run.name} was trained on other data than these{hint or '; say data_root=...'}"
+        )
     return data
 
 
@@ -475,11 +530,13 @@ def _measured_apart(arguments: list[str]) -> str:
 
 def _median_of(measurements: list[Measurement], folder: Path) -> Measurement:
     """Keep the measurement with the median mean, with every process's figures in it."""
-    timed = sorted((m for m in measurements if m.latency), key=lambda m: m.latency["mean_ms"])
+    timed = sorted(
+        ((m.latency, m) for m in measurements if m.latency), key=lambda pair: pair[0].mean_ms
+    )
     if not timed:
         return measurements[-1]
-    figures = [{key: m.latency[key] for key in ("mean_ms", "p50_ms", "p95_ms")} for m in timed]
-    chosen = replace(timed[len(timed) // 2], repeats=figures)
+    figures = [Repeat(one.mean_ms, one.p50_ms, one.p95_ms) for one, _ in timed]
+    chosen = replace(timed[len(timed) // 2][1], repeats=figures)
     chosen.save(folder)
     return chosen
 
@@ -491,7 +548,7 @@ def compare(
     difference = ("First minus second (ms)", "95 % interval")
     lines = [("First", "Second", "Variant", "Threads", *difference, "n", "Faster")]
     protocol = PROTOCOLS[request.protocol]
-    labels = [Run.load(folder).label for folder in folders]
+    labels = [load_run(folder).label for folder in folders]
     if len({*labels}) < len(labels):  # such as the seeds of one ID
         labels = [folder.name for folder in folders]
     images = [load_data(folder, data_root) for folder in folders]

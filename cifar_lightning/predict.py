@@ -30,7 +30,7 @@ from cifar_lightning.errors import RunFailed, UserError, bad_value
 from cifar_lightning.escaping import csv_cell, visible
 from cifar_lightning.image_files import formats, open_image
 from cifar_lightning.measure import find_device, load_backbone
-from cifar_lightning.results import Run, find_run
+from cifar_lightning.results import find_run, load_run
 from cifar_lightning.waiting import computing
 
 BATCH_SIZE = 256
@@ -104,7 +104,7 @@ class Predictor:
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        self.run = Run.load(folder)
+        self.run = load_run(folder)
         data = self.run.config["data"]
         self.device = device
         self.backbone = load_backbone(folder).to(device)

@@ -3,18 +3,88 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
+from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from cifar_lightning.cores import usable_cores
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
+# The widest that a processor has decides which kernels run on it.
+VECTORS = ("amx_tile", "avx512f", "avx2", "avx", "sse4_2", "sve2", "sve", "asimd", "neon", "vsx")
+CPU_INFO = Path("/proc/cpuinfo")
+BOARD = Path("/proc/device-tree/model")
 
 
-def code() -> dict[str, Any]:
-    """Tell the git commit and whether the tree had changes; both None outside a checkout."""
+@dataclass(frozen=True)
+class Code:
+    """The git commit, and whether the tree had changes; both None outside a checkout."""
+
+    commit: str | None = None
+    dirty: bool | None = None
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What a CPU is, as far as the operating system tells.
+
+    Attributes:
+        name: The maker's, for people. Several generations may share it.
+        vendor: On ARM the number of the implementer.
+        family: None on ARM.
+        model: On ARM the part numbers of its cores.
+        vector: The widest vector instructions.
+        board: Where the board has a name, as on a Raspberry Pi.
+    """
+
+    name: str
+    vendor: str | None = None
+    family: str | None = None
+    model: str | None = None
+    stepping: str | None = None
+    vector: str | None = None
+    board: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Its name in tables, which tells generations and boards apart."""
+        told = [f"family {self.family}"] if self.family else []
+        told += [f"model {self.model}"] if self.model else []
+        name = self.board or self.name
+        return f"{name} ({' '.join(told)})" if told else name
+
+    @property
+    def slug(self) -> str:
+        """Its identity as part of a file name, such as ``amd-epyc-25-17-1-avx512f``."""
+        parts = [self.board or self.name, self.family, self.model, self.stepping, self.vector]
+        return slug("-".join(part for part in parts if part))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The computer, without its name or address.
+
+    Attributes:
+        cores: That the process may use.
+        device: Where a training was computed, for people.
+    """
+
+    system: str
+    processor: Processor
+    cores: int | None
+    device: str | None = None
+
+
+def slug(text: str) -> str:
+    """Make a text fit for a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unknown"
+
+
+def code() -> Code:
+    """Tell the state of the code."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -26,9 +96,9 @@ def code() -> dict[str, Any]:
         ).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        return Code(git("rev-parse", "HEAD"), bool(git("status", "--porcelain")))
     except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
+        return Code()
 
 
 def versions() -> dict[str, str]:
@@ -38,21 +108,57 @@ def versions() -> dict[str, str]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """Describe the computer, without its name or address."""
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": cpu_model(),
-        "cores": usable_cores(),
-    }
+def machine(device: str | None = None) -> Machine:
+    """Describe the computer."""
+    return Machine(
+        system=f"{platform.system()} {platform.machine()}",
+        processor=processor(),
+        cores=usable_cores(),
+        device=device,
+    )
 
 
-def cpu_model() -> str:
-    """Tell the processor's name as the operating system knows it."""
+@cache
+def processor() -> Processor:
+    """Tell this computer's CPU."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        text = CPU_INFO.read_text(errors="replace")
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        text = ""
+    try:
+        board = BOARD.read_text(errors="replace").strip("\0\n ") or None
+    except OSError:
+        board = None
+    return parse_processor(text, board)
+
+
+def parse_processor(text: str, board: str | None = None) -> Processor:
+    """Read what Linux says of the CPU.
+
+    Args:
+        text: Of ``/proc/cpuinfo``; empty on other systems.
+        board: The board's name, if it has one.
+    """
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        values = found.setdefault(key.strip(), [])
+        if value.strip() not in values:
+            values.append(value.strip())
+
+    def first(key: str) -> str | None:
+        return next(iter(found.get(key, [])), None) or None
+
+    flags = (first("flags") or first("Features") or "").split()
+    # The parts of one ARM chip's large and small cores differ.
+    parts = "-".join(sorted(found.get("CPU part", []))) or None
+    name = first("model name") or first("Model") or platform.processor() or platform.machine()
+    return Processor(
+        name=name or "unknown",
+        vendor=first("vendor_id") or first("CPU implementer"),
+        family=first("cpu family"),
+        model=first("model") or parts,
+        stepping=first("stepping") or first("CPU revision"),
+        vector=next((vector for vector in VECTORS if vector in flags), None),
+        board=board,
+    )

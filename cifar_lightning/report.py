@@ -336,7 +336,7 @@ def page(
         columns=[(column.header, column.numeric) for column in SHOWN.values()],
         details=[(heading, drawn(figure)) for heading, figure in details.values()],
         apart=apart(comparison),
-        code=provenance.code()["commit"],
+        code=provenance.code().commit,
         plotly=Markup(get_plotlyjs()),
     )
 
@@ -359,7 +359,7 @@ def read(outputs: Sequence[Path]) -> list[Recorded]:
     for folder in outputs:
         if not (folder / RUNS).is_dir():
             raise UserError(f"outputs={folder}: there is no folder {RUNS} in it; train a run first")
-        recorded += [Recorded.read(path) for path in sorted((folder / RUNS).iterdir())]
+        recorded += Recorded.read_all(folder)
     if not any(one.lines or one.damaged for one in recorded):
         raise UserError(f"outputs={','.join(map(str, outputs))}: no finished run in it")
     return recorded

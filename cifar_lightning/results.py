@@ -7,22 +7,29 @@ table costs nothing.
 from __future__ import annotations
 
 import csv
-import dataclasses
-import glob
 import hashlib
 import io
 import itertools
-import json
 import logging
 import operator
+import os
 import statistics
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from cifar_lightning import escaping
-from cifar_lightning.config import group_name
+from msgspec import Meta
+
+from cifar_lightning import escaping, gate, provenance
+from cifar_lightning.config import (
+    NAMING_GROUPS,
+    REBUILT,
+    Colours,
+    Deviations,
+    check_recorded,
+    group_name,
+)
 from cifar_lightning.errors import UserError, bad_value, unknown_name
 from cifar_lightning.files import (
     check_lock,
@@ -31,34 +38,63 @@ from cifar_lightning.files import (
     remove_unfinished,
     write_atomically,
 )
+from cifar_lightning.latency_stats import LatencyStats, Milliseconds
+from cifar_lightning.recipes import recipe
 
 log = logging.getLogger(__name__)
 
 RUNS = "runs"  # the folder of the runs in the outputs
 MEGA = 1e6  # MB, M parameters and M MACs are decimal
 LAUNCH_BOUND_ABOVE = 1.3  # eager over replayed
+ROUNDING = 0.001  # of an accuracy in percent
+
+
+Percent = Annotated[float, Meta(ge=0, le=100)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Seconds = Annotated[float, Meta(ge=0)]
+# What stands in names of files and in rows. `\Z`, as `$` allows a line's end behind it.
+Name = Annotated[str, Meta(pattern=r"^\w[\w.+-]*\Z", max_length=250)]
+Option = Annotated[str, Meta(pattern=r"^\w[\w.+-]*(/\w[\w.+-]*)*\Z", max_length=250)]
+Label = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}\Z")]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Moment = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT[\d:.+-]{8,40}\Z")]
+Versions = dict[str, str]
 
 
 @dataclass(frozen=True)
 class _Record:
     """What has a JSON form."""
 
+    FILE: ClassVar[str]
+    FREE: ClassVar[frozenset[str]] = frozenset()  # text for people, which nothing interprets
+
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read the record.
 
         Raises:
-            ValueError: If the file is not a record of this kind.
+            ValueError: If the file is not a record of this kind; the text says why, in one line.
             FileNotFoundError: If there is none.
         """
-        content = json.loads(path.read_text())
-        try:
-            return cls(**content)
-        except TypeError as error:
-            raise ValueError(f"{path}: not a {cls.__name__.lower()} ({error})") from error
+        return cls.decoded(gate.read(path))
+
+    @classmethod
+    def decoded(cls, content: bytes | str) -> Self:
+        """Make the record of its JSON form; errors as `read`."""
+        record = gate.decode(content, cls)
+        gate.check_plain({key: one for key, one in vars(record).items() if key not in cls.FREE})
+        record.check()
+        return record
+
+    def check(self) -> None:
+        """See that its fields go together.
+
+        Raises:
+            ValueError: If not.
+        """
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+        return gate.encode(self)
 
 
 @dataclass(frozen=True)
@@ -69,34 +105,43 @@ class Run(_Record):
         name: Its identity, a function of the training configuration.
         choices: The option chosen in each configuration group.
         config: The resolved configuration.
-        status: ``running``, ``interrupted``, ``failed`` or ``finished``.
         data_fingerprint: Of the images it was trained on.
-        code: Git commit and whether the tree had changes.
         val_acc: Best validation accuracy in percent.
         test_acc: Test accuracy of that checkpoint in percent.
         train_seconds: Time in training and validation, over all continuations.
         classes: Their names, in the order of the network's outputs.
+        weights: SHA-256 of the file of the best weights.
     """
 
-    name: str
-    id: str | None
-    choices: dict[str, str]
+    name: Name
+    id: Label | None
+    choices: dict[str, Option]
     config: dict[str, Any]
-    status: str
-    started: str
-    data_fingerprint: str
-    code: dict[str, Any]
-    versions: dict[str, str]
-    machine: dict[str, Any]
-    params: int
-    macs: int
+    status: Literal["running", "interrupted", "failed", "finished"]
+    started: Moment
+    data_fingerprint: Annotated[str, Meta(pattern=r"^[0-9a-f]{8,64}\Z")]
+    code: provenance.Code
+    versions: Versions
+    machine: provenance.Machine
+    params: Count
+    macs: Count
     error: str | None = None
-    val_acc: float | None = None
-    test_acc: float | None = None
-    train_seconds: float | None = None
+    val_acc: Percent | None = None
+    test_acc: Percent | None = None
+    train_seconds: Seconds | None = None
     classes: list[str] = field(default_factory=list)
+    weights: Digest | None = None
 
     FILE: ClassVar[str] = "run.json"
+    FREE: ClassVar[frozenset[str]] = frozenset({"error", "classes"})
+
+    def check(self) -> None:
+        for group in NAMING_GROUPS:
+            if group not in self.choices:
+                raise ValueError(f"choices.{group}: missing")
+        check_recorded(self.config)
+        if len(self.classes) not in (0, count := self.config["data"]["num_classes"]):
+            raise ValueError(f"classes: {len(self.classes)} of {count}")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -108,7 +153,7 @@ class Run(_Record):
         return self
 
     def class_names(self, count: int) -> list[str]:
-        """Name the classes; by number where an earlier version did not record them."""
+        """Name the classes; by number where they are not recorded."""
         return self.classes or [str(number) for number in range(count)]
 
     @property
@@ -118,59 +163,136 @@ class Run(_Record):
 
 
 @dataclass(frozen=True)
+class Load:
+    """What other processes used of the device; None where it is unknown. See `company.Load`."""
+
+    mean: Annotated[float, Meta(ge=0)] | None = None
+    peak: Annotated[float, Meta(ge=0)] | None = None
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """The figures of one of several fresh processes."""
+
+    mean_ms: Milliseconds
+    p50_ms: Milliseconds
+    p95_ms: Milliseconds | None = None
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where and how something was measured.
+
+    Attributes:
+        flags: Every switch that was set.
+        convolution_error: See `variants.convolution_error`.
+        cuda: torch's version of it.
+        cudnn: Its version.
+        device: See `company.device_key`.
+    """
+
+    versions: Versions
+    machine: provenance.Machine
+    flags: dict[str, Any] = field(default_factory=dict)
+    convolution_error: float | None = None
+    cuda: str | None = None
+    cudnn: int | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True)
 class Measurement(_Record):
     """One variant of one run on one device.
 
     Attributes:
-        status: ``ok``, ``disturbed``, ``unsupported`` or ``failed``.
         reason: Why it is not ``ok``.
         device: The hardware's name for people.
-        hardware: The same as part of a file name.
-        clock: ``cuda_event`` or ``perf_counter``.
-        protocol: ``full`` or ``quick``.
+        hardware: Its identity as part of a file name.
         test_acc: In percent, evaluated under this variant on the whole test split.
-        confusion: Counts of test images, a row for each true class and a column for each predicted
-            one.
-        latency: Fields of `latency.LatencyStats`.
         size_bytes: Of the file that this variant ships.
-        environment: Versions, machine and every flag that was set.
         samples_ms: Every sample, in the order taken.
+        weights: SHA-256 of the file of weights that was measured.
+        recipe: Versions of the variant's parts; see `recipes`.
+        engines: Versions of what executed it.
+        latency: None if it was not timed.
         preparation_s: What happens once: compiling, capturing, exporting, calibrating.
         notes: What else the variant has to say.
-        load: ``mean`` and ``peak`` of what other processes used, None if unknown; see
-            `company.Load`.
         state: Of the device ``before`` and ``after``; see `company.device_state`.
-        wall: On CUDA, `latency.LatencyStats` of the same calls by the wall clock.
+        wall: On CUDA, the same calls by the wall clock.
         graph_ms: On CUDA, the mean of replaying the same call as a CUDA graph.
-        repeats: ``mean_ms``, ``p50_ms``, ``p95_ms`` of each of several fresh processes.
+        repeats: Figures of several fresh processes, of which this is the median one.
+        confusion: Counts of test images, a row for each true class and a column for each predicted
+            one.
     """
 
-    run: str
-    variant: str
-    status: str
+    run: Name
+    variant: Annotated[str, Meta(pattern=r"^[a-z0-9_]+(\+[a-z0-9_]+)*\Z", max_length=120)]
+    status: Literal["ok", "disturbed", "unsupported", "failed"]
     reason: str | None
-    device: str
-    hardware: str
-    threads: int
-    clock: str
-    protocol: str
-    protocol_version: int
-    test_acc: float | None
-    latency: dict[str, Any]
-    size_bytes: int | None
-    code: dict[str, Any]
-    environment: dict[str, Any]
-    samples_ms: list[float] = field(repr=False)
-    preparation_s: float | None = None
+    device: Annotated[str, Meta(min_length=1, max_length=250)]
+    hardware: Annotated[str, Meta(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*\Z", max_length=150)]
+    threads: Annotated[int, Meta(ge=1, le=2**20)]
+    clock: Literal["cuda_event", "perf_counter"]
+    protocol: Annotated[str, Meta(pattern=r"^(full|quick)\Z")]
+    protocol_version: Annotated[int, Meta(ge=1, le=2**20)]
+    test_acc: Percent | None
+    size_bytes: Count | None
+    code: provenance.Code
+    environment: Environment
+    samples_ms: list[Milliseconds] = field(repr=False)
+    recipe: dict[str, int]
+    engines: Versions
+    weights: Digest | None = None
+    latency: LatencyStats | None = None
+    preparation_s: Seconds | None = None
     notes: dict[str, Any] = field(default_factory=dict)
-    load: dict[str, float | None] = field(default_factory=dict)
-    state: dict[str, Any] = field(default_factory=dict)
-    wall: dict[str, Any] | None = None
-    graph_ms: float | None = None
-    repeats: list[dict[str, float | None]] = field(default_factory=list)
-    confusion: list[list[int]] | None = None
+    load: Load = field(default_factory=Load)
+    state: dict[str, dict[str, Any]] = field(default_factory=dict)
+    wall: LatencyStats | None = None
+    graph_ms: Milliseconds | None = None
+    repeats: list[Repeat] = field(default_factory=list)
+    confusion: list[list[Count]] | None = None
 
     FOLDER: ClassVar[str] = "measurements"
+    FREE: ClassVar[frozenset[str]] = frozenset({"reason", "samples_ms", "confusion"})
+
+    def check(self) -> None:
+        if "torch" not in self.environment.versions:
+            raise ValueError("environment.versions.torch: missing")
+        if self.recipe.keys() != {*self.variant.split("+")}:
+            raise ValueError(f"recipe: not of {self.variant}")
+        if self.status in ("ok", "disturbed"):
+            missing = [key for key in ("latency", "test_acc") if getattr(self, key) is None]
+            if missing or not self.samples_ms:
+                raise ValueError(f"{missing[0] if missing else 'samples_ms'}: missing")
+        if self.latency is not None and not self.latency.mean_ms:
+            raise ValueError("latency.mean_ms: 0")
+        if self.confusion is not None:
+            self._check_confusion(self.confusion)
+
+    def _check_confusion(self, confusion: list[list[int]]) -> None:
+        images = sum(map(sum, confusion))
+        if any(len(row) != len(confusion) for row in confusion) or not 0 < images <= 2**53:
+            raise ValueError("confusion: not a square of counts")
+        right = 100 * sum(row[index] for index, row in enumerate(confusion)) / images
+        if self.test_acc is None or abs(self.test_acc - right) > ROUNDING:
+            raise ValueError(f"test_acc: {self.test_acc}, by the confusion matrix {right:g}")
+
+    def check_place(self, path: Path, run: Run) -> Self:
+        """Return it if it is what its file's name says, and was taken of this run.
+
+        Raises:
+            ValueError: If not.
+        """
+        if path.name != Path(self.file_name(*self.configuration, self.protocol)).name:
+            raise ValueError("not the measurement that its name says")
+        if self.run != run.name:
+            raise ValueError(f"of the run {self.run}")
+        if self.weights != run.weights:
+            raise ValueError("of other weights than the run's")
+        if self.confusion is not None and len(self.confusion) != run.config["data"]["num_classes"]:
+            raise ValueError(f"confusion: of {len(self.confusion)} classes")
+        return self
 
     @classmethod
     def file_name(cls, variant: str, hardware: str, threads: int, protocol: str) -> str:
@@ -178,22 +300,34 @@ class Measurement(_Record):
         return f"{cls.FOLDER}/{variant}@{hardware}-t{threads}-{protocol}.json"
 
     @classmethod
+    def read_all(cls, folder: Path, run: Run) -> tuple[list[Self], list[str]]:
+        """Read all of a run; what is damaged or another's is left out, with a line that says so."""
+        found, damaged = [], []
+        for path in sorted((folder / cls.FOLDER).glob("*.json")):
+            try:
+                found.append(cls.read(path).check_place(path, run))
+            except FileNotFoundError:
+                continue  # another process has replaced or removed it
+            except ValueError as error:
+                damaged.append(_left_out(path, error))
+        return found, damaged
+
+    @classmethod
     def exists(cls, folder: Path, variant: str, threads: int, protocol: str) -> bool:
-        """Tell whether a run has it, on any hardware and by this or the full protocol."""
-        return any(
-            next(folder.glob(cls.file_name(glob.escape(variant), "*", threads, name)), None)
-            for name in {protocol, "full"}
-        )
+        """Tell whether a run has it, on any hardware and by this or the full protocol.
 
-    def checked(self) -> Self:
-        """Return it if what a ranked measurement needs is there.
-
-        Raises:
-            ValueError: If not.
+        One of a part's earlier recipe is none.
         """
-        if self.status == "ok" and not isinstance(self.latency.get("mean_ms"), int | float):
-            raise ValueError("no latency.mean_ms")
-        return self
+        try:
+            found, _ = cls.read_all(folder, Run.load(folder))
+        except (OSError, ValueError):
+            return False
+        return any(
+            (one.variant, one.threads) == (variant, threads)
+            and one.protocol in (protocol, "full")
+            and one.recipe == recipe(variant)
+            for one in found
+        )
 
     @property
     def failed(self) -> bool:
@@ -202,15 +336,17 @@ class Measurement(_Record):
     @property
     def launch_bound(self) -> bool | None:
         """Whether the device mostly waits for kernels to be launched."""
-        if self.graph_ms is None:
+        if self.graph_ms is None or self.latency is None:
             return None
-        return bool(self.latency["mean_ms"] > LAUNCH_BOUND_ABOVE * self.graph_ms)
+        return self.latency.mean_ms > LAUNCH_BOUND_ABOVE * self.graph_ms
 
     @property
     def spread(self) -> float | None:
         """Largest minus smallest p95 of the fresh processes, over their median, in percent."""
-        p95 = sorted(repeat["p95_ms"] for repeat in self.repeats if repeat["p95_ms"] is not None)
-        return 100 * (p95[-1] - p95[0]) / p95[len(p95) // 2] if len(p95) > 1 else None
+        p95 = sorted(repeat.p95_ms for repeat in self.repeats if repeat.p95_ms is not None)
+        if len(p95) < 2 or not p95[len(p95) // 2]:
+            return None
+        return 100 * (p95[-1] - p95[0]) / p95[len(p95) // 2]
 
     @property
     def configuration(self) -> tuple[str, str, int]:
@@ -219,9 +355,53 @@ class Measurement(_Record):
 
     def save(self, run_folder: Path) -> Path:
         """Write it into its run's folder, in place of an earlier one of the same kind."""
-        path = run_folder / self.file_name(self.variant, self.hardware, self.threads, self.protocol)
+        path = run_folder / self.file_name(*self.configuration, self.protocol)
         write_atomically(path, self.to_json())
         return path
+
+
+@dataclass(frozen=True)
+class Network(_Record):
+    """How to build and use a network: the metadata of a file of weights.
+
+    Attributes:
+        run: The name of the run that trained it.
+        model: Its node of the configuration.
+        classes: Their names, in the order of the outputs.
+        mean: Of each colour, which inputs are normalised with.
+        std: The same.
+    """
+
+    run: Name
+    model: dict[str, Any]
+    classes: list[str]
+    mean: Colours
+    std: Deviations
+
+    KEY: ClassVar[str] = "network"  # in the file's metadata
+    FREE: ClassVar[frozenset[str]] = frozenset({"classes"})
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        data = run.config["data"]
+        classes = run.class_names(data["num_classes"])
+        return cls(run.name, run.config["model"], classes, data["mean"], data["std"])
+
+    @classmethod
+    def from_weights(cls, content: bytes) -> Self:
+        """Read it out of a file of weights; errors as `read`."""
+        try:
+            return cls.decoded(gate.metadata(content)[cls.KEY])
+        except KeyError as error:
+            raise ValueError("it does not say of which network") from error
+
+    def check(self) -> None:
+        gate.check_plain({"model": self.model}, REBUILT)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What to write into the file of weights."""
+        return {"format": "pt", self.KEY: self.to_json()}
 
 
 # --- The table ------------------------------------------------------------------------------
@@ -284,7 +464,7 @@ class Recorded:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read a run's files; what is damaged is left out.
+        """Read a run's files; what is damaged or another run's is left out.
 
         A run that is still under way gives no rows, and of two protocols on the same hardware only
         ``full`` is shown.
@@ -295,28 +475,42 @@ class Recorded:
             return cls(folder, None, [], [])
         except ValueError as error:
             return cls(folder, None, [], [_left_out(folder / Run.FILE, error)])
-        measurements, damaged = [], []
-        for path in sorted((folder / Measurement.FOLDER).glob("*.json")):
-            try:
-                measurements.append(Measurement.read(path).checked())
-            except ValueError as error:
-                damaged.append(_left_out(path, error))
-        try:
-            return cls(folder, run, _lines(run, measurements), damaged)
-        except (KeyError, TypeError, AttributeError) as error:
-            return cls(folder, None, [], [*damaged, _left_out(folder, f"no {error}")])
+        measurements, damaged = Measurement.read_all(folder, run)
+        return cls(folder, run, _lines(run, measurements), damaged)
+
+    @classmethod
+    def read_all(cls, outputs: Path) -> list[Self]:
+        """Read every run below an outputs folder; what is damaged or a copy is left out."""
+        found = []
+        for folder in sorted((outputs / RUNS).iterdir()):
+            one = cls.read(folder)
+            if one.run is not None and one.run.name != folder.name:
+                one = cls(folder, None, [], [_copied(folder, one.run)])
+            found.append(one)
+        return found
 
 
 def _left_out(path: Path, reason: object) -> str:
     return f"{path} is damaged and left out ({reason})"
 
 
+def _copied(folder: Path, run: Run) -> str:
+    return f"{folder} is left out: it holds a copy of the run {run.name}"
+
+
 def rows_of(folder: Path) -> list[Row]:
     """Make the table's rows of one run: one a measurement, and one if it ended without any."""
-    recorded = Recorded.read(folder)
-    for line in recorded.damaged:
-        log.warning("%s", line)
-    return [row for row, _ in recorded.lines]
+    return _warned([Recorded.read(folder)])
+
+
+def _warned(recorded: Iterable[Recorded]) -> list[Row]:
+    """Take the rows, and say what is left out."""
+    rows = []
+    for one in recorded:
+        for line in one.damaged:
+            log.warning("%s", line)
+        rows += [row for row, _ in one.lines]
+    return rows
 
 
 def _lines(run: Run, measurements: list[Measurement]) -> list[tuple[Row, Measurement | None]]:
@@ -355,8 +549,8 @@ def find_run(outputs: Path, query: str, key: str = "run") -> Path:
     Raises:
         UserError: If there is none, more than one, or it is not finished.
     """
-    if (Path(query) / Run.FILE).is_file():
-        folder, run = Path(query), _load_or_refuse(Path(query))
+    if os.path.isfile(Path(query) / Run.FILE):  # noqa: PTH113  # also of what can't be a path
+        folder, run = Path(query), load_run(Path(query))
     else:
         runs = dict(_whole_runs(outputs))
         found = [folder for folder, run in runs.items() if query in (run.label, run.name)]
@@ -374,17 +568,32 @@ def find_run(outputs: Path, query: str, key: str = "run") -> Path:
 
 
 def _whole_runs(outputs: Path) -> Iterator[tuple[Path, Run]]:
-    for path in sorted((outputs / RUNS).glob(f"*/{Run.FILE}")):
+    folders = sorted((outputs / RUNS).iterdir()) if (outputs / RUNS).is_dir() else []
+    for folder in folders:
         try:
-            yield path.parent, Run.load(path.parent)
+            run = Run.load(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
         except ValueError as error:
-            log.warning("%s is damaged and left out (%s)", path, error)
+            log.warning("%s", _left_out(folder / Run.FILE, error))
+            continue
+        if run.name == folder.name:
+            yield folder, run
+        else:
+            log.warning("%s", _copied(folder, run))
 
 
-def _load_or_refuse(folder: Path) -> Run:
+def load_run(folder: Path) -> Run:
+    """Read the run of a folder that the user, or a record, has named.
+
+    Raises:
+        UserError: If it is missing or damaged.
+    """
     try:
         return Run.load(folder)
-    except ValueError as error:
+    except FileNotFoundError as error:
+        raise UserError(f"{folder / Run.FILE}: there is no such file") from error
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder / Run.FILE}: damaged ({error})") from error
 
 
@@ -409,10 +618,11 @@ def _row(run: Run, measurement: Measurement | None) -> Row:
     }
     if measurement is not None:
         latency = measurement.latency
-        row |= {f"lat_{key}": latency.get(key) for key in ("mean_ms", "p50_ms", "p95_ms")}
-        row |= {f"lat_{key}": latency.get(key) for key in ("std_ms", "n", "converged")}
+        if latency is not None:
+            shown = ("mean_ms", "p50_ms", "p95_ms", "std_ms", "n", "converged")
+            row |= {f"lat_{key}": getattr(latency, key) for key in shown}
+            row["lat_ci_ms"] = latency.mean_ci_ms
         row |= {
-            "lat_ci_ms": latency.get("mean_ci_ms"),
             "lat_processes": len(measurement.repeats) or None,
             "lat_spread_pct": measurement.spread,
             "launch_bound": measurement.launch_bound,
@@ -426,7 +636,7 @@ def _row(run: Run, measurement: Measurement | None) -> Row:
             "threads": measurement.threads,
             "clock": measurement.clock,
             "protocol": measurement.protocol,
-            "torch": measurement.environment["versions"]["torch"],
+            "torch": measurement.environment.versions["torch"],
             "status": measurement.status,
             "error": measurement.reason,
         }
@@ -445,7 +655,7 @@ def write_table(outputs: Path) -> list[Row]:
     """
     with locked(outputs / TABLE_LOCK, "waiting for another process that writes the table"):
         remove_unfinished(outputs)
-        rows = [row for folder in (outputs / RUNS).iterdir() for row in rows_of(folder)]
+        rows = _warned(Recorded.read_all(outputs))
         rows.sort(key=lambda row: (row["started"], row["run"], str(row["variant"])))
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")

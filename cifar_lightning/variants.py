@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +313,18 @@ def check(name: str, key: str = "variants") -> str:
             if part not in allowed:
                 raise bad_value(key, name, f"{alone.pop()} without {part}")
     return "+".join(part for part in parts if part != "fp32" or len(parts) == 1)
+
+
+def engines(name: str) -> dict[str, str]:
+    """Tell the versions of what executes a variant, as far as they are installed."""
+    packages = ["torch"]
+    if _ALONE.intersection(name.split("+")):
+        packages += ["onnxruntime", "onnxruntime-gpu", "onnxscript"]
+    found = {}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from test_results import MEASUREMENT, RUN, place
+from test_results import LATENCY, MEASUREMENT, RUN, place, with_seed
 
 from cifar_lightning.comparison import (
     Arena,
@@ -19,7 +19,8 @@ from cifar_lightning.comparison import (
 )
 from cifar_lightning.config import CONF_DIR, FOLLOWING, NEUTRAL, run_name
 from cifar_lightning.errors import UserError
-from cifar_lightning.results import Recorded
+from cifar_lightning.recipes import recipe
+from cifar_lightning.results import Recorded, Repeat
 
 CONDITIONS = Conditions("digits", "f" * 16, "A CPU", 1, "perf_counter", "full", 1)
 
@@ -32,14 +33,14 @@ def recorded(tmp_path, *pairs):
 
 
 def a_run(label, seed=0, fingerprint="f" * 16, **config):
-    config = RUN.config | {"seed": seed, "data": {"name": "digits", "seed": seed}} | config
+    config = with_seed(seed) | config
     name = run_name(config, RUN.choices)
     return replace(RUN, id=label, name=name, config=config, data_fingerprint=fingerprint)
 
 
 def measured(run, acc=90.0, mean=1.0, width=0.1, images=1000, **changed):
     right = round(acc * images / 100)
-    latency = MEASUREMENT.latency | {"mean_ms": mean, "mean_ci_ms": width, "p95_ms": 2 * mean}
+    latency = replace(LATENCY, mean_ms=mean, mean_ci_ms=width, p95_ms=2 * mean)
     return replace(
         MEASUREMENT,
         **{
@@ -47,6 +48,7 @@ def measured(run, acc=90.0, mean=1.0, width=0.1, images=1000, **changed):
             "test_acc": 100 * right / images,
             "latency": latency,
             "confusion": [[right, images - right], [0, 0]],
+            "recipe": recipe(changed.get("variant", "fp32")),
         }
         | changed,
     )
@@ -110,7 +112,7 @@ def test_an_unknown_interval_ties_with_everything():
 
 
 def test_fresh_processes_widen_a_latencys_interval():
-    one = entry("a", 90, 1.0, repeats=[{"mean_ms": 1.0}, {"mean_ms": 2.0}])
+    one = entry("a", 90, 1.0, repeats=[Repeat(1.0, 1.0), Repeat(2.0, 2.0)])
     assert one.mean_ms.reach[1] == pytest.approx(12.706 * 0.5, abs=1e-3)
 
 
@@ -153,7 +155,7 @@ def test_seeds_are_one_entry_and_data_seeds_do_not_matter(tmp_path):
 
 
 def test_seeds_without_a_common_id_are_named_after_the_first(tmp_path):
-    first, second = a_run(None, 0), replace(a_run(None, 1), started="2027")
+    first, second = a_run(None, 0), replace(a_run(None, 1), started="2027-01-01T00:00:00+00:00")
     (found,) = compare(
         recorded(tmp_path, (first, measured(first)), (second, measured(second)))
     ).arenas
@@ -207,7 +209,7 @@ def test_the_baseline_is_its_plain_variant(tmp_path):
 
 
 def test_names_are_those_of_the_runs_that_were_measured_there(tmp_path):
-    first, second = a_run(None, 0), replace(a_run(None, 1), started="2027")
+    first, second = a_run(None, 0), replace(a_run(None, 1), started="2027-01-01T00:00:00+00:00")
     found = compare(
         recorded(
             tmp_path,

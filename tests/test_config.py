@@ -3,7 +3,7 @@ import re
 import pytest
 from conftest import ROOT
 
-from cifar_lightning import config, latency
+from cifar_lightning import config
 from cifar_lightning.errors import UserError
 from cifar_lightning.experiment import build
 
@@ -31,10 +31,6 @@ def test_every_configuration_is_instantiated(override, resolved, tmp_path):
     config.check(settings)
     experiment = build(settings, tmp_path)
     assert experiment.trainer.max_epochs == settings["epochs"]
-
-
-def test_protocols_are_those_that_can_be_measured():
-    assert set(config.PROTOCOLS) == set(latency.PROTOCOLS)
 
 
 @pytest.mark.parametrize("path", sorted((config.CONF_DIR / "experiment").glob("*.yaml")), ids=str)

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -99,14 +100,14 @@ def test_a_student_learns_from_a_run(command, outputs):
         assert refused.status == 2
         assert refused.err.startswith(f"error: {line}"), refused.err
     other = teacher.config["data"] | {"num_classes": 7}
-    Run(**{**vars(teacher), "config": teacher.config | {"data": other}}).save(folder)
+    replace(teacher, config=teacher.config | {"data": other}, classes=[]).save(folder)
     refused = command(*STUDENT, "distill.teacher=12e5")
     assert "allowed is data.num_classes=10, its is 7" in refused.err
-    Run(**{**vars(teacher), "data_fingerprint": "0" * 16}).save(folder)
+    replace(teacher, data_fingerprint="0" * 16).save(folder)
     refused = command(*STUDENT, "distill.teacher=12e5")
     assert refused.status == 2
     assert "its are 0000000000000000" in refused.err
-    Run(**{**vars(teacher), "status": "interrupted"}).save(folder)
+    replace(teacher, status="interrupted").save(folder)
     assert (
         "is interrupted, needed is a finished run" in command(*STUDENT, "distill.teacher=12e5").err
     )

@@ -76,8 +76,8 @@ def test_from_the_command_to_the_row(command, outputs):
     assert confusion.tolist() == measurement.confusion
     assert confusion.sum(1).tolist() == data.images.test.labels.bincount().tolist()
     assert run.classes == list("0123456789")
-    assert len(measurement.samples_ms) == measurement.latency["n"] >= 200
-    assert measurement.environment["flags"]["threads"] == 1
+    assert len(measurement.samples_ms) == measurement.latency.n >= 200
+    assert measurement.environment.flags["threads"] == 1
 
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()

@@ -1,6 +1,7 @@
-import json
+import os
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from cifar_lightning import export
 from cifar_lightning.data import DigitsDataModule
 from cifar_lightning.errors import UserError
 from cifar_lightning.measure import load_backbone
-from cifar_lightning.results import Run, find_run
+from cifar_lightning.results import Network, Run, find_run
 
 
 @pytest.fixture
@@ -71,16 +72,32 @@ def test_a_network_that_disagrees_is_not_written(exported, monkeypatch, tmp_path
 def test_a_file_may_not_say_what_to_call(exported, tmp_path):
     exported("run=tiny", "format=safetensors")
     path = tmp_path / "to" / "model.safetensors"
-    node = {"_target_": "os.system", "command": f"touch {tmp_path / 'harm'}"}
-    save_file(load_file(path), tmp_path / "evil.safetensors", metadata={"model": json.dumps(node)})
-    with pytest.raises(UserError, match="_target_"):
-        export.load(tmp_path / "evil.safetensors")
-    assert not (tmp_path / "harm").exists()
+    network = Network.from_weights(path.read_bytes())
+    assert export.load(path)
+    harm = str(tmp_path / "harm")
+    attack = {"_target_": "os.mkdir", "path": harm}
+    text = f"${{oc.create:{{_target_:os.mkdir,path:{harm}}}}}"
+    for node in (
+        attack,
+        network.model | {"dropout": [attack]},
+        network.model | {"dropout": text},
+        network.model | {"_args_": [attack]},
+    ):
+        metadata = replace(network, model=node).metadata
+        save_file(load_file(path), tmp_path / "evil.safetensors", metadata=metadata)
+        with pytest.raises(UserError, match=r"_target_|dropout|_args_"):
+            export.load(tmp_path / "evil.safetensors")
+        assert not (tmp_path / "harm").exists()
 
 
 def test_other_files_are_no_export(tmp_path, finished_run):
-    weights = find_run(finished_run, "tiny") / "weights.safetensors"
-    for path in (weights, tmp_path / "nowhere", shutil.copy(__file__, tmp_path)):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (
+        tmp_path / "fifo",
+        tmp_path,
+        tmp_path / "nowhere",
+        shutil.copy(__file__, tmp_path),
+    ):
         with pytest.raises(UserError, match="not an export of format=safetensors"):
             export.load(path)
 

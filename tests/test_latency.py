@@ -12,16 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cifar_lightning import backbones
-from cifar_lightning.latency import (
-    BLOCK,
-    PROTOCOLS,
-    LatencyStats,
-    Protocol,
-    collect,
-    compare_latencies,
-    measure_latency,
-    warm_up,
-)
+from cifar_lightning.latency import collect, compare_latencies, measure_latency, warm_up
+from cifar_lightning.latency_stats import BLOCK, PROTOCOLS, LatencyStats, Protocol
 
 QUICK, FULL = PROTOCOLS["quick"], PROTOCOLS["full"]
 CPU = torch.device("cpu")

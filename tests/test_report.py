@@ -70,7 +70,7 @@ def test_everything_is_written_and_said(reported, outputs):
 
 def test_the_page_needs_nothing_else_and_trusts_no_name(reported, outputs):
     run = a_run("evil", epochs=8)
-    run = replace(run, config=run.config | {"data": {"name": EVIL, "seed": 0}})
+    run = replace(run, config=run.config | {"data": run.config["data"] | {"name": EVIL}})
     place(outputs, run, measured(run, device=EVIL, confusion=None))
     assert reported().status == 0
     page = (outputs / "report" / "index.html").read_text()
@@ -179,7 +179,7 @@ def test_a_filter_that_fits_nothing(call, tmp_path):
 
 def test_awkward_names(call, tmp_path):
     run = a_run("27929e10")
-    run = replace(run, config=run.config | {"data": {"name": "my$set^$", "seed": 0}})
+    run = replace(run, config=run.config | {"data": run.config["data"] | {"name": "my$set^$"}})
     place(tmp_path, run, measured(run, device="Intel(R) CPU @ 2.20GHz"))
     (tmp_path / "runs" / ".DS_Store").write_text("")
     ended = call(

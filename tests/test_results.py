@@ -12,8 +12,11 @@ import pytest
 from conftest import ROOT
 
 from cifar_lightning.files import write_atomically
+from cifar_lightning.latency_stats import LatencyStats
+from cifar_lightning.provenance import Code, Machine, Processor
 from cifar_lightning.results import (
     CSV_COLUMNS,
+    Environment,
     Measurement,
     Run,
     group_means,
@@ -22,27 +25,60 @@ from cifar_lightning.results import (
     write_table,
 )
 
+MACHINE = Machine("Linux x86_64", Processor("A CPU"), 2, "A CPU")
 RUN = Run(
     name="net-sgd-cosine-e3-s0-0123abcd",
     id=None,
     choices={"model": "net", "optim": "sgd", "scheduler": "cosine"},
     config={
-        "epochs": 3,
-        "seed": 0,
-        "data": {"name": "digits", "seed": 0},
+        "model": {},
+        "optim": {},
+        "scheduler": {},
+        "data": {
+            "name": "digits",
+            "num_classes": 2,
+            "val_fraction": 0.1,
+            "split_seed": 0,
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+            "seed": 0,
+        },
         "augment": {},
         "trainer": {},
+        "distill": None,
+        "benchmark": {},
+        "epochs": 3,
+        "batch_size": 64,
+        "seed": 0,
+        "precision": "32-true",
+        "ema": None,
+        "label_smoothing": 0.1,
+        "channels_last": True,
+        "compile": False,
+        "id": None,
+        "outputs": "outputs",
+        "rerun": False,
     },
     status="finished",
     started="2026-01-01T00:00:00+00:00",
     data_fingerprint="f" * 16,
-    code={"commit": "abc", "dirty": False},
+    code=Code("abc", False),
     versions={"torch": "2"},
-    machine={"cpu": "x"},
+    machine=MACHINE,
     params=1_500_000,
     macs=17_510_000,
     val_acc=91.5,
     test_acc=90.0,
+)
+LATENCY = LatencyStats(
+    n=3,
+    mean_ms=1.23456,
+    std_ms=0.1,
+    min_ms=1.0,
+    p50_ms=1.2,
+    max_ms=3.0,
+    converged=True,
+    p95_ms=2.0,
 )
 MEASUREMENT = Measurement(
     run=RUN.name,
@@ -56,19 +92,19 @@ MEASUREMENT = Measurement(
     protocol="full",
     protocol_version=1,
     test_acc=90.0,
-    latency={
-        "mean_ms": 1.23456,
-        "p50_ms": 1.2,
-        "p95_ms": 2.0,
-        "std_ms": 0.1,
-        "n": 3,
-        "converged": True,
-    },
     size_bytes=6_100_000,
-    code={"commit": "abc", "dirty": False},
-    environment={"versions": {"torch": "2"}},
+    code=Code("abc", False),
+    environment=Environment({"torch": "2"}, MACHINE),
     samples_ms=[1.0, 2.0, 3.0],
+    recipe={"fp32": 1},
+    engines={"torch": "2"},
+    latency=LATENCY,
 )
+
+
+def with_seed(seed):
+    """Make the run's configuration with another seed."""
+    return RUN.config | {"seed": seed, "data": RUN.config["data"] | {"seed": seed}}
 
 
 def place(outputs, run=RUN, *measurements):
@@ -235,7 +271,7 @@ def test_a_kill_between_the_views_is_no_change_by_hand(moment, tmp_path, monkeyp
 
 def test_means_over_the_seeds(tmp_path):
     for seed, acc in enumerate((90.0, 91.0, 95.0)):
-        config = RUN.config | {"seed": seed, "data": {"name": "digits", "seed": seed}}
+        config = with_seed(seed)
         run = replace(RUN, name=f"net-sgd-cosine-e3-s{seed}-{seed:08x}", config=config)
         place(tmp_path, run, replace(MEASUREMENT, run=run.name, test_acc=acc))
         last = replace(MEASUREMENT, run=run.name, test_acc=acc, status="disturbed")
@@ -253,8 +289,9 @@ def test_means_over_the_seeds(tmp_path):
 
 def test_a_disturbed_measurement_is_no_measure_of_speed(tmp_path):
     def speedups(status):
-        slow = MEASUREMENT.latency | {"mean_ms": 2 * MEASUREMENT.latency["mean_ms"]}
-        place(tmp_path, RUN, replace(MEASUREMENT, variant="fused"))
+        slow = replace(LATENCY, mean_ms=2 * LATENCY.mean_ms)
+        fused = replace(MEASUREMENT, variant="fused", recipe={"fused": 1})
+        place(tmp_path, RUN, fused)
         place(tmp_path, RUN, replace(MEASUREMENT, latency=slow, status=status))
         return {row["variant"]: row["speedup"] for row in write_table(tmp_path)}
 
@@ -263,17 +300,17 @@ def test_a_disturbed_measurement_is_no_measure_of_speed(tmp_path):
 
 
 WRITER = """
-import json, sys, time
+import sys, time
 from dataclasses import replace
 from pathlib import Path
 from cifar_lightning.results import Measurement, Run, write_table
 outputs, number, start = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-run, measurement = (json.loads(text) for text in sys.argv[4:])
-run["name"] += f"-{number}"
-folder = outputs / "runs" / run["name"]
-Run(**run).save(folder)
+run, measurement = Run.decoded(sys.argv[4]), Measurement.decoded(sys.argv[5])
+run = replace(run, name=f"{run.name}-{number}")
+folder = outputs / "runs" / run.name
+run.save(folder)
 time.sleep(max(0, start - time.time()))  # all at once
-path = Measurement(**measurement).save(folder)
+path = replace(measurement, run=run.name).save(folder)
 print(path, flush=True)
 while True:  # until somebody ends it
     write_table(outputs)

@@ -2,9 +2,11 @@
 
 import pytest
 from conftest import TINY
+from test_results import MACHINE
 
 from cifar_lightning import sweep
 from cifar_lightning.errors import RunFailed
+from cifar_lightning.provenance import Code
 from cifar_lightning.results import Run
 
 pytest.importorskip("optuna", reason="needs the extra `tune`")
@@ -48,18 +50,18 @@ class Pretending:
         run = Run(
             name=job.folder.name,
             id=None,
-            choices={},
-            config={},
+            choices={"model": "net", "optim": "sgd", "scheduler": "cosine"},
+            config=job.config,
             status="finished",
-            started="",
-            data_fingerprint="",
-            code={},
+            started="2026-01-01T00:00:00+00:00",
+            data_fingerprint="f" * 16,
+            code=Code(),
             versions={},
-            machine={},
+            machine=MACHINE,
             params=1,
             macs=1,
             val_acc=accuracy,
-            test_acc=-accuracy,  # a search that looked at it would go the other way
+            test_acc=100 - accuracy,  # a search that looked at it would go the other way
         )
         run.save(job.folder)
 

@@ -3,7 +3,10 @@
 import json
 import os
 import pickle
+import shutil
+from dataclasses import replace
 from hashlib import md5
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,21 +64,53 @@ def test_hostile_files_of_a_run(run_folder, command, trap):
     path = run_folder / Run.FILE
     record = json.loads(path.read_text())
     attack = {"_target_": "os.mkdir", "path": str(trap)}
-    for changed in (
-        {"model": attack},
-        {"data": attack},
-        {"model": record["config"]["model"] | {"dropout": attack}},
-        {"data": record["config"]["data"] | {"name": attack}},
-    ):
-        path.write_text(json.dumps(record | {"config": record["config"] | changed}))
+    text = f"${{oc.create:{{_target_:os.mkdir,path:{trap}}}}}"
+    for group, key in (("model", "dropout"), ("data", "name"), ("data", "eval_batch_size")):
+        for value in (attack, [attack], [[attack]], {"x": attack}, {"x": [{"y": [attack]}]}, text,
+                      [text], {text: 1}, "${oc.env:HOME}"):  # fmt: skip
+            node = record["config"][group] | {key: value}
+            path.write_text(json.dumps(record | {"config": record["config"] | {group: node}}))
+            with pytest.raises(UserError, match=r"run\.json: damaged"):
+                (load_backbone if group == "model" else load_data)(run_folder)
+    for group in ("model", "data"):
+        node = record["config"][group] | attack
+        path.write_text(json.dumps(record | {"config": record["config"] | {group: node}}))
         with pytest.raises(UserError, match=r"_target_=os\.mkdir: allowed is what a file in conf/"):
-            (load_backbone if "model" in changed else load_data)(run_folder)
+            (load_backbone if group == "model" else load_data)(run_folder)
+    path.write_text(json.dumps(record))
 
     path.write_text(json.dumps(record | {"status": "interrupted"}))
     torch.save({"epoch": 0, "x": Hostile(trap)}, run_folder / "checkpoints" / "last.ckpt")
     ended = command(*COMMAND)
     assert ended.status == 2
     assert "damaged; start over with rerun=true" in ended.err
+
+
+def test_paths_and_mirrors_of_a_record_are_not_followed(finished_run, tmp_path, trap):
+    """This machine says where its data lie; what the record says is told as text."""
+    folder = Path(shutil.copytree(finished_run, tmp_path / "copied")) / "runs"
+    (folder,) = folder.iterdir()
+    run = Run.load(folder)
+    cifar = {
+        "_target_": "cifar_lightning.data.CIFAR10DataModule",
+        "root": str(trap),
+        "mirrors": [f"file://{tmp_path}/x"],
+        "md5": "0" * 32,
+    }
+    images = {
+        "_target_": "cifar_lightning.data.ImageFolderDataModule",
+        "root": str(tmp_path),
+        "cache_dir": str(trap),
+    }
+    for node in (cifar, images):
+        config = run.config | {"data": run.config["data"] | node}
+        replace(run, config=config).save(folder)
+        with pytest.raises(UserError, match=f"trained on data in {node['root']}: say data_root="):
+            load_data(folder)
+        if node is images:
+            with pytest.raises(UserError, match=f"data.root={tmp_path}/elsewhere: there is no"):
+                load_data(folder, f"{tmp_path}/elsewhere")
+        assert not trap.exists()
 
 
 def test_a_hostile_archive(tmp_path, trap):

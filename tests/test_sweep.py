@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from conftest import ROOT, TINY
 from hydra import compose, initialize_config_dir
+from test_results import RUN
 
 from cifar_lightning import config, identity, interruption, sweep
 from cifar_lightning.errors import Interrupted
@@ -94,9 +95,12 @@ def test_a_wrong_number_of_jobs(n, command, outputs):
     assert not outputs.exists()
 
 
+UNDER_WAY = replace(RUN, name="killed", status="running")
+
+
 def test_one_bad_job_does_not_hide_the_others(tmp_path):
     """One fails with an error, one is killed in the middle of its run, one is fine."""
-    running = json.loads(Run(**RUN).to_json())
+    running = json.loads(UNDER_WAY.to_json())
     jobs = [job(tmp_path, name) for name in ("fails", "killed", "fine")]
     scripts = {
         "fails": "raise SystemExit('error: no such thing')",
@@ -120,26 +124,10 @@ os.kill(os.getpid(), 9)""",
     assert ",failed," in (tmp_path / "results.csv").read_text()
 
 
-RUN = {
-    "name": "killed",
-    "id": None,
-    "choices": {"model": "net", "optim": "sgd", "scheduler": "cosine"},
-    "config": {"epochs": 1, "seed": 0, "data": {"name": "x"}, "augment": {}, "trainer": {}},
-    "status": "running",
-    "started": "2026-01-01T00:00:00+00:00",
-    "data_fingerprint": "f",
-    "code": {},
-    "versions": {},
-    "machine": {},
-    "params": 1,
-    "macs": 1,
-}
-
-
 def test_a_run_under_way_elsewhere_is_left_alone(tmp_path):
     """Its record says that it is running, and so it is: another process holds its lock."""
     one = job(tmp_path, "a")
-    Run(**RUN).save(one.folder)
+    replace(UNDER_WAY, name="a").save(one.folder)
     with (
         alone(one.folder / ".lock", "held"),
         pytest.raises(sweep.RunFailed, match="a: ended with status 3"),
