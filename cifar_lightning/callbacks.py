@@ -6,6 +6,8 @@ import io
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -152,6 +154,16 @@ class AtomicCheckpoints(TorchCheckpointIO):
         write_atomically(Path(path), buffer.getvalue())
 
 
+@contextmanager
+def _only_a_view(what: str) -> Iterator[None]:
+    """Go on without a picture that can't be drawn."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s are not drawn: %s: %s", what, type(error).__name__, error)
+        log.debug("not drawn", exc_info=True)
+
+
 class TrainingImages(Callback):
     """Draws the first images that the training sees, augmented as they are, in TensorBoard."""
 
@@ -163,10 +175,11 @@ class TrainingImages(Callback):
         if trainer.global_step > 0 or batch_idx > 0:
             return
         normalize = trainer.datamodule.normalize  # type: ignore[attr-defined]
-        grid = make_grid(normalize.inverse(batch[0][: self.COUNT]).cpu())
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("train/images", grid)
+        with _only_a_view("the training images"):
+            grid = make_grid(normalize.inverse(batch[0][: self.COUNT]).cpu())
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image("train/images", grid)
 
 
 class MisclassifiedImages(Callback):
@@ -208,10 +221,11 @@ class MisclassifiedImages(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._images:
             return
-        figure = plots.named_images(self._images, self._names)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure("test/misclassified", figure, trainer.global_step)
+        with _only_a_view("the misclassified images"):
+            figure = plots.named_images(self._images, self._names)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_figure("test/misclassified", figure, trainer.global_step)
 
 
 class MovableCheckpoint(ModelCheckpoint):
@@ -307,8 +321,8 @@ class RunProgressBar(ProgressBar):
             self._bar = None
 
 
-class Benchmark(Callback):
-    """After testing, measures the tested run.
+class Benchmark:
+    """Measures what a finished run has no measurement of.
 
     Args:
         variants: Ways to execute the backbone, as `variants.check` knows them; none measures
@@ -323,18 +337,11 @@ class Benchmark(Callback):
     def __init__(self, variants: list[str], threads: list[int], protocol: str) -> None:
         self.request = Request(variants, threads, protocol).checked("benchmark.", may_be_empty=True)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or not self.request.variants:
-            return
-        self.measure(
-            Path(trainer.default_root_dir),
-            trainer.datamodule,  # type: ignore[attr-defined]
-            trainer.strategy.root_device,
-        )
-
     def measure(
         self, folder: Path, data: ImageDataModule, device: torch.device
     ) -> list[Measurement]:
         """Measure what the run in a folder has no measurement of yet."""
+        if not any(self.request.missing(folder, device)):
+            return []
         log.info("measuring latency (%s protocol)", self.request.protocol)
         return measure(folder, data, self.request, device, only_missing=True)

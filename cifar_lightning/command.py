@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning import config, identity, interruption, streams
-from cifar_lightning.errors import CifarLightningError, RunFailed, UserError
+from cifar_lightning.errors import CifarLightningError, RunFailed, UserError, reason_of
 from cifar_lightning.escaping import visible
 from cifar_lightning.files import alone, is_disk_full
 from cifar_lightning.folders import LOCK, LOG
@@ -73,10 +73,11 @@ def command(
             except KeyboardInterrupt:
                 _remove_leftovers()
                 raise
-            except CifarLightningError as error:
-                if isinstance(error, UserError):
+            except Exception as error:  # here, or Hydra says something of its own
+                known = _known(error) or _fault(error)
+                if isinstance(known, UserError):
                     _remove_leftovers()
-                report(error)
+                report(known)
 
         hydra_main = hydra.main(
             version_base="1.3", config_path=str(config.CONF_DIR), config_name=config_name
@@ -141,7 +142,7 @@ def _known(error: Exception) -> CifarLightningError | None:
 
 def _fault(error: Exception) -> RunFailed:
     """Turn an error that nobody has foreseen into one line; its traceback goes into a file."""
-    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    line = reason_of(error)
     try:
         with tempfile.NamedTemporaryFile(
             "w", prefix="cifar-lightning-error-", suffix=".log", delete=False, errors="replace"

@@ -28,7 +28,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from cifar_lightning.errors import UserError, bad_value, unknown_name
+from cifar_lightning.errors import UserError, bad_value, chain, unknown_name
 from cifar_lightning.gate import Unreadable, check_plain, convert
 from cifar_lightning.latency_stats import PROTOCOLS
 
@@ -570,17 +570,13 @@ def explain(error: BaseException) -> UserError | None:
     Hydra and OmegaConf wrap whatever is raised while they work. So it counts where the first error
     was raised: in theirs it is a mistake in the configuration, elsewhere a fault.
     """
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    for link in chain:
+    links = list(chain(error))
+    for link in links:
         if isinstance(link, UserError):
             return link
-    if not raised_in_composing(chain[-1]):
+    if not raised_in_composing(links[-1]):
         return None
-    for link in chain:
+    for link in links:
         if isinstance(link, MissingConfigException) and link.options is not None:
             group, _, option = (link.missing_cfg_file or "").rpartition("/")
             options = [name for name in link.options if not name.startswith("_")]
@@ -591,7 +587,7 @@ def explain(error: BaseException) -> UserError | None:
             return _explain_type(link)
         if isinstance(link, OverrideParseException):
             return UserError(f"{link.override}: can't be read ({_one_line(link)})")
-    for link in chain:
+    for link in links:
         if isinstance(link, HydraException | OmegaConfBaseException):
             return UserError(_one_line(link))
     return None

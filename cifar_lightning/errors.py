@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class CifarLightningError(Exception):
@@ -52,3 +52,38 @@ def unknown_name(subject: str, kind: str, name: str, allowed: Iterable[object]) 
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near else ""
     return UserError(f"{subject}: no such {kind}; {hint}allowed: {', '.join(names) or 'none'}")
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and all that came before it: to look for one of a kind.
+
+    OmegaConf hides what its resolvers raised; here that counts, too.
+    """
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        yield link
+        seen.append(link)
+        link = _cause(link) or link.__context__
+
+
+def reason_of(error: BaseException) -> str:
+    """Tell in one line why something failed: the cause, not what was made of it."""
+    while (cause := _cause(error)) is not None:
+        error = cause
+    line = first_line_of(error)
+    if isinstance(error, CifarLightningError):
+        return line
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    """Give the error that another one was made of; torch's compiler has a field of its own."""
+    inner: BaseException | None = getattr(error, "inner_exception", None)
+    return inner or error.__cause__
+
+
+def first_line_of(error: BaseException) -> str:
+    """Take the line of an error's text that says most: a compiler's first error, or the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "error: " in line), lines[0] if lines else "")

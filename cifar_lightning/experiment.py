@@ -7,8 +7,8 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -44,6 +44,7 @@ from cifar_lightning.callbacks import (
     TrainingImages,
 )
 from cifar_lightning.classifier import ImageClassifier, parameter_groups
+from cifar_lightning.company import lock_path
 from cifar_lightning.cores import usable_cores
 from cifar_lightning.data import ImageDataModule
 from cifar_lightning.distill import Distillation
@@ -54,8 +55,15 @@ from cifar_lightning.errors import (
     RunFailed,
     UserError,
     bad_value,
+    reason_of,
 )
-from cifar_lightning.files import alone, is_disk_full, remove_unfinished, write_atomically
+from cifar_lightning.files import (
+    alone,
+    check_lock,
+    is_disk_full,
+    remove_unfinished,
+    write_atomically,
+)
 from cifar_lightning.finished import changes_since, relative, show, show_again
 from cifar_lightning.folders import (
     CHECKPOINTS,
@@ -68,7 +76,15 @@ from cifar_lightning.folders import (
 )
 from cifar_lightning.footprint import count_macs, count_parameters
 from cifar_lightning.measure import device_name, load_backbone
-from cifar_lightning.results import MEGA, Network, Run, load_run, write_table
+from cifar_lightning.results import (
+    MEGA,
+    Measurement,
+    Network,
+    Run,
+    check_table,
+    load_run,
+    write_table,
+)
 from cifar_lightning.waiting import computing
 
 log = logging.getLogger(__name__)
@@ -181,16 +197,65 @@ def _run(experiment: Experiment, config: dict[str, Any], choices: dict[str, str]
     if experiment.trainer.world_size > 1:
         start = _agree(experiment.trainer, start)
     assert start is not None
-    if start.record.status == "finished":
-        if experiment.leads:
-            show_again(experiment.folder, start.record, config)
-        return
-    with interruption.deferred():
-        test(experiment, fit(experiment, start))
+    trained = start.record.status == "finished"
+    if not trained:
+        with interruption.deferred():
+            test(experiment, fit(experiment, start))
     if experiment.leads:
-        board.draw(experiment.folder)
-        write_table(Path(config["outputs"]))
-        show(experiment.folder)
+        _complete(experiment, config, trained)
+
+
+def _complete(experiment: Experiment, config: dict[str, Any], trained: bool) -> None:
+    """Do what follows a finished training: measure what is missing, draw, write the table, show.
+
+    None of it can take the training back: what goes wrong is said in the end, and the same command
+    does it again.
+
+    Args:
+        experiment: Of the run, which is finished.
+        config: Resolved.
+        trained: Whether it was finished already when this command began.
+
+    Raises:
+        RunFailed: If something went wrong.
+        Interrupted: If a signal came; what was measured is in the table.
+    """
+    folder, outputs = experiment.folder, Path(config["outputs"])
+    failures: list[str] = []
+
+    @contextmanager
+    def tried(what: str) -> Iterator[None]:
+        try:
+            yield
+        except Interrupted:
+            raise
+        except Exception as error:
+            log.debug("%s failed", what, exc_info=True)
+            failures.append(f"{what}: {reason_of(error)}")
+
+    measurements: list[Measurement] = []
+    try:
+        with tried("measuring"), interruption.deferred():
+            measurements = experiment.benchmark.measure(
+                folder, experiment.data, _device(experiment)
+            )
+    finally:
+        if measurements or not trained:
+            with tried("drawing for TensorBoard"):
+                board.draw(folder)
+        with tried("writing the table"):
+            write_table(outputs)
+    failures += [f"measuring {one.variant}: {one.reason}" for one in measurements if one.failed]
+    with tried("showing the rows"):
+        if trained:
+            show_again(folder, Run.load(folder), config)
+        else:
+            show(folder)
+    if failures:
+        raise RunFailed(
+            f"{folder.name}: trained and tested, but {'; '.join(failures)}; "
+            "the same command again does what is missing"
+        )
 
 
 def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str]) -> Start:
@@ -208,12 +273,11 @@ def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str
             f"{folder}: this run was trained on other data ({before.data_fingerprint}, now "
             f"{fingerprint}); give the data another data.name, or start over with rerun=true"
         )
+    outputs = Path(config["outputs"])
+    check_table(outputs)
+    if experiment.benchmark.request.variants:
+        check_lock(lock_path(_device(experiment)))
     if before is not None and before.status == "finished" and (folder / WEIGHTS).exists():
-        if any(experiment.benchmark.request.missing(folder, _device(experiment))):
-            log.info("%s is trained; measuring what is missing", folder.name)
-            with interruption.deferred():
-                experiment.benchmark.measure(folder, experiment.data, _device(experiment))
-            board.draw(folder)
         return Start(before)
     if config["distill"] is not None:
         teacher = load_run(_teachers_folder(config))
@@ -307,7 +371,6 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
             RunProgressBar(),
             timer,
             *averaging,
-            benchmark,
             *([best] if validates else ()),
             last,
         ],
@@ -361,7 +424,7 @@ def fit(experiment: Experiment, start: Start) -> Run:
 
 
 def test(experiment: Experiment, record: Run) -> Run:
-    """Test the chosen checkpoint once; the Benchmark callback measures it after that."""
+    """Test the chosen checkpoint once; from here on the run is finished, whatever follows."""
     (metrics,) = experiment.trainer.test(
         experiment.classifier,
         datamodule=experiment.data,
@@ -567,7 +630,7 @@ def _ending(
         return interruption.error(f"{name}: interrupted; {again} continues it")
     if isinstance(error, NotFinite):
         return NotFinite(f"{name}: {error}")
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | RunFailed):
         return error
     if is_disk_full(error):
         return RunFailed(

@@ -15,7 +15,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from cifar_lightning import interruption
-from cifar_lightning.errors import UserError
+from cifar_lightning.errors import UserError, chain
 
 log = logging.getLogger(__name__)
 
@@ -242,10 +242,9 @@ def is_unfinished(path: Path) -> bool:
     return re.fullmatch(r"\..+\.\d+", path.name) is not None
 
 
-def is_disk_full(error: BaseException | None) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Tell whether an error comes from a full disk or a used-up quota."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(
+        isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT)
+        for link in chain(error)
+    )

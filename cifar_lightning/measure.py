@@ -43,6 +43,7 @@ from cifar_lightning.errors import (
     RunFailed,
     UserError,
     bad_value,
+    reason_of,
 )
 from cifar_lightning.files import write_atomically
 from cifar_lightning.folders import WEIGHTS
@@ -192,13 +193,37 @@ def measure(
     with torch.inference_mode(mode=False):
         wanted = request.missing(folder, device) if only_missing else request.combinations(device)
         for name, threads in wanted:
-            with device_lock(device):
-                measurement = _measure(folder, data, name, threads, device, request.protocol)
-            measurement.save(folder)
+            measurement = _measure(folder, data, name, threads, device, request.protocol)
             measurements.append(measurement)
+            kept = _record(folder, measurement)
             if measurement.reason:
-                log.info("%s is %s: %s", name, measurement.status, measurement.reason)
+                stays = "; the earlier measurement stays" if kept else ""
+                log.info("%s is %s: %s%s", name, measurement.status, measurement.reason, stays)
     return measurements
+
+
+def _record(folder: Path, measurement: Measurement) -> bool:
+    """Write a measurement down, but not in place of one that says more; tell if one was kept.
+
+    A disturbed one says less than an undisturbed one by the same software, and one that failed less
+    than any figure of the same weights.
+    """
+    with suppress(OSError, ValueError):
+        earlier = Measurement.read(folder / measurement.name)
+        of_these = (earlier.weights, earlier.recipe) == (measurement.weights, measurement.recipe)
+        less = earlier.has_figures and not measurement.has_figures
+        noisier = _software(earlier) == _software(measurement) and (
+            (earlier.status, measurement.status) == ("ok", "disturbed")
+        )
+        if of_these and (less or noisier):
+            return True
+    measurement.save(folder)
+    return False
+
+
+def _software(measurement: Measurement) -> tuple[object, ...]:
+    versions = measurement.environment.versions
+    return versions, measurement.engines, measurement.protocol_version
 
 
 def _measure(
@@ -233,6 +258,7 @@ def _measure(
     backbone = load_backbone(folder)
     try:
         with (
+            device_lock(device),
             _threads(threads),
             variants.prepare(name, backbone, device, lambda: _calibration(data)) as prepared,
             torch.inference_mode(),
@@ -244,11 +270,7 @@ def _measure(
         raise
     except Exception as error:
         log.debug("%s failed", name, exc_info=True)
-        return replace(blank, status="failed", reason=_first_line(error))
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+        return replace(blank, status="failed", reason=reason_of(error))
 
 
 def _fill(
@@ -428,8 +450,8 @@ def _answer(
     if folder.resolve().parent == (outputs / RUNS).resolve():
         write_table(outputs)
     log.info("\n%s", markdown(rows_of(folder)))
-    if failed := [measurement.variant for measurement in measurements if measurement.failed]:
-        raise RunFailed(f"{', '.join(failed)}: failed; the reason is in the table")
+    if failed := [f"{one.variant}: failed: {one.reason}" for one in measurements if one.failed]:
+        raise RunFailed("\n".join(failed))
 
 
 def load_data(folder: Path, root: str | None = None) -> ImageDataModule:
@@ -503,7 +525,12 @@ def _repeat(
         for path, content in before.items():
             write_atomically(path, content)
         raise
-    return [_median_of(measurements, folder) for measurements in taken.values()]
+    for path, content in before.items():
+        write_atomically(path, content)
+    chosen = [_median_of(measurements) for measurements in taken.values()]
+    for measurement in chosen:
+        _record(folder, measurement)
+    return chosen
 
 
 def _measured_apart(arguments: list[str]) -> str:
@@ -528,7 +555,7 @@ def _measured_apart(arguments: list[str]) -> str:
     return (errors.strip().splitlines() or [f"status {process.returncode}"])[-1]
 
 
-def _median_of(measurements: list[Measurement], folder: Path) -> Measurement:
+def _median_of(measurements: list[Measurement]) -> Measurement:
     """Keep the measurement with the median mean, with every process's figures in it."""
     timed = sorted(
         ((m.latency, m) for m in measurements if m.latency), key=lambda pair: pair[0].mean_ms
@@ -536,9 +563,7 @@ def _median_of(measurements: list[Measurement], folder: Path) -> Measurement:
     if not timed:
         return measurements[-1]
     figures = [Repeat(one.mean_ms, one.p50_ms, one.p95_ms) for one, _ in timed]
-    chosen = replace(timed[len(timed) // 2][1], repeats=figures)
-    chosen.save(folder)
-    return chosen
+    return replace(timed[len(timed) // 2][1], repeats=figures)
 
 
 def compare(
@@ -575,7 +600,7 @@ def compare(
                 except CifarLightningError:
                     raise
                 except Exception as error:
-                    raise RunFailed(f"{label}, {name}: {_first_line(error)}") from error
+                    raise RunFailed(f"{label}, {name}: {reason_of(error)}") from error
                 calls.append(lambda forward=prepared.forward: forward(image))
             stack.enter_context(torch.inference_mode())
             stack.enter_context(as_by_default())

@@ -316,7 +316,7 @@ class Measurement(_Record):
     def exists(cls, folder: Path, variant: str, threads: int, protocol: str) -> bool:
         """Tell whether a run has it, on any hardware and by this or the full protocol.
 
-        One of a part's earlier recipe is none.
+        One that failed, or is of a part's earlier recipe, is none.
         """
         try:
             found, _ = cls.read_all(folder, Run.load(folder))
@@ -326,12 +326,22 @@ class Measurement(_Record):
             (one.variant, one.threads) == (variant, threads)
             and one.protocol in (protocol, "full")
             and one.recipe == recipe(variant)
+            and not one.failed
             for one in found
         )
 
     @property
     def failed(self) -> bool:
         return self.status == "failed"
+
+    @property
+    def has_figures(self) -> bool:
+        return self.status in ("ok", "disturbed")
+
+    @property
+    def name(self) -> str:
+        """Its file's, in its run's folder."""
+        return self.file_name(*self.configuration, self.protocol)
 
     @property
     def launch_bound(self) -> bool | None:
@@ -355,7 +365,7 @@ class Measurement(_Record):
 
     def save(self, run_folder: Path) -> Path:
         """Write it into its run's folder, in place of an earlier one of the same kind."""
-        path = run_folder / self.file_name(*self.configuration, self.protocol)
+        path = run_folder / self.name
         write_atomically(path, self.to_json())
         return path
 

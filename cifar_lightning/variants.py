@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from cifar_lightning.errors import bad_value, unknown_name
+from cifar_lightning.errors import bad_value, chain, first_line_of, unknown_name
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -183,9 +183,9 @@ def _compile(build: _Build) -> None:
     try:
         _first_call(build)
     except Exception as error:
-        for link in (error, error.__cause__, getattr(error, "inner_exception", None)):
+        for link in chain(error):
             if type(link).__name__ in _NO_COMPILER:
-                raise Unsupported(f"needs a compiler: {str(link).splitlines()[0]}") from error
+                raise Unsupported(f"needs a compiler: {first_line_of(link)}") from error
         raise
 
 
@@ -276,8 +276,8 @@ PARTS: dict[str, tuple[Kind, Callable[[_Build], None]]] = {
     "onnx": (Kind.EXECUTION, _onnx),
     "int8": (Kind.EXECUTION, _int8),
 }
-# What Inductor raises where it has nothing to compile with.
-_NO_COMPILER = {"InvalidCxxCompiler", "TritonMissing", "GPUTooOldForTriton"}
+# What Inductor raises where it has nothing, or nothing complete, to compile with.
+_NO_COMPILER = {"CppCompileError", "InvalidCxxCompiler", "TritonMissing", "GPUTooOldForTriton"}
 # ONNX Runtime lays out memory itself, and is given the network in fp32.
 _ALONE = {"onnx", "int8"}
 

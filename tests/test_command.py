@@ -184,14 +184,15 @@ def test_a_fault_of_ours_is_none_of_the_user(moment, command, outputs, tmp_path,
     ended = command(*TINY)
     assert ended.status == 1
     (line,) = ended.err.splitlines()
-    assert line.startswith("error: KeyError: 'never heard of'; this is a fault of cifar-lightning")
+    assert "'never heard of'" in line
+    assert "this is a fault of cifar-lightning" in line
     (path,) = tmp_path.glob("cifar-lightning-error-*.log")
     assert line.endswith(str(path))
     text = path.read_text()
     assert "data=digits" in text
     assert "Traceback" in text
     assert "in faulty" in text
-    assert not outputs.exists()
+    assert not any(outputs.glob("runs/*/run.json"))
 
 
 def test_what_hydra_does_not_wrap_is_the_users(command, outputs, tmp_path):

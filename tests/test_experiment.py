@@ -188,15 +188,76 @@ def test_an_interrupted_measurement_is_continued_without_training(command, outpu
         assert command(*settings).status == 130
     folder = only_run(outputs)
     run = Run.load(folder)
-    assert run.status == "interrupted"
+    assert run.status == "finished"  # the training is
     (first,) = (folder / "measurements").iterdir()
     before = first.read_bytes()
     monkeypatch.setattr(ImageClassifier, "training_step", no_training)
     assert command(*settings).status == 0
     again = Run.load(folder)
-    assert (again.status, again.val_acc) == ("finished", run.val_acc)
+    assert again == run
     assert first.read_bytes() == before  # what was measured is not measured again
     assert len((outputs / "results.csv").read_text().splitlines()) == 3
+
+
+def broken(*arguments, **settings):
+    raise PermissionError(13, "Permission denied", "somewhere")
+
+
+AFTER_TRAINING = {
+    # What fails once the run is tested: what the line says of it.
+    "cifar_lightning.measure.evaluate": "measuring fp32: PermissionError: ",
+    "cifar_lightning.measure.device_lock": "measuring fp32: PermissionError: ",
+    "cifar_lightning.measure.load_backbone": "measuring: PermissionError: ",
+    "cifar_lightning.board.plots.confusion_matrix": "drawing for TensorBoard: PermissionError: ",
+    "cifar_lightning.experiment.write_table": "writing the table: PermissionError: ",
+    "cifar_lightning.experiment.show": "showing the rows: PermissionError: ",
+    "cifar_lightning.callbacks.plots.named_images": None,
+}
+
+
+@pytest.mark.parametrize("what", AFTER_TRAINING)
+def test_a_finished_training_stays_finished(what, command, outputs, monkeypatch):
+    settings = (*COMMAND, MEASURED, "epochs=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(what, broken)
+        ended = command(*settings)
+    folder = only_run(outputs)
+    run = Run.load(folder)
+    assert run.status == "finished"
+    assert run.test_acc is not None
+    assert run.error is None
+    said = AFTER_TRAINING[what]
+    if said is None:
+        assert ended.status == 0, ended.err
+        return
+    assert ended.status == 1
+    (line,) = ended.err.splitlines()
+    assert line.startswith(f"error: {folder.name}: trained and tested, but {said}")
+    assert "the same command again does what is missing" in line
+    if "measuring fp32" in said:  # and its row says why there is no latency
+        assert "Permission denied" in (outputs / "results.csv").read_text()
+    monkeypatch.setattr(ImageClassifier, "training_step", no_training)
+    again = command(*settings)
+    assert again.status == 0, again.err
+    (row,) = rows_of(folder)
+    assert row["lat_mean_ms"] > 0
+    assert row["error"] is None or row["status"] == "disturbed"
+    assert "Permission" not in (outputs / "results.csv").read_text()
+
+
+@pytest.mark.parametrize("lock", ["device", "table"])
+def test_a_lock_that_can_not_be_had_is_found_before_training(
+    lock, command, outputs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(ImageClassifier, "training_step", no_training)
+    path = tmp_path / "cifar-lightning-cpu.lock" if lock == "device" else outputs / ".results.lock"
+    path.mkdir(parents=True)  # nobody can lock that, not even root
+    ended = command(*COMMAND, MEASURED)
+    assert ended.status == 2
+    assert ended.err.startswith(f"error: {path}: ")
+    assert len(ended.err.splitlines()) == 1
+    assert not list(outputs.glob("runs/*"))
 
 
 def test_measuring_later(command, outputs, monkeypatch):

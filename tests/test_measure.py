@@ -120,10 +120,17 @@ def test_three_fresh_processes_agree(outputs, again):
 def test_a_busy_machine_makes_it_disturbed(outputs, monkeypatch):
     folder = folder_of(outputs, "A")
     monkeypatch.setattr(module.Load, "mean", property(lambda self: 0.5))
-    (measurement,) = measure(folder, load_data(folder), Request(["fp32"], [1], "quick"), CPU)
-    assert measurement.status == "disturbed"
-    assert measurement.reason == "other processes used 50 %"
-    assert rows_of(folder)[0]["status"] == "disturbed"
+    (path,) = (folder / "measurements").iterdir()
+    before = replace(Measurement.read(path), status="ok", reason=None)
+    data = load_data(folder)
+    for earlier, status in ((None, "disturbed"), (before, "ok")):
+        path.unlink()
+        if earlier is not None:
+            earlier.save(folder)
+        (measurement,) = measure(folder, data, Request(["fp32"], [1], "quick"), CPU)
+        assert measurement.status == "disturbed"
+        assert measurement.reason == "other processes used 50 %"
+        assert rows_of(folder)[0]["status"] == status  # an undisturbed one is worth more
 
 
 def test_what_a_device_can_not_run_is_a_row(outputs):
@@ -141,9 +148,34 @@ def test_a_variant_that_fails_is_a_row(outputs, monkeypatch):
         raise RuntimeError("no memory\nfor this")
 
     monkeypatch.setattr(module, "measure_latency", fail)
-    (measurement,) = measure(folder, load_data(folder), Request(["fp32"], [1], "quick"), CPU)
+    (before,) = (folder / "measurements").iterdir()
+    good = before.read_bytes()
+    data = load_data(folder)
+    (measurement,) = measure(folder, data, Request(["fp32"], [1], "quick"), CPU)
     assert measurement.status == "failed"
     assert measurement.reason == "RuntimeError: no memory"
+    assert before.read_bytes() == good  # what was measured before is kept
+    before.unlink()
+    measure(folder, data, Request(["fp32"], [1], "quick"), CPU)
+    (row,) = rows_of(folder)
+    assert (row["status"], row["error"]) == ("failed", "RuntimeError: no memory")
+
+
+def test_what_nobody_needs_fails_no_measurement(outputs, monkeypatch):
+    """Nothing of it changes a figure."""
+
+    def broken(*arguments, **settings):
+        raise RuntimeError("unknown format")
+
+    def hanging(command, **settings):
+        raise subprocess.TimeoutExpired(command, settings["timeout"])
+
+    monkeypatch.setattr("psutil.cpu_freq", broken)
+    monkeypatch.setattr("importlib.metadata.version", broken)
+    monkeypatch.setattr("cifar_lightning.provenance.subprocess.run", hanging)
+    folder = folder_of(outputs, "A")
+    (measurement,) = measure(folder, load_data(folder), Request(["fp32"], [1], "quick"), CPU)
+    assert measurement.status in ("ok", "disturbed"), measurement.reason
 
 
 def test_the_record_is_whole(outputs):
