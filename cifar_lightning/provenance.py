@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cifar_lightning.cores import usable_cores
 
+GIT_TIMEOUT_S = 10  # a file system that hangs, or a prompt, ends nothing
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
 # The widest that a processor has decides which kernels run on it.
 VECTORS = ("amx_tile", "avx512f", "avx2", "avx", "sse4_2", "sve2", "sve", "asimd", "neon", "vsx")
@@ -93,19 +94,28 @@ def code() -> Code:
             capture_output=True,
             text=True,
             check=True,
+            timeout=GIT_TIMEOUT_S,
         ).stdout.strip()
 
     try:
         return Code(git("rev-parse", "HEAD"), bool(git("status", "--porcelain")))
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return Code()
 
 
 def versions() -> dict[str, str]:
-    """Tell the versions of Python and of the packages that can change a result."""
-    return {"python": platform.python_version()} | {
-        name: metadata.version(name) for name in PACKAGES
-    }
+    """Tell the versions of Python and of the packages that can change a result.
+
+    A package whose version is not told, say for want of its metadata, is ``unknown``.
+    """
+
+    def version(name: str) -> str:
+        try:
+            return metadata.version(name)
+        except Exception:  # whatever a damaged installation gives; no result depends on it
+            return "unknown"
+
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def machine(device: str | None = None) -> Machine:
