@@ -59,6 +59,7 @@ from cifar_lightning.errors import (
 )
 from cifar_lightning.files import (
     alone,
+    check_inside,
     check_lock,
     is_disk_full,
     remove_unfinished,
@@ -264,7 +265,12 @@ def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str
     Raises:
         UserError: If the data can't be read, or what an earlier command left can't be used.
     """
-    folder = experiment.folder
+    folder, outputs = experiment.folder, Path(config["outputs"])
+    check_table(outputs)
+    if experiment.benchmark.request.variants:
+        check_lock(lock_path(_device(experiment)))
+    if "cache_dir" in config["data"]:
+        check_inside(outputs, Path(config["data"]["cache_dir"]))
     before = None if config["rerun"] else _earlier(folder)
     fingerprint = experiment.data.images.fingerprint
     experiment.data.check_batches(experiment.trainer.world_size)
@@ -273,10 +279,6 @@ def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str
             f"{folder}: this run was trained on other data ({before.data_fingerprint}, now "
             f"{fingerprint}); give the data another data.name, or start over with rerun=true"
         )
-    outputs = Path(config["outputs"])
-    check_table(outputs)
-    if experiment.benchmark.request.variants:
-        check_lock(lock_path(_device(experiment)))
     if before is not None and before.status == "finished" and (folder / WEIGHTS).exists():
         return Start(before)
     if config["distill"] is not None:
@@ -306,7 +308,7 @@ def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str
         )
     )
     if before is not None:
-        start = _continued(folder, before, start)
+        start = _continued(experiment, before, start)
     if start.checkpoint is None:  # also of a run that did not come to its first one
         _clear(folder)
     remove_unfinished(folder)
@@ -559,15 +561,25 @@ def _earlier(folder: Path) -> Run | None:
         raise UserError(f"{folder / Run.FILE}: damaged; start over with rerun=true") from error
 
 
-def _continued(folder: Path, before: Run, start: Start) -> Start:
+def _continued(experiment: Experiment, before: Run, start: Start) -> Start:
     """Begin at the last finished epoch of an earlier command, if there is one.
 
     Raises:
-        UserError: If its checkpoint is damaged.
+        UserError: If its checkpoint is damaged, or one that is needed beside it is gone.
     """
-    path = folder / CHECKPOINTS / "last.ckpt"
+    folder = experiment.folder / CHECKPOINTS
+    path, best = folder / "last.ckpt", folder / "best.ckpt"
     if not path.exists():
+        if before.status == "finished":
+            raise UserError(
+                f"{folder}: {before.name} is trained, but its weights and checkpoints are gone; "
+                "start over with rerun=true"
+            )
         return start
+    if experiment.best is not None and not best.exists():
+        raise UserError(
+            f"{best}: is gone, and with it the best weights so far; start over with rerun=true"
+        )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         epoch, step = checkpoint["epoch"], checkpoint["global_step"]

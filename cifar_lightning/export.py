@@ -27,7 +27,7 @@ from cifar_lightning import config as configuration
 from cifar_lightning import escaping, gate
 from cifar_lightning.command import command
 from cifar_lightning.errors import RunFailed, UserError, bad_value
-from cifar_lightning.files import is_disk_full, write_atomically
+from cifar_lightning.files import check_inside, is_disk_full, write_atomically
 from cifar_lightning.finished import relative
 from cifar_lightning.measure import build_backbone, load_backbone, load_data
 from cifar_lightning.results import Network, Run, find_run, load_run, markdown, rows_of
@@ -242,6 +242,7 @@ def main(cfg: DictConfig) -> None:
     outputs = Path(config["outputs"])
     folder = find_run(outputs, config["run"])
     to = Path(config["to"] or outputs / "exports" / folder.name)
+    check_inside(outputs, to)
     try:
         with computing():
             path = export(folder, config["format"], to, config["data_root"])

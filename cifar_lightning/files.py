@@ -194,15 +194,18 @@ def _open_lock(path: Path) -> int:
 
 
 def check_inside(outputs: Path, path: Path) -> None:
-    """See that what will be written stays in the outputs folder; links may lead anywhere.
+    """See that what is written below the outputs folder stays there, and follows no link out of it.
 
     Args:
         outputs: The folder.
-        path: Of a file or folder below it, perhaps not there yet.
+        path: Of a file or folder, perhaps not there yet. One that does not lie below the outputs is
+            the user's own choice.
 
     Raises:
         UserError: If a link leads out of it.
     """
+    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(outputs)):  # noqa: PTH100
+        return
     # Not `Path.resolve`, which raises where links go round in a circle.
     target = Path(os.path.realpath(path))
     if not target.is_relative_to(os.path.realpath(outputs)):

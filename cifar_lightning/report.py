@@ -42,7 +42,7 @@ from cifar_lightning.comparison import (
     verdict,
 )
 from cifar_lightning.errors import UserError, bad_value
-from cifar_lightning.files import is_disk_full, write_atomically
+from cifar_lightning.files import check_inside, is_disk_full, write_all
 from cifar_lightning.finished import relative
 from cifar_lightning.folders import TENSORBOARD
 from cifar_lightning.results import RUNS, Recorded, csv_value, draw_table
@@ -393,6 +393,7 @@ def main(cfg: DictConfig) -> None:
     sections = [Section.of(arena, sort, min_acc) for arena in comparison.arenas]
     details = _details(comparison, recorded, config["detail"], min_acc)
     to = Path(config["to"]) if config["to"] else outputs[0] / "report"
+    check_inside(outputs[0], to)
     text = markdown(sections, comparison)
     try:
         _write(to, sections, comparison, details, min_acc, text)
@@ -446,18 +447,18 @@ def _write(
     min_acc: float,
     text: str,
 ) -> None:
-    for earlier in to.glob("*latency-*"):
-        if OF_ARENAS.fullmatch(earlier.name):  # perhaps of rows that are no longer there
-            earlier.unlink(missing_ok=True)
-    write_atomically(to / "report.md", text)
-    write_atomically(to / "table.csv", table_csv(sections))
+    """Replace the files of a report, all of them together; others in the folder stay."""
+    files: dict[str, str | bytes] = {"report.md": text, "table.csv": table_csv(sections)}
     figures = {name: figure for name, (_, figure) in details.items()}
     for section in sections:
         figures |= section.figures
     for name, figure in figures.items():
-        write_atomically(to / f"{name}.png", plots.png(figure))
-        write_atomically(to / f"{name}.svg", plots.svg(figure))
-    write_atomically(to / "index.html", page(sections, comparison, details, min_acc))
+        files |= {f"{name}.png": plots.png(figure), f"{name}.svg": plots.svg(figure)}
+    write_all(to, files | {"index.html": page(sections, comparison, details, min_acc)})
+    for earlier in to.glob("*latency-*"):
+        # Perhaps of rows that are no longer there.
+        if OF_ARENAS.fullmatch(earlier.name) and earlier.name not in files:
+            earlier.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 from cifar_lightning import config as configuration
 from cifar_lightning import sweep
 from cifar_lightning.errors import NotFinite, RunFailed, UserError, bad_value, unknown_name
-from cifar_lightning.files import alone
+from cifar_lightning.files import alone, check_inside
 from cifar_lightning.results import Run
 
 log = logging.getLogger(__name__)
 
+STUDIES = "tune.db"  # in the outputs
 OWN_KEYS = ("n_trials", "space")
 RANGE_KEYS = ("low", "high", "log", "choices")
 SHOWN = 5  # of the best trials
@@ -55,11 +56,12 @@ def search(cfg: DictConfig) -> None:
     base = _checked(given, space)
     outputs = Path(base.config["outputs"])
     outputs.mkdir(parents=True, exist_ok=True)
+    check_inside(outputs, outputs / STUDIES)
     name = _study_name(base, space)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with alone(outputs / f".{name}.lock", f"another process is at the study {name}"):
         study = optuna.create_study(
-            storage=f"sqlite:///{outputs.resolve()}/tune.db",
+            storage=f"sqlite:///{outputs.resolve() / STUDIES}",
             study_name=name,
             direction="maximize",
             load_if_exists=True,

@@ -407,6 +407,25 @@ def test_a_finished_run_that_lost_a_file_is_finished_again(what, command, output
     assert Run.load(folder).test_acc == before
 
 
+@pytest.mark.parametrize("kept", [["last.ckpt"], []])
+def test_weights_and_best_checkpoint_are_gone(kept, command, outputs):
+    assert command(*COMMAND, "epochs=1").status == 0
+    folder = only_run(outputs)
+    before = Run.load(folder)
+    for path in (folder / "weights.safetensors", *(folder / "checkpoints").iterdir()):
+        if path.name not in kept:
+            path.unlink()
+    for _ in range(2):
+        ended = command(*COMMAND, "epochs=1")
+        assert ended.status == 2
+        (line,) = ended.err.splitlines()
+        assert line.endswith("start over with rerun=true")
+        assert str(folder / "checkpoints") in line
+        assert Run.load(folder) == before
+    assert command(*COMMAND, "epochs=1", "rerun=true").status == 0
+    assert (folder / "weights.safetensors").exists()
+
+
 def test_what_has_changed_since_is_said(command, outputs):
     command(*COMMAND)
     folder = only_run(outputs)

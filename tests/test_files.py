@@ -166,7 +166,8 @@ def test_links_out_of_the_outputs(tmp_path):
     for good in ("runs/x", "inside/x", "new/x/y", "."):
         check_inside(outputs, outputs / good)
     check_inside(tmp_path / "alias", tmp_path / "alias" / "runs")  # the user's own choice
-    for bad in ("report", "report/x", "../elsewhere"):
+    check_inside(outputs, tmp_path / "elsewhere")  # this, too
+    for bad in ("report", "report/x", "runs/../report"):
         with pytest.raises(UserError, match="leads out of"):
             check_inside(outputs, outputs / bad)
 

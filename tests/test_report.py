@@ -1,5 +1,7 @@
 import csv
+import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -42,6 +44,42 @@ def outputs(tmp_path):
 @pytest.fixture
 def reported(call, outputs):
     return lambda *arguments: call(report.main, f"outputs={outputs}", *arguments)
+
+
+def test_a_full_disk_leaves_the_old_report_whole(reported, outputs, monkeypatch):
+    assert reported("min_acc=85").status == 0
+    folder = outputs / "report"
+    (folder / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shutil.rmtree(outputs / "runs" / "rough")  # so that the next report is another
+    written = []
+    fsync = os.fsync
+
+    def full(descriptor):
+        written.append(descriptor)
+        if len(written) == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        ended = reported("min_acc=70")
+    assert ended.status == 1
+    assert "no space left" in ended.err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert reported("min_acc=70").status == 0
+    assert (folder / "report.md").read_bytes() != before["report.md"]
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_link_out_of_the_outputs_is_not_followed(reported, outputs, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (outputs / "report").symlink_to(tmp_path / "mine")
+    ended = reported("min_acc=85")
+    assert ended.status == 2
+    assert f"error: {outputs / 'report'}: leads out of {outputs}" in ended.err
+    assert not list((tmp_path / "mine").iterdir())
+    assert reported("min_acc=85", f"to={tmp_path / 'mine'}").status == 0  # as the user says
 
 
 def test_everything_is_written_and_said(reported, outputs):

@@ -94,6 +94,25 @@ def test_logits_on_a_gpu(variant):
         assert_close(ours, theirs, 0.02)
 
 
+def test_an_incomplete_compiler_is_told_by_its_first_error(tmp_path):
+    """As g++ without Python's headers."""
+    import torch._inductor.config as inductor
+
+    said = "x.cpp:2:10: fatal error: Python.h: No such file or directory"
+    compiler = tmp_path / "g++"
+    script = f'case "$*" in *--version*) echo "g++ 13.2" ;; *) echo "{said}" >&2; exit 1 ;; esac'
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    with (
+        inductor.patch({"cpp.cxx": (None, str(compiler))}),
+        pytest.raises(variants.Unsupported) as refused,
+        variants.prepare("compile", network, torch.device("cpu"), calibration),
+    ):
+        pass
+    assert str(refused.value) == f"needs a compiler: {said}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["compile", "fused+compile", "fp16+compile"])
 @pytest.mark.parametrize("device", ["cpu", GPU])
