@@ -110,7 +110,7 @@ class FiniteLoss(Callback):
         self._losses = []
         if _any_process(trainer, bool(bad.any())):
             raise NotFinite(
-                f"{NotFinite.BEGINNING} {loss if bad.any() else 'not finite in another process'} "
+                f"the training loss is {loss if bad.any() else 'not finite in another process'} "
                 f"in epoch {trainer.current_epoch + 1}, step {step} of "
                 f"{trainer.num_training_batches}; a lower optim.lr, a longer scheduler.warmup or "
                 "precision=32-true may help"

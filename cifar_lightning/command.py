@@ -28,6 +28,7 @@ from cifar_lightning.errors import CifarLightningError, RunFailed, UserError, re
 from cifar_lightning.escaping import visible
 from cifar_lightning.files import alone, is_disk_full
 from cifar_lightning.folders import LOCK, LOG
+from cifar_lightning.outcome import Outcome, requested
 from cifar_lightning.results import Run
 
 Task = Callable[[DictConfig], None]
@@ -58,11 +59,14 @@ def command(
     def decorate(task: Task) -> Callable[[], None]:
         identity.register()
         statuses: list[int] = []
+        outcome_file: Path | None = None
 
         def report(error: CifarLightningError) -> None:
             for line in str(error).split("\n"):
                 print(f"error: {visible(line)}", file=sys.stderr)
             statuses.append(error.exit_status)
+            if outcome_file is not None:
+                Outcome.of(error).write(outcome_file)
 
         @wraps(task)
         def job(cfg: DictConfig) -> None:
@@ -88,6 +92,8 @@ def command(
             streams.secure()
             os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, instead of printing and exiting with 1
             global _started
+            nonlocal outcome_file
+            outcome_file = requested()
             _started = False
             statuses.clear()
             HydraConfig.instance().cfg = None

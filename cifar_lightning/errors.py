@@ -7,15 +7,30 @@ from collections.abc import Iterable, Iterator
 
 
 class CifarLightningError(Exception):
-    """Base of the errors that end a command with one line instead of a traceback."""
+    """Base of the errors that end a command with one line instead of a traceback.
+
+    Attributes:
+        kind: What a command that started this one is told, beside the message.
+    """
 
     exit_status = 1
+    kind = "failed"
 
 
 class UserError(CifarLightningError):
-    """A mistake in what the user asked for or gave: configuration, files, network."""
+    """A mistake in what the user asked for or gave: configuration, files, network.
+
+    Args:
+        message: The line that is shown.
+        key: The configuration's key that is wrong, where it is one.
+    """
 
     exit_status = 2
+    kind = "refused"
+
+    def __init__(self, message: str, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class RunFailed(CifarLightningError):
@@ -23,20 +38,27 @@ class RunFailed(CifarLightningError):
 
 
 class NotFinite(RunFailed):
-    """The training loss was no number any more."""
+    """The training loss became NaN or infinite."""
 
-    BEGINNING = "the training loss is"
+    kind = "not_finite"
+
+
+class Crashed(RunFailed):
+    """The training raised an error that nobody expected."""
+
+    kind = "crashed"
 
 
 class Interrupted(CifarLightningError):
     """The user stopped the command; the same command again continues it."""
 
+    kind = "interrupted"
     exit_status = 130  # after Ctrl-C; 143 after SIGTERM, 129 after a closed window
 
 
 def bad_value(key: str, value: object, allowed: str) -> UserError:
     """Make the error for a value that is out of range: the key, the value, what is allowed."""
-    return UserError(f"{key}={value}: allowed is {allowed}")
+    return UserError(f"{key}={value}: allowed is {allowed}", key)
 
 
 def unknown_name(subject: str, kind: str, name: str, allowed: Iterable[object]) -> UserError:

@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save as to_bytes
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from cifar_lightning import board, identity, interruption, provenance
+from cifar_lightning import board, escaping, identity, interruption, provenance
 from cifar_lightning import config as configuration
 from cifar_lightning.callbacks import (
     AtomicCheckpoints,
@@ -50,6 +50,7 @@ from cifar_lightning.data import ImageDataModule
 from cifar_lightning.distill import Distillation
 from cifar_lightning.errors import (
     CifarLightningError,
+    Crashed,
     Interrupted,
     NotFinite,
     RunFailed,
@@ -612,7 +613,7 @@ def _logger(folder: Path, start: Start) -> TensorBoardLogger:
     )
     if start.checkpoint is None:
         text = OmegaConf.to_yaml(OmegaConf.create(start.record.config))
-        logger.experiment.add_text("configuration", f"```yaml\n{text}```")
+        logger.experiment.add_text("configuration", escaping.markdown_block(text, "yaml"))
     return logger
 
 
@@ -651,7 +652,9 @@ def _ending(
         )
     if isinstance(error, Exception):
         line = f"{type(error).__name__}: {error}".splitlines()[0]
-        return RunFailed(f"{name}: {line}; see {experiment.folder / LOG}")
+        # Of the system, such as a folder that is gone, or of what this training asks for.
+        kind = RunFailed if isinstance(error, OSError) else Crashed
+        return kind(f"{name}: {line}; see {experiment.folder / LOG}")
     return None
 
 

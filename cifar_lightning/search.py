@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning import config as configuration
 from cifar_lightning import sweep
-from cifar_lightning.errors import NotFinite, RunFailed, UserError, bad_value, unknown_name
+from cifar_lightning.errors import RunFailed, UserError, bad_value, unknown_name
 from cifar_lightning.files import alone, check_inside
 from cifar_lightning.results import Run
 
@@ -28,6 +29,11 @@ STUDIES = "tune.db"  # in the outputs
 OWN_KEYS = ("n_trials", "space")
 RANGE_KEYS = ("low", "high", "log", "choices")
 SHOWN = 5  # of the best trials
+HOPELESS_AFTER = 3  # trials, all of them failed for the same reason
+KILLED_WITH_SEARCH = 3  # times, and a trial is taken up no more
+# Endings that a trial's own settings can bring about. A mistake in a key of the space is another;
+# whatever else ends a trial, such as a full disk, would end the next one, too.
+OF_SETTINGS = {"not_finite", "crashed", "killed"}
 Space = Mapping[str, Mapping[str, Any]]
 
 
@@ -74,44 +80,118 @@ def search(cfg: DictConfig) -> None:
             study.sampler = optuna.samplers.TPESampler(seed=seed)
             trial = study.ask()
             overrides = [_override(key, value) for key, value in _draw(trial, space)]
-            (job,) = _jobs([[*given, *overrides]])
             log.info("trial %d of %d: %s", number + 1, cfg.n_trials, " ".join(overrides))
-            trial.set_user_attr("run", job.folder.name)
-            value = _run(job)
-            state = None if value is not None else optuna.trial.TrialState.FAIL
-            study.tell(trial, value, state=state)
+            try:
+                ended_as = _run([*given, *overrides], space)
+            except BaseException:
+                trial.set_user_attr(LEFT, True)  # by its own will, so it can go on
+                raise
+            if isinstance(ended_as, Run):
+                trial.set_user_attr("run", ended_as.name)
+                study.tell(trial, ended_as.val_acc)
+            else:
+                log.warning("this trial failed: %s", ended_as.text)
+                trial.set_user_attr("reason", ended_as.text)
+                trial.set_user_attr("cause", ended_as.cause)
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                _end_if_hopeless(study)
         _show(study)
 
 
-def _run(job: sweep.Job) -> float | None:
-    """Train one trial; return its validation accuracy in percent.
+@dataclass(frozen=True)
+class _Untrainable:
+    """Why a trial's settings can't be trained.
 
-    None says that these settings can't be trained. Any other failure is none of theirs: it ends the
-    search, and the same command again takes the trial up.
+    Attributes:
+        cause: The same for trials that fail alike.
+        text: For people.
+    """
+
+    cause: str
+    text: str
+
+
+def _run(overrides: list[str], space: Space) -> Run | _Untrainable:
+    """Train one trial.
+
+    Returns:
+        Its run; or why these settings can't be trained.
+
+    Raises:
+        UserError: If the user made a mistake that is not one of this trial's settings.
+        RunFailed: If it failed otherwise; the same command again takes the trial up.
+        Interrupted: If the user stopped it.
     """
     try:
-        sweep.run([job], sweep.ThisMachine(1))
-    except RunFailed as error:
-        if f"{NotFinite.BEGINNING} " not in str(error):
-            raise
-        log.warning("%s", error)
+        (job,) = _jobs([overrides])
+    except UserError as error:  # the settings without a draw were right
+        return _Untrainable(f"refused {error.key}", str(error))
+    for failure in sweep.attempt([job], sweep.ThisMachine(1)):
+        record = _record(job.folder)
+        if record is not None and record.status == "finished":
+            break  # trained and tested; what failed came after
+        if failure.kind in OF_SETTINGS:
+            return _Untrainable(failure.kind, failure.reason)
+        if failure.kind == UserError.kind:
+            if any(_concerns(failure.key, key) for key in space):
+                return _Untrainable(f"refused {failure.key}", failure.reason)
+            raise UserError(failure.reason)
+        raise RunFailed(failure.reason)
+    return Run.load(job.folder)
+
+
+def _record(folder: Path) -> Run | None:
+    try:
+        return Run.load(folder)
+    except (FileNotFoundError, ValueError):
         return None
-    return Run.load(job.folder).val_acc
+
+
+def _concerns(refused: str | None, key: str) -> bool:
+    """Tell whether a refused key is one of the space's, lies in it, or holds it."""
+    return refused is not None and (
+        f"{refused}.".startswith(f"{key}.") or key.startswith(refused + ".")
+    )
+
+
+LEFT = "left"  # a trial that an error or a signal ended in good order; one killed with us has none
+KILLED = "killed"  # how often the search was killed in this trial
 
 
 def _take_up(study: Any) -> int:
-    """Begin again with the trials that a killed command left; return how many have ended.
+    """Begin again with the trials that an earlier command left; return how many have ended.
 
-    Their runs have the same names again, and so continue.
+    Their runs have the same names again, and so continue. A trial in which the search was killed
+    again and again, perhaps for want of memory, has failed.
     """
     from optuna.trial import TrialState
 
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        killed = trial.user_attrs.get(KILLED, 0) + (LEFT not in trial.user_attrs)
         study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params, user_attrs={"instead_of": trial.number})
+        if killed < KILLED_WITH_SEARCH:
+            again = {"instead_of": trial.number, KILLED: killed}
+            study.enqueue_trial(trial.params, user_attrs=again)
     trials = study.get_trials()
     finished = [trial for trial in trials if trial.state.is_finished()]
     return len(finished) - sum("instead_of" in trial.user_attrs for trial in trials)
+
+
+def _end_if_hopeless(study: Any) -> None:
+    """End a search whose every trial failed for one and the same reason.
+
+    Raises:
+        RunFailed: If it is one.
+    """
+    trials = study.get_trials()
+    failed = [trial for trial in trials if "cause" in trial.user_attrs]
+    done = any(trial.value is not None for trial in trials)
+    causes = {trial.user_attrs["cause"] for trial in failed}
+    if not done and len(failed) >= HOPELESS_AFTER and len(causes) == 1:
+        raise RunFailed(
+            f"{study.study_name}: all {len(failed)} trials failed for the same reason; the last "
+            f"one: {failed[-1].user_attrs['reason']}"
+        )
 
 
 def _draw(trial: Any, space: Space) -> Iterator[tuple[str, Any]]:
@@ -191,16 +271,27 @@ def _study_name(base: sweep.Job, space: Space) -> str:
 
 
 def _show(study: Any) -> None:
-    """Show the best trials, and the overrides of the best."""
-    done = [trial for trial in study.trials if trial.value is not None]
+    """Show what failed, the best trials, and the overrides of the best."""
+    from optuna.trial import TrialState
+
+    trials = study.get_trials()
+    taken_up = {trial.user_attrs.get("instead_of") for trial in trials}
+    for trial in trials:
+        if trial.state == TrialState.FAIL and trial.number not in taken_up:
+            reason = trial.user_attrs.get("reason", "the search was killed in it again and again")
+            log.warning("failed: %s: %s", _settings(trial), reason)
+    done = [trial for trial in trials if trial.value is not None]
     if not done:
         raise RunFailed(f"{study.study_name}: no trial ended well")
     done.sort(key=lambda trial: trial.value, reverse=True)
     for trial in done[:SHOWN]:
-        settings = " ".join(
-            f"{key}={value:.4g}" if isinstance(value, float) else _override(key, value)
-            for key, value in trial.params.items()
-        )
-        log.info("%.2f %% val acc  %s  %s", trial.value, trial.user_attrs["run"], settings)
+        log.info("%.2f %% val acc  %s  %s", trial.value, trial.user_attrs["run"], _settings(trial))
     best = " ".join(_override(key, value) for key, value in done[0].params.items())
     log.info("best: %s", best)
+
+
+def _settings(trial: Any) -> str:
+    return " ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else _override(key, value)
+        for key, value in trial.params.items()
+    )

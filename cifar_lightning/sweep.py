@@ -33,6 +33,7 @@ from cifar_lightning.errors import RunFailed, UserError
 from cifar_lightning.files import alone
 from cifar_lightning.finished import duration, finished, take_up
 from cifar_lightning.folders import LOCK, OUTPUT, run_folder
+from cifar_lightning.outcome import VARIABLE, Outcome
 from cifar_lightning.results import RUNS, Run, group_means, markdown, rows_of, write_table
 
 log = logging.getLogger(__name__)
@@ -141,6 +142,11 @@ class Place(Protocol):
         """Start a job; where several run at a time, they write their output to a file."""
 
 
+def _outcome_file(output: Path) -> Path:
+    """Tell where a job on this machine leaves its outcome."""
+    return output.with_name(f"{output.name}.outcome")
+
+
 def command_line(overrides: Sequence[str]) -> list[str]:
     """Make the command that runs one job alone."""
     script = str(configuration.CONF_DIR.parent / "train.py")
@@ -167,15 +173,16 @@ class ThisMachine:
         return self.at_once > 1
 
     def start(self, job: Job, overrides: Sequence[str], slot: int, output: Path) -> Process:
+        told = {VARIABLE: str(_outcome_file(output))}
         if self.at_once == 1:
-            return subprocess.Popen(command_line(overrides))
+            return subprocess.Popen(command_line(overrides), env=os.environ | told)
         with output.open("ab") as stream:
             return subprocess.Popen(
                 command_line(overrides),
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env=os.environ | self.environment(job, slot),
+                env=os.environ | self.environment(job, slot) | told,
             )
 
     def environment(self, job: Job, slot: int) -> dict[str, str]:
@@ -286,17 +293,25 @@ class _Submitted:
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that did not end well."""
+    """A job that did not end well.
+
+    Attributes:
+        job: The job.
+        status: Its exit status; negative is the number of the signal that killed it.
+        reason: For people.
+        kind: Of the error that ended it; ``killed`` after a signal.
+        key: Of the configuration, if that was refused for it.
+    """
 
     job: Job
     status: int
     reason: str
+    kind: str
+    key: str | None = None
 
 
 def run(all_jobs: Sequence[Job], place: Place, merged: int = 0) -> None:
     """Run what is missing, and show the rows of all jobs.
-
-    A job that fails is recorded, and the others go on.
 
     Args:
         all_jobs: From `jobs`.
@@ -306,6 +321,25 @@ def run(all_jobs: Sequence[Job], place: Place, merged: int = 0) -> None:
     Raises:
         RunFailed: If a job failed.
         UserError: If jobs failed by mistakes of the user's alone, such as missing data.
+        Interrupted: If the user stopped it.
+    """
+    if failures := attempt(all_jobs, place, merged):
+        lines = "\n".join(f"{failure.job.label}: {failure.reason}" for failure in failures)
+        mistakes = all(failure.status == UserError.exit_status for failure in failures)
+        raise UserError(lines) if mistakes else RunFailed(lines)
+
+
+def attempt(all_jobs: Sequence[Job], place: Place, merged: int = 0) -> list[Failure]:
+    """Run what is missing, and show the rows of all jobs; return those that failed.
+
+    A job that fails is recorded, and the others go on.
+
+    Args:
+        all_jobs: As for `run`.
+        place: As for `run`.
+        merged: As for `run`.
+
+    Raises:
         Interrupted: If the user stopped it.
     """
     console = OmegaConf.load(CONSOLE)
@@ -336,10 +370,7 @@ def run(all_jobs: Sequence[Job], place: Place, merged: int = 0) -> None:
         _show(all_jobs)
     if interruption.received():
         raise interruption.error("interrupted; the same command again runs what is missing")
-    if failures:
-        lines = "\n".join(f"{failure.job.label}: {failure.reason}" for failure in failures)
-        mistakes = all(failure.status == UserError.exit_status for failure in failures)
-        raise UserError(lines) if mistakes else RunFailed(lines)
+    return failures
 
 
 def _show(jobs: Sequence[Job]) -> None:
@@ -387,7 +418,7 @@ def _run_each(jobs: Sequence[Job], place: Place, doing: str, *more: str) -> list
                     running.remove(one)
                     free.append(one.slot)
                     if status and not interruption.received():
-                        failures.append(Failure(one.job, status, _reason(one, status)))
+                        failures.append(_failure(one, status))
                     took = duration(time.time() - one.started)
                     outcome = f"ended with status {status}" if status else "done"
                     log.info("%d of %d %s after %s", one.number, len(jobs), outcome, took)
@@ -402,12 +433,19 @@ def _end(running: Iterable[_Running]) -> None:
         one.process.terminate()
 
 
-def _reason(one: _Running, status: int) -> str:
+def _failure(one: _Running, status: int) -> Failure:
+    outcome = Outcome.read(_outcome_file(one.output))
+    reason = _reason(one, status, outcome)
+    if outcome is None:  # it could not say so itself
+        return Failure(one.job, status, reason, "killed" if status < 0 else "failed")
+    return Failure(one.job, status, reason, outcome.kind, outcome.key)
+
+
+def _reason(one: _Running, status: int, outcome: Outcome | None) -> str:
     """Tell why a job failed, and keep its output beside the run, if there is any of both."""
     folder = one.job.folder
-    printed = one.output.read_text().strip().splitlines() if one.output.exists() else []
     if status == UserError.exit_status:  # the run, if there is one, is as it was
-        return printed[-1].removeprefix("error: ") if printed else "refused"
+        return outcome.message if outcome else _last_line(one.output) or "refused"
     if one.output.exists() and folder.exists():
         shutil.copy(one.output, folder / OUTPUT)
     with suppress(FileNotFoundError, ValueError, UserError):
@@ -417,7 +455,13 @@ def _reason(one: _Running, status: int) -> str:
                 record = replace(record, status="failed", error=_death(status)).save(folder)
         if record.error and (folder / Run.FILE).stat().st_mtime >= one.started:
             return record.error
-    return printed[-1].removeprefix("error: ") if printed else _death(status)
+    return outcome.message if outcome else _last_line(one.output) or _death(status)
+
+
+def _last_line(output: Path) -> str:
+    """Read the last line of what a job printed, of whatever bytes."""
+    printed = output.read_text(errors="backslashreplace") if output.exists() else ""
+    return printed.strip().rpartition("\n")[2].removeprefix("error: ")
 
 
 def _death(status: int) -> str:

@@ -10,6 +10,7 @@ from conftest import ROOT
 ORDER = (
     "errors",
     "escaping",
+    "outcome",
     "cores",
     "waiting",
     "streams",

@@ -5,11 +5,10 @@ from conftest import TINY
 from test_results import MACHINE
 
 from cifar_lightning import sweep
-from cifar_lightning.errors import RunFailed
 from cifar_lightning.provenance import Code
 from cifar_lightning.results import Run
 
-pytest.importorskip("optuna", reason="needs the extra `tune`")
+optuna = pytest.importorskip("optuna", reason="needs the extra `tune`")
 
 SPACE = (
     "~space.scheduler",
@@ -38,14 +37,19 @@ class Pretending:
     def __init__(self, monkeypatch):
         self.rates = []
         self.stop_at = None
-        monkeypatch.setattr(sweep, "run", self.run)
+        self.endings = {}
+        monkeypatch.setattr(sweep, "attempt", self.attempt)
 
-    def run(self, jobs, place):
+    def attempt(self, jobs, place):
         (job,) = jobs
         rate = job.config["optim"]["lr"]
         self.rates.append(rate)
         if len(self.rates) == self.stop_at:
             raise KeyboardInterrupt
+        ending = self.endings.get(len(self.rates), self.endings.get("each"))
+        if ending is not None:
+            status, kind, key = ending
+            return [sweep.Failure(job, status, f"a reason, {rate:.3f}", kind, key)]
         accuracy = 100 - abs(rate - 0.1) * 50
         run = Run(
             name=job.folder.name,
@@ -64,6 +68,7 @@ class Pretending:
             test_acc=100 - accuracy,  # a search that looked at it would go the other way
         )
         run.save(job.folder)
+        return []
 
 
 def test_trials_are_ordinary_runs(tune, outputs):
@@ -105,26 +110,102 @@ def test_it_goes_on_where_it_was_stopped(tune, monkeypatch):
     assert len(set(pretending.rates)) == 5
 
 
-def test_a_failure_that_is_not_the_settings_ends_the_search(tune, monkeypatch):
-    """And the same command again takes up that trial; a loss that is no number counts as one."""
+@pytest.mark.parametrize(
+    "ending",
+    [(1, "failed", None), (2, "refused", "data.root"), (130, "interrupted", None)],
+    ids=lambda ending: ending[1],
+)
+def test_a_failure_that_is_not_the_settings_ends_the_search(tune, monkeypatch, ending):
+    """And the same command again takes up that trial."""
     pretending = Pretending(monkeypatch)
-    outcomes = iter(["killed by SIGKILL", "the training loss is nan in epoch 1", None])
-    run = pretending.run
+    pretending.endings = {2: ending}
+    status, _, err = tune(*SPACE, "n_trials=3")
+    assert status == (2 if ending[1] == "refused" else 1)
+    assert err == f"error: a reason, {pretending.rates[-1]:.3f}\n"
+    status, out, err = tune(*SPACE, "n_trials=3")
+    assert status == 0, err
+    assert "1 of 3 trials are done" in out
+    assert len(pretending.rates) == 4
+    assert pretending.rates[1] == pretending.rates[2]
 
-    def failing(jobs, place):
-        run(jobs, place)
-        if outcome := next(outcomes, None):
-            raise RunFailed(f"a: {outcome}")
 
-    monkeypatch.setattr(sweep, "run", failing)
-    status, _, err = tune(*SPACE, "n_trials=2")
+@pytest.mark.parametrize(
+    "ending",
+    [
+        (1, "not_finite", None),
+        (1, "crashed", None),
+        (-9, "killed", None),
+        (2, "refused", "optim.lr"),
+        (2, "refused", "optim"),
+    ],
+    ids=lambda ending: f"{ending[1]} {ending[2]}",
+)
+def test_settings_that_cannot_be_trained_are_a_failed_trial(tune, monkeypatch, ending):
+    """The search goes on, tells the reason, and does not begin with them again."""
+    pretending = Pretending(monkeypatch)
+    pretending.endings = {1: ending}
+    status, out, err = tune(*SPACE, "n_trials=3")
+    assert status == 0, err
+    assert len(set(pretending.rates)) == 3
+    reason = f"a reason, {pretending.rates[0]:.3f}"
+    (told,) = [line for line in out.splitlines() if line.startswith("failed: optim.lr=")]
+    assert told.endswith(reason)
+    status, out, err = tune(*SPACE, "n_trials=4")
+    assert "3 of 4 trials are done" in out
+    assert len(set(pretending.rates)) == 4
+
+
+def test_a_search_in_which_all_fails_alike_ends(tune, monkeypatch):
+    pretending = Pretending(monkeypatch)
+    pretending.endings = {"each": (1, "crashed", None)}
+    status, _, err = tune(*SPACE, "n_trials=10")
     assert status == 1
-    assert err == "error: a: killed by SIGKILL\n"
-    status, out, err = tune(*SPACE, "n_trials=2")
-    assert status == 0
-    assert "0 of 2 trials are done" in out
-    assert pretending.rates[0] == pretending.rates[1] != pretending.rates[2]
     assert len(pretending.rates) == 3
+    assert "all 3 trials failed for the same reason; the last one: a reason, " in err
+    assert tune(*SPACE, "n_trials=10")[0] == 1
+    assert len(pretending.rates) == len(set(pretending.rates)) == 4
+    pretending.endings = {}
+    status, out, _ = tune(*SPACE, "n_trials=6")
+    assert status == 0
+    assert "4 of 6 trials are done" in out
+
+
+def test_different_failures_do_not_end_it(tune, monkeypatch):
+    pretending = Pretending(monkeypatch)
+    kinds = ("crashed", "killed", "crashed", "not_finite")
+    pretending.endings = {number: (1, kind, None) for number, kind in enumerate(kinds, 1)}
+    status, out, _ = tune(*SPACE, "n_trials=5")
+    assert status == 0
+    assert len(pretending.rates) == 5
+    assert out.count("\nfailed: ") == 4
+
+
+def test_a_trial_that_kills_the_search_is_not_first_for_ever(tune, monkeypatch):
+    """As where too little memory ends trial and search together."""
+    pretending = Pretending(monkeypatch)
+
+    def killed(jobs, place):
+        pretending.rates.append(jobs[0].config["optim"]["lr"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "attempt", killed)
+    # A killed process has no time to write down that it left.
+    monkeypatch.setattr(optuna.trial.Trial, "set_user_attr", lambda *_: None)
+    for _ in range(4):
+        assert tune(*SPACE, "n_trials=2")[0] == 130
+    assert len(set(pretending.rates[:3])) == 1
+    assert pretending.rates[3] != pretending.rates[0]
+
+
+def test_a_real_search_goes_on_after_settings_that_cannot_be_trained(tune, outputs):
+    only = ("~space.scheduler", "~space.optim", "~space.label_smoothing")
+    status, out, err = tune(*only, "+space.batch_size={choices: [64, 5000]}", "n_trials=4")
+    assert status == 0, err
+    assert "trial 4 of 4" in out
+    assert "best: batch_size=64" in out
+    assert "failed: batch_size=5000: batch_size=5000: " in out
+    (folder,) = (outputs / "runs").iterdir()
+    assert Run.load(folder).status == "finished"
 
 
 def test_a_choice_may_be_null(tune, monkeypatch):

@@ -124,6 +124,14 @@ os.kill(os.getpid(), 9)""",
     assert ",failed," in (tmp_path / "results.csv").read_text()
 
 
+def test_a_job_may_print_any_bytes(tmp_path):
+    """And control characters of its last line are shown, not obeyed."""
+    script = r"import sys; sys.stdout.buffer.write(b'\xff\x1b[2J\n'); sys.exit(1)"
+    with pytest.raises(sweep.RunFailed) as failed:
+        sweep.run([job(tmp_path, "odd")], Scripts({"odd": script}))
+    assert str(failed.value) == "odd: \\xff\x1b[2J"
+
+
 def test_a_run_under_way_elsewhere_is_left_alone(tmp_path):
     """Its record says that it is running, and so it is: another process holds its lock."""
     one = job(tmp_path, "a")
