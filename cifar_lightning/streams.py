@@ -21,8 +21,8 @@ def secure() -> None:
     """Make ``sys.stdout`` and ``sys.stderr`` safe to write to until the process ends.
 
     A descriptor that is closed is opened on ``/dev/null``, so that no file of ours gets its number;
-    one whose reader goes away is sent there then. What a terminal's encoding lacks is shown as
-    ``\\u732b``. Streams that somebody else has put in place stay.
+    one whose reader goes away is sent there then. What a terminal's encoding lacks is shown by
+    its number. Streams that somebody else has put in place stay.
     """
     for descriptor in (0, 1, 2):  # in this order: each gets its own number
         try:
