@@ -303,7 +303,7 @@ def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str
             classes=list(experiment.data.images.classes),
             code=provenance.code(),
             versions=provenance.versions(),
-            machine=provenance.machine(device_name(_device(experiment))),
+            machine=provenance.machine(device_name(_device(experiment)), torch.get_num_threads()),
             params=count_parameters(experiment.classifier.backbone),
             macs=count_macs(experiment.classifier.backbone),
         )
@@ -589,6 +589,11 @@ def _continued(experiment: Experiment, before: Run, start: Start) -> Start:
     log.info("continuing after epoch %d", epoch + 1)
     for change in changes_since(before):
         log.warning("since the run began changed: %s", change)
+    then, now = before.machine.threads, start.record.machine.threads
+    if then != now:
+        log.warning(
+            "since the run began changed: threads, %s -> %s; sums are rounded otherwise", then, now
+        )
     return replace(start, checkpoint=path, step=step)
 
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
 
 from cifar_lightning.cores import usable_cores
 
@@ -71,12 +74,15 @@ class Machine:
     Attributes:
         cores: That the process may use.
         device: Where a training was computed, for people.
+        threads: With which a training was computed on the CPU; how sums are split among them
+            changes how they are rounded.
     """
 
     system: str
     processor: Processor
     cores: int | None
     device: str | None = None
+    threads: Annotated[int, Meta(ge=1, le=2**20)] | None = None
 
 
 def slug(text: str) -> str:
@@ -118,13 +124,14 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
-def machine(device: str | None = None) -> Machine:
+def machine(device: str | None = None, threads: int | None = None) -> Machine:
     """Describe the computer."""
     return Machine(
         system=f"{platform.system()} {platform.machine()}",
         processor=processor(),
         cores=usable_cores(),
         device=device,
+        threads=threads,
     )
 
 

@@ -132,10 +132,15 @@ def test_a_continued_run_equals_an_uninterrupted_one(
     assert Run.load(folder).status == "interrupted"
     assert not (folder / "weights.safetensors").exists()
     assert not (outputs / "results.csv").exists()
+    stopped = Run.load(folder)
+    assert stopped.machine.threads == torch.get_num_threads()
+    if workers:
+        replace(stopped, machine=replace(stopped.machine, threads=77)).save(folder)
 
     again = command(*settings)
     assert again.status == 0, again.err
     assert "continuing after epoch 2" in again.out
+    assert ("since the run began changed: threads, 77 -> " in again.out) == bool(workers)
     other = only_run(reference)
     assert other.name == folder.name
     assert len((outputs / "results.csv").read_text().splitlines()) == 2
