@@ -109,19 +109,21 @@ def code() -> Code:
         return Code()
 
 
+def version(package: str) -> str | None:
+    """Tell a package's version; None if it is not installed, ``unknown`` if it is not told."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+    except Exception:  # whatever a damaged installation gives; nothing is computed with it
+        return "unknown"
+
+
 def versions() -> dict[str, str]:
-    """Tell the versions of Python and of the packages that can change a result.
-
-    A package whose version is not told, say for want of its metadata, is ``unknown``.
-    """
-
-    def version(name: str) -> str:
-        try:
-            return metadata.version(name)
-        except Exception:  # whatever a damaged installation gives; no result depends on it
-            return "unknown"
-
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    """Tell the versions of Python and of the packages that can change a result."""
+    return {"python": platform.python_version()} | {
+        name: version(name) or "unknown" for name in PACKAGES
+    }
 
 
 def machine(device: str | None = None, threads: int | None = None) -> Machine:

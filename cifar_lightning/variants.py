@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from cifar_lightning import provenance
 from cifar_lightning.errors import bad_value, chain, first_line_of, unknown_name
 
 Forward = Callable[[Tensor], Tensor]
@@ -320,11 +320,8 @@ def engines(name: str) -> dict[str, str]:
     packages = ["torch"]
     if _ALONE.intersection(name.split("+")):
         packages += ["onnxruntime", "onnxruntime-gpu", "onnxscript"]
-    found = {}
-    for package in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+    found = {package: provenance.version(package) for package in packages}
+    return {package: version for package, version in found.items() if version is not None}
 
 
 @contextmanager
