@@ -47,6 +47,20 @@ class EpochSeed(Callback):
         seed_everything(seed, verbose=False)
 
 
+class NameInCheckpoints(Callback):
+    """Writes into each checkpoint which run it is of."""
+
+    KEY = "run"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[self.KEY] = self.name
+
+
 class StopWhenAsked(Callback):
     """Ends the work after the current batch when a signal has come.
 

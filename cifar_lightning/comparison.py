@@ -6,6 +6,7 @@ intervals that overlap are a tie: nothing is ranked by less than that.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import statistics
@@ -105,6 +106,8 @@ class Conditions:
 
     Attributes:
         threads: On a CPU; 0 on a GPU, where they don't count.
+        hardware: What the device is, more exactly than its name.
+        torch: The version that executed it.
     """
 
     dataset: str
@@ -114,6 +117,8 @@ class Conditions:
     clock: str
     protocol: str
     protocol_version: int
+    hardware: str = ""
+    torch: str = ""
 
     @property
     def name(self) -> str:
@@ -124,7 +129,8 @@ class Conditions:
     @property
     def slug(self) -> str:
         kept = "".join(c if c.isalnum() else "-" for c in self.name.lower())
-        return f"{'-'.join(filter(None, kept.split('-')))}-{self.fingerprint[:8]}"
+        digest = hashlib.sha256(repr(self).encode()).hexdigest()[:8]
+        return f"{'-'.join(filter(None, kept.split('-')))}-{digest}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,11 +141,13 @@ class Entry:
         label: The ID; of seeds without a common one the first one's, and how many more there are.
         runs: One a seed.
         measurements: Of those runs, in the same order.
+        note: What tells it from one whose variant was made by another recipe or engine.
     """
 
     label: str
     runs: tuple[Run, ...]
     measurements: tuple[Measurement, ...]
+    note: str = ""
 
     @property
     def variant(self) -> str:
@@ -147,7 +155,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        return f"{self.label} {self.variant}"
+        return f"{self.label} {self.variant}{self.note and f' ({self.note})'}"
 
     @property
     def group(self) -> str:
@@ -328,8 +336,10 @@ class Comparison:
 
 
 Keep = Callable[[Conditions, Entry], bool]
-# By a group of seeds and a variant: each run of it, by its name, with its measurement.
-Groups = dict[tuple[str, str], dict[str, tuple[Run, Measurement]]]
+# How a variant was made: the versions of its parts, and of what executed it beside torch.
+Making = tuple[tuple[str, str], ...]
+# By a group of seeds, a variant and its making: each run of it, by its name, with its measurement.
+Groups = dict[tuple[str, str, Making], dict[str, tuple[Run, Measurement]]]
 
 
 def compare(
@@ -353,23 +363,27 @@ def compare(
             if one.run is None or measurement is None or row["status"] != "ok":
                 apart.append(row)
                 continue
-            group = group_name(one.run.config, one.run.choices), measurement.variant
+            name = group_name(one.run.config, one.run.choices)
+            group = name, measurement.variant, _making(measurement)
             # The same run measured in two places under the same conditions counts once.
             alike = met.setdefault(_conditions(one.run, measurement), {}).setdefault(group, {})
             alike[one.run.name] = one.run, measurement
-    names = [conditions.name for conditions in met]
+    names = _names(met)
     arenas: list[Arena] = []
     everything: list[Entry] = []
     for conditions, groups in sorted(met.items()):
-        labels = _labels(groups)
+        labels, notes = _labels(groups), _notes(groups)
         entries = [
-            Entry(labels[group], *zip(*alike.values(), strict=True))
-            for (group, _), alike in groups.items()
+            Entry(
+                labels[group[0]],
+                tuple(run for run, _ in alike.values()),
+                tuple(measurement for _, measurement in alike.values()),
+                notes[group],
+            )
+            for group, alike in groups.items()
         ]
         everything += entries
-        name = conditions.name
-        if names.count(name) > 1:
-            name += f" ({conditions.fingerprint[:8]})"
+        name = names[conditions]
         meant = [entry for entry in entries if baseline is not None and entry.answers_to(baseline)]
         # Without one, the first row's network.
         base = plainest(meant or [one for one in entries if one.label == entries[0].label])
@@ -389,13 +403,50 @@ def _conditions(run: Run, measurement: Measurement) -> Conditions:
         clock=measurement.clock,
         protocol=measurement.protocol,
         protocol_version=measurement.protocol_version,
+        hardware=measurement.hardware,
+        torch=measurement.environment.versions["torch"],
     )
+
+
+def _names(met: Iterable[Conditions]) -> dict[Conditions, str]:
+    """Name conditions; where two would have one name, by more of what tells them apart."""
+    names = {conditions: conditions.name for conditions in met}
+    further: tuple[Callable[[Conditions], str], ...] = (
+        lambda one: f"torch {one.torch}",
+        lambda one: one.hardware,
+        lambda one: one.fingerprint[:8],
+        lambda one: one.clock,
+    )
+    for tell in further:
+        alike: dict[str, list[Conditions]] = {}
+        for conditions, name in names.items():
+            alike.setdefault(name, []).append(conditions)
+        for name, several in alike.items():
+            if len({tell(one) for one in several}) > 1:
+                names |= {one: f"{name} ({tell(one)})" for one in several}
+    return names
+
+
+def _making(measurement: Measurement) -> Making:
+    recipe = {f"{part} recipe": str(version) for part, version in measurement.recipe.items()}
+    engines = {name: version for name, version in measurement.engines.items() if name != "torch"}
+    return tuple(sorted((recipe | engines).items()))
+
+
+def _notes(groups: Groups) -> dict[tuple[str, str, Making], str]:
+    """Say of each group what differs from others of the same seeds and variant."""
+    notes = {}
+    for group, variant, making in groups:
+        others = [other for name, one, other in groups if (name, one) == (group, variant)]
+        told = [" ".join(item) for item in making if not all(item in other for other in others)]
+        notes[group, variant, making] = ", ".join(told)
+    return notes
 
 
 def _labels(groups: Groups) -> dict[str, str]:
     """Name each group: its common ID, else its first run's with the number of the others."""
     runs: dict[str, dict[str, Run]] = {}
-    for (group, _), alike in groups.items():
+    for (group, *_), alike in groups.items():
         runs.setdefault(group, {}).update((name, run) for name, (run, _) in alike.items())
     labels = {}
     for group, members in runs.items():

@@ -12,8 +12,9 @@ import math
 import re
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from traceback import walk_tb
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -37,6 +38,7 @@ NAMING_GROUPS = ("model", "optim", "scheduler")  # their options are in a run's 
 # One number a channel; those that images are divided by are not 0.
 Colours = Annotated[list[float], Meta(min_length=3, max_length=3)]
 Deviations = Annotated[list[Annotated[float, Meta(gt=0)]], Meta(min_length=3, max_length=3)]
+MAX_EXACT = 2**53  # integers up to here are exact as floats
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 # Paths, addresses and the like, which this machine's configuration and command line alone decide:
@@ -524,13 +526,63 @@ def training_config(config: Mapping[str, Any]) -> dict[str, Any]:
             result[key] = kept(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
         return result
 
-    training = kept(config, "")
+    training: dict[str, Any] = _canonical(kept(config, ""), "")
     training["augment"] = list(training["augment"].items())  # transforms work in this order
     trainer = config["trainer"]
-    processes = [trainer.get("devices", 1), trainer.get("num_nodes", 1)]
+    processes = [count_devices(trainer.get("devices", 1)), trainer.get("num_nodes", 1)]
     if processes != [1, 1]:
         training["processes"] = processes
     return training
+
+
+def count_devices(devices: Any) -> Any:
+    """Count what ``trainer.devices`` names: a number, or a list as in ``[0,1]`` or ``"0,1"``."""
+    if isinstance(devices, list):
+        return len(devices)
+    if isinstance(devices, str) and "," in devices:
+        return len([one for one in devices.split(",") if one.strip()])
+    if isinstance(devices, str) and devices.strip().isdecimal():
+        return int(devices)
+    return devices
+
+
+def _canonical(value: Any, key: str) -> Any:
+    """Write equal numbers alike: 1 and 1.0 are one value, true is another.
+
+    A number has the type that the files in ``conf`` give its key; where none does, it is an integer
+    if it has no fraction.
+    """
+    if isinstance(value, Mapping):
+        prefix = f"{key}." if key else ""
+        return {name: _canonical(one, f"{prefix}{name}") for name, one in value.items()}
+    if isinstance(value, list):
+        return [_canonical(one, key) for one in value]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    if key in _float_keys():
+        return float(value) if abs(value) < MAX_EXACT else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+@cache
+def _float_keys() -> frozenset[str]:
+    """List the keys, with their group, that a file in ``conf`` gives a number with a fraction."""
+
+    def found(node: Any, key: str) -> Iterator[str]:
+        if isinstance(node, dict):
+            for name, inner in node.items():
+                yield from found(inner, f"{key}.{name}")
+        elif isinstance(node, float):
+            yield key
+        elif isinstance(node, list):
+            for inner in node:
+                yield from found(inner, key)
+
+    keys = {option.name for option in fields(TrainConfig) if "float" in str(option.type)}
+    for path in CONF_DIR.glob("*/*.yaml"):
+        if path.parent.name not in ("experiment", "hydra"):
+            keys |= {*found(OmegaConf.to_container(OmegaConf.load(path)), path.parent.name)}
+    return frozenset(keys)
 
 
 def run_name(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:

@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save as to_bytes
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from cifar_lightning import board, escaping, identity, interruption, provenance
+from cifar_lightning import board, escaping, gate, identity, interruption, provenance
 from cifar_lightning import config as configuration
 from cifar_lightning.callbacks import (
     AtomicCheckpoints,
@@ -39,6 +39,7 @@ from cifar_lightning.callbacks import (
     FiniteLoss,
     MisclassifiedImages,
     MovableCheckpoint,
+    NameInCheckpoints,
     RunProgressBar,
     StopWhenAsked,
     TrainingImages,
@@ -74,6 +75,7 @@ from cifar_lightning.folders import (
     RESULTS,
     TENSORBOARD,
     WEIGHTS,
+    read_weights,
     run_folder,
 )
 from cifar_lightning.footprint import count_macs, count_parameters
@@ -281,6 +283,7 @@ def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str
             f"{fingerprint}); give the data another data.name, or start over with rerun=true"
         )
     if before is not None and before.status == "finished" and (folder / WEIGHTS).exists():
+        read_weights(folder, before)
         return Start(before)
     if config["distill"] is not None:
         teacher = load_run(_teachers_folder(config))
@@ -367,6 +370,7 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         config["trainer"],
         callbacks=[
             EpochSeed(config["seed"]),
+            NameInCheckpoints(folder.name),
             StopWhenAsked(),
             FiniteLoss(),
             TrainingImages(),
@@ -566,7 +570,7 @@ def _continued(experiment: Experiment, before: Run, start: Start) -> Start:
     """Begin at the last finished epoch of an earlier command, if there is one.
 
     Raises:
-        UserError: If its checkpoint is damaged, or one that is needed beside it is gone.
+        UserError: If a checkpoint is damaged, another run's, or needed and gone.
     """
     folder = experiment.folder / CHECKPOINTS
     path, best = folder / "last.ckpt", folder / "best.ckpt"
@@ -581,11 +585,9 @@ def _continued(experiment: Experiment, before: Run, start: Start) -> Start:
         raise UserError(
             f"{best}: is gone, and with it the best weights so far; start over with rerun=true"
         )
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        epoch, step = checkpoint["epoch"], checkpoint["global_step"]
-    except Exception as error:
-        raise UserError(f"{path}: damaged; start over with rerun=true") from error
+    epoch, step = _check_checkpoint(path, before.name)
+    if best.exists():
+        _check_checkpoint(best, before.name)
     log.info("continuing after epoch %d", epoch + 1)
     for change in changes_since(before):
         log.warning("since the run began changed: %s", change)
@@ -595,6 +597,20 @@ def _continued(experiment: Experiment, before: Run, start: Start) -> Start:
             "since the run began changed: threads, %s -> %s; sums are rounded otherwise", then, now
         )
     return replace(start, checkpoint=path, step=step)
+
+
+def _check_checkpoint(path: Path, name: str) -> tuple[int, int]:
+    """Read a checkpoint's epoch and step, and see that it is of the run of that name."""
+    try:
+        with gate.open_regular(path) as stream:
+            checkpoint = torch.load(stream, map_location="cpu", weights_only=True)
+        epoch, step = int(checkpoint["epoch"]), int(checkpoint["global_step"])
+        run = str(checkpoint[NameInCheckpoints.KEY])
+    except Exception as error:
+        raise UserError(f"{path}: damaged; start over with rerun=true") from error
+    if run != name:
+        raise UserError(f"{path}: of the run {run}; start over with rerun=true")
+    return epoch, step
 
 
 def _device(experiment: Experiment) -> torch.device:

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cifar_lightning import identity, provenance
-from cifar_lightning.folders import CHECKPOINTS, WEIGHTS
+from cifar_lightning.folders import CHECKPOINTS, WEIGHTS, read_weights
 from cifar_lightning.results import Measurement, Run, markdown, rows_of, write_table
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,11 @@ def shown(cfg: DictConfig) -> bool:
 
 
 def finished(folder: Path, config: Mapping[str, Any]) -> Run | None:
-    """Read a run that is finished and measured as asked; None if work is left or it is damaged."""
+    """Read a run that is finished and measured as asked; None if work is left or it is damaged.
+
+    Raises:
+        UserError: If its weights are not those that it was recorded with.
+    """
     if config["rerun"] or not (folder / WEIGHTS).exists():
         return None
     try:
@@ -61,7 +65,10 @@ def finished(folder: Path, config: Mapping[str, Any]) -> Run | None:
         for variant in benchmark["variants"]
         for threads in (benchmark["threads"] if on_cpu else benchmark["threads"][:1])
     )
-    return run if run.status == "finished" and measured else None
+    if run.status != "finished" or not measured:
+        return None
+    read_weights(folder, run)
+    return run
 
 
 def _spellings(variant: str) -> Iterator[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
+from cifar_lightning import gate
 from cifar_lightning.errors import UserError
 from cifar_lightning.files import check_inside, is_unfinished
-from cifar_lightning.results import RUNS, Measurement, Run
+from cifar_lightning.results import RUNS, Measurement, Network, Run
 
 WEIGHTS = "weights.safetensors"
 CHECKPOINTS = "checkpoints"
@@ -24,6 +26,27 @@ BEFORE_TRAINING = (HYDRA, LOCK, LOG)
 def run_folder(outputs: Path, name: str) -> Path:
     """Tell where a run's files are."""
     return outputs / RUNS / name
+
+
+def read_weights(folder: Path, run: Run) -> bytes:
+    """Read a run's weights.
+
+    Raises:
+        UserError: If they are missing, or not those that the run's record was written with.
+    """
+    path = folder / WEIGHTS
+    try:
+        content = gate.read(path, gate.MAX_WEIGHTS)
+        if sha256(content).hexdigest() != run.weights:
+            network = Network.from_weights(content)
+            other = "they were changed" if network.run == run.name else f"they are of {network.run}"
+            raise ValueError(other)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{path}: not the weights of this run ({reason}); rerun=true trains them again"
+        ) from error
+    return content
 
 
 def check_ours(outputs: Path, folder: Path) -> None:

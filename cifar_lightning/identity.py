@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from cifar_lightning.config import (
     plain,
     run_name,
 )
-from cifar_lightning.errors import UserError
+from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.folders import HYDRA, check_ours, run_folder
-from cifar_lightning.results import RUNS, find_run
+from cifar_lightning.results import RUNS, find_run, load_run
 
 
 def resolve(composed: DictConfig) -> dict[str, Any]:
@@ -38,8 +39,36 @@ def resolve(composed: DictConfig) -> dict[str, Any]:
         folder = find_run(outputs, given, "distill.teacher")
         if folder.resolve().parent != (outputs / RUNS).resolve():
             raise UserError(f"distill.teacher={given}: needed is a run in {outputs / RUNS}")
+        if load_run(folder).name != folder.name:
+            raise UserError(f"distill.teacher={given}: needed is a run in its own folder")
         config["distill"]["teacher"] = folder.name
+    _resolve_devices(config["trainer"])
     return config
+
+
+def _resolve_devices(trainer: dict[str, Any]) -> None:
+    """Turn ``trainer.devices=auto`` and ``-1`` into the number of this machine's devices.
+
+    How many processes train is part of a run's identity.
+
+    Raises:
+        UserError: If there is no number of them.
+    """
+    devices = trainer.get("devices", 1)
+    if str(devices).strip() not in ("auto", "-1"):
+        return
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has decided
+        trainer["devices"] = int(os.environ["LOCAL_WORLD_SIZE"])
+        return
+    import torch  # only here is it needed to name a run
+
+    accelerator, gpus = trainer.get("accelerator", "auto"), torch.cuda.device_count()
+    if gpus and accelerator in ("auto", "gpu", "cuda"):
+        trainer["devices"] = gpus
+    elif str(devices).strip() == "auto" and accelerator not in ("cuda", "tpu", "hpu"):
+        trainer["devices"] = 1  # a CPU and Apple's GPU are one device each
+    elif accelerator in ("auto", "cpu"):
+        raise bad_value("trainer.devices", devices, "auto or a number of processes on a CPU")
 
 
 def register() -> None:

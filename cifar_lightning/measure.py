@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from safetensors.torch import load as from_bytes
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from cifar_lightning import board, gate, interruption, provenance, results, variants
+from cifar_lightning import board, interruption, provenance, results, variants
 from cifar_lightning import config as configuration
 from cifar_lightning.command import command
 from cifar_lightning.company import (
@@ -46,7 +45,7 @@ from cifar_lightning.errors import (
     reason_of,
 )
 from cifar_lightning.files import write_atomically
-from cifar_lightning.folders import WEIGHTS
+from cifar_lightning.folders import WEIGHTS, read_weights
 from cifar_lightning.latency import compare_latencies, measure_latency
 from cifar_lightning.latency_stats import PROTOCOL_VERSION, PROTOCOLS, Protocol
 from cifar_lightning.recipes import recipe
@@ -54,9 +53,7 @@ from cifar_lightning.results import (
     RUNS,
     Environment,
     Measurement,
-    Network,
     Repeat,
-    Run,
     draw_table,
     find_run,
     load_run,
@@ -124,19 +121,10 @@ def load_backbone(folder: Path) -> nn.Module:
     """
     run, path = load_run(folder), folder / WEIGHTS
     try:
-        content = gate.read(path, gate.MAX_WEIGHTS)
-        if sha256(content).hexdigest() != run.weights:
-            raise ValueError(_whose(content, run))
-        weights = from_bytes(content)
-    except (OSError, ValueError, SafetensorError) as error:
+        weights = from_bytes(read_weights(folder, run))
+    except SafetensorError as error:
         raise UserError(f"{path}: not the weights of this run ({error})") from error
     return build_backbone(run.config["model"], weights, path)
-
-
-def _whose(content: bytes, run: Run) -> str:
-    """Say what a file of weights is that is not the recorded one."""
-    network = Network.from_weights(content)
-    return "they were changed" if network.run == run.name else f"they are of {network.run}"
 
 
 def build_backbone(node: dict[str, Any], weights: dict[str, Tensor], path: Path) -> nn.Module:

@@ -331,6 +331,12 @@ class Measurement(_Record):
         )
 
     @property
+    def making(self) -> str:
+        """Tell the versions of its parts, and of what executed it beside torch."""
+        engines = {name: one for name, one in self.engines.items() if name != "torch"}
+        return ", ".join(f"{name} {version}" for name, version in (self.recipe | engines).items())
+
+    @property
     def failed(self) -> bool:
         return self.status == "failed"
 
@@ -446,10 +452,12 @@ CSV_COLUMNS = (
     "params",
     "macs",
     "device",
+    "hardware",
     "threads",
     "clock",
     "protocol",
     "torch",
+    "recipe",
     "status",
     "error",
     "started",
@@ -524,8 +532,10 @@ def _warned(recorded: Iterable[Recorded]) -> list[Row]:
 
 
 def _lines(run: Run, measurements: list[Measurement]) -> list[tuple[Row, Measurement | None]]:
-    fully = {m.configuration for m in measurements if m.protocol == "full"}
-    shown = [m for m in measurements if m.protocol == "full" or m.configuration not in fully]
+    fully = [(m.configuration, m.recipe) for m in measurements if m.protocol == "full"]
+    shown = [
+        m for m in measurements if m.protocol == "full" or (m.configuration, m.recipe) not in fully
+    ]
     if run.status in ("running", "interrupted"):
         return []
     if not shown or run.status == "failed":
@@ -540,7 +550,7 @@ def _add_speedups(rows: list[Row]) -> None:
 
     Disturbed measurements have no say and no share in it.
     """
-    like = operator.itemgetter("device", "threads", "protocol")
+    like = operator.itemgetter("device", "hardware", "threads", "protocol", "torch")
     good = [row for row in rows if row["status"] == "ok"]
     baselines = {like(row): row["lat_mean_ms"] for row in good if row["variant"] == "fp32"}
     for row in good:
@@ -643,6 +653,8 @@ def _row(run: Run, measurement: Measurement | None) -> Row:
             "test_acc": measurement.test_acc,
             "size_mb": measurement.size_bytes and measurement.size_bytes / MEGA,
             "device": measurement.device,
+            "hardware": measurement.hardware,
+            "recipe": measurement.making,
             "threads": measurement.threads,
             "clock": measurement.clock,
             "protocol": measurement.protocol,
@@ -749,7 +761,9 @@ def group_means(rows: list[Row]) -> str:
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if row["test_acc"] is not None:
-            like = operator.itemgetter("group", "variant", "device", "threads", "protocol")(row)
+            like = operator.itemgetter(
+                "group", "variant", "recipe", "device", "hardware", "threads", "protocol", "torch"
+            )(row)
             groups.setdefault(like, []).append(row)
     lines: list[tuple[str, ...]] = [
         ("Group", "Variant", "Seeds", "Acc. (%)", "Lat. mean (ms)", "Lat. p95 (ms)")
