@@ -18,6 +18,7 @@ import msgspec
 
 MAX_BYTES = 128 * 2**20  # of a record: a million samples take 20 MB
 MAX_WEIGHTS = 8 * 2**30
+MAX_REASON = 200  # characters
 MAX_DEPTH = 16  # of lists and mappings in one another
 MAX_HEADER = 2**20  # of the metadata in front of weights
 
@@ -25,7 +26,11 @@ T = TypeVar("T")
 
 
 class Unreadable(ValueError):
-    """What a file holds is not what it should be; the text says why, in one line."""
+    """What a file holds is not what it should be; the text says why, in one short line."""
+
+    def __init__(self, reason: object) -> None:
+        line = " ".join(str(reason).split())
+        super().__init__(line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]}...")
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -75,7 +80,7 @@ def decode(content: bytes | str, kind: type[T]) -> T:
     except RecursionError as error:
         raise Unreadable("nested too deeply") from error
     except (ValueError, OverflowError, MemoryError) as error:  # msgspec's errors are ValueErrors
-        raise Unreadable(" ".join(str(error).split())) from error
+        raise Unreadable(error) from error
 
 
 def convert(value: object, kind: type[T]) -> T:
@@ -83,7 +88,7 @@ def convert(value: object, kind: type[T]) -> T:
     try:
         return msgspec.convert(value, kind)
     except (ValueError, OverflowError, RecursionError) as error:
-        raise Unreadable(" ".join(str(error).split())) from error
+        raise Unreadable(error) from error
 
 
 def encode(record: Any) -> str:

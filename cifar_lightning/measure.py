@@ -144,10 +144,10 @@ def build_backbone(node: dict[str, Any], weights: dict[str, Tensor], path: Path)
         shapes = {name: tensor.shape for name, tensor in shape_only.state_dict().items()}
         if shapes != {name: tensor.shape for name, tensor in weights.items()}:
             raise UserError(f"{path}: not the weights of this run's network")
-    backbone: nn.Module = configuration.construct("model", node)
     try:
+        backbone: nn.Module = configuration.construct("model", node)
         backbone.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise UserError(f"{path}: not the weights of this run's network") from error
     return backbone.eval()
 

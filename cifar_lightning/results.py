@@ -83,7 +83,10 @@ class _Record:
         """Make the record of its JSON form; errors as `read`."""
         record = gate.decode(content, cls)
         gate.check_plain({key: one for key, one in vars(record).items() if key not in cls.FREE})
-        record.check()
+        try:
+            record.check()
+        except ValueError as error:
+            raise gate.Unreadable(error) from error
         return record
 
     def check(self) -> None:

@@ -1,0 +1,349 @@
+"""What files say: each leaf of a record replaced by odd values, given to all that reads records."""
+
+import json
+import math
+import os
+import random
+import shutil
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+import torch
+from test_results import MEASUREMENT, RUN, place
+
+from cifar_lightning import board, comparison, gate, report
+from cifar_lightning.errors import UserError
+from cifar_lightning.export import Agreement, card
+from cifar_lightning.export import load as load_export
+from cifar_lightning.finished import finished, show
+from cifar_lightning.measure import load_backbone, load_data
+from cifar_lightning.predict import Predictor
+from cifar_lightning.results import (
+    Measurement,
+    Network,
+    Recorded,
+    Run,
+    find_run,
+    rows_of,
+    write_table,
+)
+
+HARM = "harm-was-done"
+ODD = (
+    None,
+    "",
+    "x",
+    "NaN",
+    math.nan,
+    math.inf,
+    "17",
+    0,
+    -1,
+    1.5,
+    10**30,
+    10**400,
+    True,
+    [],
+    {},
+    [[]],
+    {"x": [None]},
+    "../../x",
+    "a" * 100_000,
+    "\ud800",
+    "\x1b[2J|=1+1\n",
+    {"_target_": "os.mkdir", "path": HARM},
+    [{"_target_": "os.mkdir", "path": HARM}],
+    f"${{oc.create:{{_target_:os.mkdir,path:{HARM}}}}}",
+    "${oc.env:HOME}",
+)
+MISSING = object()
+
+
+def leaves(node, place=()):
+    """List the places of all that a record holds, containers too."""
+    if place:
+        yield place
+    items = node.items() if isinstance(node, dict) else ()
+    items = enumerate(node[:2]) if isinstance(node, list) else items
+    for key, inner in items:
+        yield from leaves(inner, (*place, key))
+
+
+def changed(record, place, value):
+    copy = json.loads(json.dumps(record))
+    node = copy
+    for key in place[:-1]:
+        node = node[key]
+    if value is not MISSING:
+        node[place[-1]] = value
+    elif isinstance(node, dict):
+        del node[place[-1]]
+    return copy
+
+
+@pytest.fixture
+def outputs(finished_run, tmp_path):
+    """Outputs with a trained run and another one."""
+    outputs = tmp_path / "outputs"
+    shutil.copytree(finished_run / "runs", outputs / "runs")
+    place(outputs, replace(RUN, id="other"), MEASUREMENT)
+    return outputs
+
+
+@pytest.fixture
+def folder(outputs):
+    return find_run(outputs, "tiny")
+
+
+def dump(record):
+    """Write JSON as a stranger would: NaN and half characters too."""
+    return json.dumps(record)
+
+
+def read_by_all(outputs, folder, config):
+    """Do what every command does with records, and see that the other run is as it was."""
+    recorded = Recorded.read_all(outputs)
+    rows = write_table(outputs)
+    others = [row for row in rows if row["id"] == "other"]
+    assert len(others) == 1
+    assert others[0]["lat_mean_ms"] == MEASUREMENT.latency.mean_ms
+    assert find_run(outputs, "other").name == RUN.name
+    found = comparison.compare(recorded)
+    assert any(entry.label == "other" for arena in found.arenas for entry in arena.entries)
+    for arena in found.arenas:
+        comparison.verdict(arena, 85.0)
+        list(report._change_lines(arena))
+        report.in_order(arena, "test_acc")
+    report.apart(found)
+    with suppress(UserError):
+        finished(folder, config)
+    with suppress(UserError):
+        find_run(outputs, "tiny")
+    with suppress(UserError):
+        find_run(outputs, str(folder))
+    return next((one for one in recorded if one.folder == folder), None)
+
+
+def use(folder):
+    """Do what is done with one run that has been read; a record of other data refuses in a line."""
+    show(folder)
+    with suppress(UserError):
+        load_data(folder)
+    with suppress(UserError):
+        predictor = Predictor(folder, torch.device("cpu"))
+        predictor.probabilities(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    assert Network.of(Run.load(folder)).metadata
+    assert card(folder, "safetensors", Agreement(1, 0.0, 1))
+
+
+def reason_to_refuse(kind, path):
+    try:
+        kind.read(path)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def test_changed_records(outputs, folder, resolved, caplog, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config, _ = resolved("data=digits", f"outputs={outputs}")
+    chance = random.Random(0)
+    files = [folder / Run.FILE, *sorted((folder / Measurement.FOLDER).iterdir())[:1]]
+    refused = kept = 0
+    for path in files:
+        good = path.read_text()
+        record = json.loads(good)
+        for leaf in leaves(record):
+            for value in chance.sample((*ODD, MISSING), 2):
+                path.write_text(dump(changed(record, leaf, value)))
+                caplog.clear()
+                one = read_by_all(outputs, folder, config)
+                told = [line for line in caplog.messages if str(path) in line]
+                kind = Run if path.name == Run.FILE else Measurement
+                reason = reason_to_refuse(kind, path)
+                if reason is not None:
+                    refused += 1
+                    assert len(reason.splitlines()) == 1, (leaf, value)
+                    assert len(reason) < 300
+                    assert told, (leaf, value)
+                else:
+                    kept += 1
+                    if kind is Run and one is not None and one.run is not None and kept % 6 == 0:
+                        use(folder)
+        path.write_text(good)
+    assert refused > 100
+    assert kept > 10
+    assert not (tmp_path / HARM).exists()
+    assert Recorded.read_all(outputs)
+
+
+def test_drawing_changed_records(outputs, folder, tmp_path, monkeypatch):
+    """What only the slower readers look at."""
+    monkeypatch.chdir(tmp_path)
+    path = folder / Run.FILE
+    record = json.loads(path.read_text())
+    for leaf, value in (
+        (("error",), "\x1b[2J"),
+        (("classes",), ["$x_1$"] * 10),
+        (("config", "augment"), {"x": {"y": 1}}),
+        (("config", "trainer"), {}),
+        (("config", "optim"), {"lr": 0.1, "x": [{"y": {}}]}),
+        (("val_acc",), None),
+    ):
+        path.write_text(dump(changed(record, leaf, value)))
+        assert Run.load(folder)
+        board.draw(folder)
+        use(folder)
+
+
+def unreadable(path, kind):
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "link to nothing":
+        path.symlink_to("nowhere")
+    elif kind == "link to a device":
+        path.symlink_to("/dev/zero")
+    elif kind == "itself":
+        path.symlink_to(path.name)
+    elif kind == "brackets":
+        path.write_text("[" * 100_000 + "]" * 100_000)
+    elif kind == "nested":
+        path.write_text('{"config": ' * 100_000)
+    elif kind == "no text":
+        path.write_bytes(b"\xff\xfe{}")
+    elif kind == "large":
+        with path.open("wb") as stream:
+            stream.truncate(gate.MAX_BYTES + 2)
+    else:
+        path.write_text("")
+
+
+KINDS = ("fifo", "directory", "link to nothing", "link to a device", "itself", "brackets",
+         "nested", "no text", "large", "empty")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_record_is_named_and_left_out(kind, outputs, folder, caplog, resolved):
+    config, _ = resolved("data=digits", f"outputs={outputs}")
+    odd = outputs / "runs" / "odd" / Run.FILE
+    odd.parent.mkdir()
+    unreadable(odd, kind)
+    measurement = folder / Measurement.FOLDER / "odd@a-t1-full.json"
+    unreadable(measurement, kind)
+    one = read_by_all(outputs, folder, config)
+    assert [row["variant"] for row, _ in one.lines] == ["fp32", "fused"]
+    for path in (odd, measurement):
+        (line,) = {line for line in caplog.messages if str(path) in line}
+        assert len(line.splitlines()) == 1
+        assert len(line) < 400
+
+
+def test_another_users_file(outputs, folder, caplog):
+    if os.geteuid() == 0:
+        pytest.skip("root reads every file")
+    path = outputs / "runs" / "odd" / Run.FILE
+    path.parent.mkdir()
+    path.write_text("{}")
+    path.chmod(0)
+    assert len(write_table(outputs)) == 3
+    assert f"{path} is damaged and left out (Permission denied)" in caplog.messages
+
+
+def test_records_are_written_as_they_are_read():
+    """Also with what JSON has no word for."""
+    odd = replace(MEASUREMENT, notes={"error": math.nan}, reason="half \ud800")
+    again = Measurement.decoded(odd.to_json())
+    assert (again.notes, again.reason) == ({"error": None}, "half ?")
+    assert replace(again, notes={}, reason=None) == MEASUREMENT
+
+
+def test_figures_that_contradict_each_other_are_refused():
+    good = replace(MEASUREMENT, test_acc=90.0, confusion=[[9, 1], [1, 9]])
+    assert Measurement.decoded(good.to_json()) == good
+    for wrong, what in (
+        (replace(good, test_acc=91.0), "test_acc: 91"),
+        (replace(good, confusion=[[9, 1]]), "not a square"),
+        (replace(good, confusion=[[0, 0], [0, 0]]), "not a square"),
+        (replace(good, latency=None), "latency: missing"),
+        (replace(good, samples_ms=[]), "samples_ms: missing"),
+        (replace(good, recipe={"int8": 1}), "recipe: not of fp32"),
+        (replace(good, latency=replace(good.latency, n=0)), "n"),
+        (replace(good, test_acc=101.0), "test_acc"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            Measurement.decoded(wrong.to_json())
+
+
+# --- Another run's files ---------------------------------------------------------------------
+
+
+def test_another_runs_measurement_is_named_and_left_out(outputs, folder, caplog):
+    """Copied as it is, under another name, or of weights that are gone."""
+    (first, _) = sorted((folder / Measurement.FOLDER).iterdir())
+    other = outputs / "runs" / RUN.name / Measurement.FOLDER / first.name
+    shutil.copy(first, other)
+    renamed = first.with_name("int8@a-t1-full.json")
+    shutil.copy(first, renamed)
+    old = replace(Measurement.read(first), threads=7, weights="0" * 64).save(folder)
+    assert len(write_table(outputs)) == 3
+    for path, reason in (
+        (other, f"of the run {folder.name}"),
+        (renamed, "not the measurement that its name says"),
+        (old, "of other weights than the run's"),
+    ):
+        assert f"{path} is damaged and left out ({reason})" in caplog.messages
+    assert not Measurement.exists(folder, "int8", 1, "full")
+    assert not Measurement.exists(folder, "fp32", 7, "quick")
+    assert Measurement.exists(folder, "fp32", 1, "quick")
+
+
+def test_a_copied_run_is_one_row(outputs, folder, caplog):
+    copy = shutil.copytree(folder, folder.with_name("copied"))
+    rows = write_table(outputs)
+    assert [row["run"] for row in rows].count(folder.name) == 2  # its two variants
+    line = f"{copy} is left out: it holds a copy of the run {folder.name}"
+    assert line in caplog.messages
+    assert line in [line for one in report.read([outputs]) for line in one.damaged]
+    assert find_run(outputs, "tiny") == folder
+    # By its path it can be read, wherever it lies, and the outputs can move as a whole.
+    assert find_run(outputs, str(copy)) == copy
+    assert load_backbone(copy)
+    assert len(rows_of(copy)) == 2
+    moved = outputs.rename(outputs.with_name("moved"))
+    assert len(write_table(moved)) == 3
+
+
+def test_another_runs_weights_are_refused(outputs, folder, resolved, tmp_path):
+    weights = folder / "weights.safetensors"
+    network = Network.from_weights(weights.read_bytes())
+    assert network.run == folder.name
+    assert load_export(weights).state_dict().keys() == load_backbone(folder).state_dict().keys()
+    config, _ = resolved("data=digits", f"outputs={outputs}", "benchmark.variants=[]")
+    assert finished(folder, config)
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    for use_it in (load_backbone, lambda folder: finished(folder, config)):
+        with pytest.raises(UserError, match=r"they were changed\); rerun=true"):
+            use_it(folder)
+    from safetensors.torch import load_file, save_file
+
+    save_file(load_file(weights), weights, metadata=replace(network, run="another").metadata)
+    with pytest.raises(UserError, match="they are of another"):
+        load_backbone(folder)
+    weights.unlink()
+    os.mkfifo(weights)
+    with pytest.raises(UserError, match="not a regular file"):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize("classes", [10**7, 10**12, 10**18])
+def test_a_network_of_any_size_costs_no_memory(classes, folder):
+    run = Run.load(folder)
+    model = run.config["model"] | {"num_classes": classes}
+    replace(run, config=run.config | {"model": model}).save(folder)
+    with pytest.raises(UserError, match="not the weights of this run's network"):
+        load_backbone(folder)
