@@ -6,7 +6,6 @@ intervals that overlap are a tie: nothing is ranked by less than that.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import statistics
@@ -122,15 +121,20 @@ class Conditions:
 
     @property
     def name(self) -> str:
+        return f"{self.device}{self._rest}"
+
+    @property
+    def _rest(self) -> str:
         threads = f", {self.threads} thread{'s' * (self.threads != 1)}" if self.threads else ""
         version = f", version {self.protocol_version}" if self.protocol_version > 1 else ""
-        return f"{self.device}{threads} on {self.dataset}, {self.protocol} protocol{version}"
+        return f"{threads} on {self.dataset}, {self.protocol} protocol{version}"
 
     @property
     def slug(self) -> str:
-        kept = "".join(c if c.isalnum() else "-" for c in self.name.lower())
-        digest = hashlib.sha256(repr(self).encode()).hexdigest()[:8]
-        return f"{'-'.join(filter(None, kept.split('-')))}-{digest}"
+        """Name its files, each condition another one."""
+        text = f"{self.hardware or self.device} torch {self.torch}{self._rest}"
+        kept = "".join(c if c.isalnum() else "-" for c in text.lower())
+        return f"{'-'.join(filter(None, kept.split('-')))}-{self.fingerprint[:8]}"
 
 
 @dataclass(frozen=True, eq=False)

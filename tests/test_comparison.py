@@ -143,6 +143,45 @@ def test_what_differs_in_conditions_never_meets(tmp_path):
     assert len({arena.name for arena in found.arenas}) == 7
 
 
+def test_other_processors_and_torch_versions_are_other_leaderboards(tmp_path):
+    """Whatever the processor is called: `AMD EPYC` is Zen 3 on one day and Zen 4 on the next."""
+    pairs = []
+    for number, (hardware, torch) in enumerate(
+        (("epyc-25-1-1-avx2", "2.14"), ("epyc-25-17-1-avx512f", "2.14"), ("epyc-25-1-1-avx2", "3"))
+    ):
+        run = a_run(f"r{number}", epochs=4 + number)
+        environment = replace(MEASUREMENT.environment, versions={"torch": torch})
+        pairs.append((run, measured(run, hardware=hardware, environment=environment)))
+    found = compare(recorded(tmp_path, *pairs)).arenas
+    assert [len(arena.entries) for arena in found] == [1] * 3
+    names = {arena.name for arena in found}
+    assert len(names) == len({arena.conditions.slug for arena in found}) == 3
+    assert any("torch 3" in name for name in names)
+    assert any("epyc-25-17-1-avx512f" in name for name in names)
+
+
+def test_other_recipes_and_engines_are_other_candidates(tmp_path):
+    """Also over seeds: a mean over two recipes would be of neither."""
+    made = (
+        ({"int8": 1}, {"torch": "2", "onnxruntime": "1.31"}),
+        ({"int8": 2}, {"torch": "2", "onnxruntime": "1.31"}),
+        ({"int8": 2}, {"torch": "2", "onnxruntime": "1.32"}),
+        ({"int8": 2}, {"torch": "2", "onnxruntime": "1.32"}),
+    )
+    pairs = []
+    for seed, (parts, engines) in enumerate(made):
+        run = a_run("a", seed)
+        one = measured(run, variant="int8", recipe=parts, engines=engines)
+        pairs.append((run, measured(run), one))
+    (found,) = compare(recorded(tmp_path, *pairs)).arenas
+    assert {entry.name: len(entry.runs) for entry in found.entries} == {
+        "a fp32": 4,
+        "a int8 (int8 recipe 1, onnxruntime 1.31)": 1,
+        "a int8 (int8 recipe 2, onnxruntime 1.31)": 1,
+        "a int8 (int8 recipe 2, onnxruntime 1.32)": 2,
+    }
+
+
 def test_seeds_are_one_entry_and_data_seeds_do_not_matter(tmp_path):
     runs = [a_run("a", seed) for seed in (0, 1, 2)]
     pairs = [(run, measured(run, acc)) for run, acc in zip(runs, (89.0, 90.0, 91.0), strict=True)]

@@ -84,6 +84,61 @@ def test_what_leaves_the_weights_alone_leaves_the_name(override, resolved):
     assert name_of(resolved, override) == name_of(resolved)
 
 
+@pytest.mark.parametrize(
+    ("one", "same"),
+    [
+        ("model.width=1", "model.width=1.0"),
+        ("model.dropout=0", "model.dropout=0.0"),
+        ("optim.lr=1e-1", "optim.lr=0.1"),
+        ("optim.lr=1", "optim.lr=1.0"),
+        ("+optim.dampening=0", "+optim.dampening=0.0"),
+        ("+trainer.gradient_clip_val=1", "+trainer.gradient_clip_val=1.0"),
+        ("data.mean=[0,0,0]", "data.mean=[0.0,0.0,0]"),
+        ("scheduler.warmup=0", "scheduler.warmup=0.0"),
+        ("label_smoothing=0", "label_smoothing=0.0"),
+        ("+optim.x=[1,[2,{a: 3}]]", "+optim.x=[1.0,[2.0,{a: 3.0}]]"),
+        ("trainer.devices=auto", "trainer.devices=1"),
+    ],
+)
+def test_equal_values_give_one_name(one, same, resolved):
+    cpu = "trainer.accelerator=cpu"
+    assert name_of(resolved, one, cpu) == name_of(resolved, same, cpu)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("+optim.x=1", "+optim.x=true"),
+        ("+optim.x=0", "+optim.x=false"),
+        ("+optim.x=1", "+optim.x='1'"),
+        ("+optim.x=9007199254740993", "+optim.x=9007199254740992"),
+        ("trainer.devices=1", "trainer.devices=2"),
+    ],
+)
+def test_other_values_give_another_name(one, other, resolved):
+    assert name_of(resolved, one) != name_of(resolved, other)
+
+
+@pytest.mark.parametrize("devices", ["auto", "-1", "2", "'2'", "[0,1]", "'0,1'"])
+def test_the_number_of_processes_is_in_the_name(devices, resolved, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    name = name_of(resolved, f"trainer.devices={devices}")
+    assert name == name_of(resolved, "trainer.devices=2")
+    assert name != name_of(resolved)
+    # Written as it was resolved, it can be read on another machine.
+    settings, choices = resolved(f"trainer.devices={devices}")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert config.run_name(settings, choices) == name
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert name_of(resolved, "trainer.devices=auto") == name
+
+
+def test_all_of_a_cpu_is_no_number_of_processes(resolved):
+    with pytest.raises(UserError, match=r"trainer\.devices=-1: allowed is auto or a number"):
+        resolved("trainer.devices=-1", "trainer.accelerator=cpu")
+
+
 def test_what_changes_the_weights_changes_the_name(resolved):
     overrides = [
         "model=mobilenetv2",

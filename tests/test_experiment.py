@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import re
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -622,3 +623,28 @@ def test_everything_that_is_loaded_is_loaded_safely():
     for path in (ROOT / "cifar_lightning").glob("*.py"):
         for call in re.findall(r"torch\.load\(.*?\)", path.read_text(), re.DOTALL):
             assert "weights_only=True" in call
+
+
+def test_another_runs_checkpoints_are_refused(command, outputs):
+    settings = (*TINY, "epochs=1", "batch_size=512", "benchmark.variants=[]")
+    for seed in (0, 1):
+        assert command(*settings, f"seed={seed}").status == 0
+    ours, theirs = sorted(
+        (outputs / "runs").iterdir(), key=lambda path: Run.load(path).config["seed"]
+    )
+    replace(Run.load(ours), status="interrupted").save(ours)
+    for name in ("last.ckpt", "best.ckpt"):
+        path = ours / "checkpoints" / name
+        good = path.read_bytes()
+        shutil.copy(theirs / "checkpoints" / name, path)
+        ended = command(*settings)
+        assert ended.status == 2
+        line = f"error: {path}: of the run {theirs.name}; start over with rerun=true\n"
+        assert ended.err == line
+        path.write_bytes(good)
+    assert command(*settings).status == 0
+    shutil.copy(theirs / "weights.safetensors", ours)
+    ended = command(*settings)
+    assert ended.status == 2
+    assert f"(they are of {theirs.name}); rerun=true trains them again" in ended.err
+    assert command(*settings, "rerun=true").status == 0

@@ -12,6 +12,7 @@ import torch
 from conftest import TINY
 
 from cifar_lightning import measure as module
+from cifar_lightning import recipes, variants
 from cifar_lightning.measure import Request, find_device, load_data, measure
 from cifar_lightning.results import Measurement, Repeat, Run, rows_of, write_table
 
@@ -187,6 +188,27 @@ def test_the_record_is_whole(outputs):
     assert measurement.environment.flags["threads"] == 1
     assert measurement.protocol_version >= 1
     assert len(measurement.samples_ms) == measurement.latency.n
+
+
+def test_a_measurement_by_an_earlier_recipe_is_taken_again(outputs, monkeypatch):
+    folder = folder_of(outputs, "A")
+    (path,) = (folder / "measurements").iterdir()
+    measurement = Measurement.read(path)
+    assert measurement.recipe == {"fp32": 1}
+    assert measurement.engines == {"torch": torch.__version__}
+    assert measurement.environment.machine.processor.slug == measurement.hardware
+    request = Request(["fp32"], [1], "quick")
+    assert not list(request.missing(folder, CPU))
+    monkeypatch.setitem(recipes.VERSIONS, "fp32", 2)
+    assert list(request.missing(folder, CPU)) == [("fp32", 1)]
+
+
+def test_engines_are_what_executes_a_variant():
+    assert set(variants.engines("fp32")) == {"torch"}
+    pytest.importorskip("onnxruntime")
+    assert variants.engines("int8")["onnxruntime"]
+    assert set(recipes.VERSIONS) <= set(variants.PARTS)
+    assert recipes.recipe("fused+int8") == {"fused": 1, "int8": 2}
 
 
 def test_calibration_shows_every_class_and_no_test_image(outputs):

@@ -1,0 +1,69 @@
+"""What a processor is, by what Linux says of it."""
+
+import pytest
+
+from cifar_lightning import provenance
+from cifar_lightning.provenance import Processor, parse_processor
+
+EPYC = """processor : 0
+vendor_id : AuthenticAMD
+cpu family : 25
+model : {model}
+model name : AMD EPYC
+stepping : 1
+flags : fpu sse4_2 avx avx2 {more}
+
+processor : 1
+vendor_id : AuthenticAMD
+model name : AMD EPYC
+"""
+PI = """processor : 0
+BogoMIPS : 108.00
+Features : fp asimd evtstrm crc32 cpuid
+CPU implementer : 0x41
+CPU architecture: 8
+CPU variant : 0x0
+CPU part : {part}
+CPU revision : 3
+
+Revision : c03111
+Serial : 100000000c0ffee0
+Model : Raspberry Pi 4 Model B Rev 1.1
+"""
+BIG_LITTLE = "CPU part : 0xd05\nCPU part : 0xd05\nCPU part : 0xd0a\n"
+
+
+def test_generations_of_one_name_are_told_apart():
+    zen3 = parse_processor(EPYC.format(model=1, more=""))
+    zen4 = parse_processor(EPYC.format(model=17, more="avx512f avx512bw"))
+    assert zen3.slug == "amd-epyc-25-1-1-avx2"
+    assert zen4.slug == "amd-epyc-25-17-1-avx512f"
+    assert zen4.title == "AMD EPYC (family 25 model 17)"
+    assert (zen3.vendor, zen3.family) == ("AuthenticAMD", "25")
+
+
+def test_boards_are_told_by_their_model_and_cores():
+    board = "Raspberry Pi 4 Model B Rev 1.1"
+    four = parse_processor(PI.format(part="0xd08"), board)
+    five = parse_processor(PI.format(part="0xd0b"), "Raspberry Pi 5 Model B Rev 1.0")
+    assert four.slug == "raspberry-pi-4-model-b-rev-1-1-0xd08-3-asimd"
+    assert four.title.startswith(board)
+    assert five.slug != four.slug
+    assert five.title != four.title
+    assert parse_processor(BIG_LITTLE).model == "0xd05-0xd0a"
+    assert "c0ffee" not in repr(four)
+
+
+def test_what_the_system_does_not_tell_is_left_out(monkeypatch, tmp_path):
+    nothing = parse_processor("")
+    assert nothing.name
+    assert nothing.slug
+    monkeypatch.setattr(provenance, "CPU_INFO", tmp_path / "nowhere")
+    provenance.processor.cache_clear()
+    assert provenance.processor().name == nothing.name
+    provenance.processor.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["", "///", "日本"])
+def test_a_slug_is_never_empty(name):
+    assert Processor(name).slug == "unknown"
