@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import metadata
 from types import SimpleNamespace
 
 import pytest
@@ -195,7 +196,7 @@ def test_a_measurement_by_an_earlier_recipe_is_taken_again(outputs, monkeypatch)
     (path,) = (folder / "measurements").iterdir()
     measurement = Measurement.read(path)
     assert measurement.recipe == {"fp32": 1}
-    assert measurement.engines == {"torch": torch.__version__}
+    assert measurement.engines == {"torch": metadata.version("torch")}
     assert measurement.environment.machine.processor.slug == measurement.hardware
     request = Request(["fp32"], [1], "quick")
     assert not list(request.missing(folder, CPU))
