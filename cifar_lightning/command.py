@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning import config, identity, interruption, streams
 from cifar_lightning.errors import CifarLightningError, RunFailed, UserError, reason_of
-from cifar_lightning.escaping import visible
+from cifar_lightning.escaping import visible, without_secrets
 from cifar_lightning.files import alone, is_disk_full
 from cifar_lightning.folders import LOCK, LOG
 from cifar_lightning.outcome import Outcome, requested
@@ -63,7 +63,7 @@ def command(
 
         def report(error: CifarLightningError) -> None:
             for line in str(error).split("\n"):
-                print(f"error: {visible(line)}", file=sys.stderr)
+                print(f"error: {visible(without_secrets(line))}", file=sys.stderr)
             statuses.append(error.exit_status)
             if outcome_file is not None:
                 Outcome.of(error).write(outcome_file)

@@ -38,6 +38,15 @@ def terminal(text: str) -> str:
     return _CONTROL.sub(_code, text)
 
 
+# User and password, then what follows the path; each may be a token.
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*://)(?:[^\s/?#]*@)?([^\s?#,;\]]*)(?:[?#]\S*)?", re.I)
+
+
+def without_secrets(text: str) -> str:
+    """Show of each address in a text its scheme, host and path: the rest may be a password."""
+    return _ADDRESS.sub(r"\1\2", text)
+
+
 class LogFormatter(logging.Formatter):
     """Escapes every message for a terminal.
 

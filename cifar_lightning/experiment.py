@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
@@ -27,6 +28,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save as to_bytes
+from torch.utils.tensorboard import SummaryWriter
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cifar_lightning import board, escaping, gate, identity, interruption, provenance
@@ -618,7 +620,14 @@ def _device(experiment: Experiment) -> torch.device:
 
 
 class _Curves(TensorBoardLogger):
-    """Leaves out the number of the epoch, which Lightning adds to whatever is logged."""
+    """Leaves out the machine's name, and the epoch's number, which Lightning adds to everything."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> SummaryWriter:
+        if self._experiment is None:
+            self._experiment = board.Writer(self.log_dir, **self._kwargs)
+        return self._experiment
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         super().log_metrics({k: v for k, v in metrics.items() if k != "epoch"}, step)
@@ -633,7 +642,9 @@ def _logger(folder: Path, start: Start) -> TensorBoardLogger:
         purge_step=start.step if start.checkpoint else None,
     )
     if start.checkpoint is None:
-        text = OmegaConf.to_yaml(OmegaConf.create(start.record.config))
+        # Without paths and addresses: curves are passed on.
+        shown = configuration.training_config(start.record.config)
+        text = OmegaConf.to_yaml(OmegaConf.create(shown))
         logger.experiment.add_text("configuration", escaping.markdown_block(text, "yaml"))
     return logger
 

@@ -77,7 +77,12 @@ def _load_onnx(path: Path) -> Forward:
 def _write_torch_export(network: nn.Module, run: Run, path: Path) -> None:
     images = torch.randn(2, *EXAMPLE_SHAPE[1:])
     shapes = ({0: torch.export.Dim("batch")},)
-    torch.export.save(torch.export.export(network, (images,), dynamic_shapes=shapes), path)
+    program = torch.export.export(network, (images,), dynamic_shapes=shapes)
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for operation in module.graph.nodes:
+                operation.meta.pop("stack_trace", None)  # names files on this machine
+    torch.export.save(program, path)
 
 
 def _load_torch_export(path: Path) -> Forward:

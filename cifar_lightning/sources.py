@@ -31,6 +31,7 @@ from tqdm import tqdm
 from cifar_lightning import cifar_archive
 from cifar_lightning.cores import usable_cores
 from cifar_lightning.errors import UserError
+from cifar_lightning.escaping import without_secrets
 from cifar_lightning.files import locked, open_regular, write_atomically
 from cifar_lightning.image_files import open_image
 
@@ -144,6 +145,7 @@ def _download(archive: Path, mirrors: Sequence[str], md5: str, timeout: float) -
         if archive.exists():  # another process brought it meanwhile
             return
         for url in mirrors:
+            shown = without_secrets("%20".join(url.split()))
             try:
                 continued = _fetch(url, part, timeout)
                 if _md5(part) != md5 and continued:
@@ -153,9 +155,9 @@ def _download(archive: Path, mirrors: Sequence[str], md5: str, timeout: float) -
                     part.replace(archive)
                     return
                 part.unlink()
-                failures.append(f"{url} (wrong checksum)")
+                failures.append(f"{shown} (wrong checksum)")
             except (OSError, http.client.HTTPException, ValueError) as error:
-                failures.append(f"{url} ({getattr(error, 'reason', None) or error})")
+                failures.append(f"{shown} ({_reason(error)})")
     if made and not part.exists():
         lock.unlink(missing_ok=True)
         root.rmdir()
@@ -164,6 +166,12 @@ def _download(archive: Path, mirrors: Sequence[str], md5: str, timeout: float) -
         f"{'; '.join(failures) or 'none given'}. Put the file there by hand, "
         "or use data=digits, which needs no download"
     )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, http.client.InvalidURL | ValueError):
+        return "no address that can be read"  # the error itself tells parts of it
+    return " ".join(str(getattr(error, "reason", None) or error).split())
 
 
 def _fetch(url: str, part: Path, timeout: float) -> bool:

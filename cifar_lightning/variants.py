@@ -464,7 +464,12 @@ def _provider(device: torch.device) -> str:
 
 
 def export_onnx(network: nn.Module, path: Path) -> None:
-    """Write ONNX with the weights inside, a free batch size, ``images`` in and ``logits`` out."""
+    """Write ONNX with the weights inside, a free batch size, ``images`` in and ``logits`` out.
+
+    What the exporter says beside it, such as the files on this machine that it traced, is left out.
+    """
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     images = torch.randn(2, *EXAMPLE_SHAPE[1:])
     # NOTE: torch.export reads the older `allow_tf32`, which raises while all switches are `ieee`.
     with _silence(), _matmul_precision("tf32"):
@@ -478,6 +483,7 @@ def export_onnx(network: nn.Module, path: Path) -> None:
             verbose=False,
         )
         assert program is not None
+        ClearMetadataAndDocStringPass()(program.model)
         program.save(path)
 
 
