@@ -243,19 +243,29 @@ class MisclassifiedImages(Callback):
 
 
 class MovableCheckpoint(ModelCheckpoint):
-    """Knows its files and its best score also after the outputs were moved."""
+    """Knows its files and its best score also after the outputs were moved.
+
+    Checkpoints hold the names of files alone: nothing of where they lay.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        return _placed(super().state_dict(), "")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        folder = Path(str(self.dirpath))
+        super().load_state_dict(_placed(state_dict, str(self.dirpath)))
 
-        def here(path: str) -> str:
-            return str(folder / Path(path).name) if path else path
 
-        moved = dict(state_dict, dirpath=str(self.dirpath))
-        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-            moved[key] = here(moved[key])
-        moved["best_k_models"] = {here(key): v for key, v in moved["best_k_models"].items()}
-        super().load_state_dict(moved)
+def _placed(state: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Put a ModelCheckpoint's files into another folder, by their names."""
+
+    def there(path: str) -> str:
+        return str(Path(folder) / Path(path).name) if path else path
+
+    placed = dict(state, dirpath=folder)
+    for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        placed[key] = there(placed[key])
+    placed["best_k_models"] = {there(key): score for key, score in placed["best_k_models"].items()}
+    return placed
 
 
 class RunProgressBar(ProgressBar):
