@@ -135,12 +135,15 @@ def alone(path: Path, refusal: str) -> Iterator[None]:
 
 
 def check_lock(path: Path) -> None:
-    """See that a lock can be had sooner or later.
+    """See that a lock can be had sooner or later; leaves nothing behind.
 
     Raises:
         UserError: If not.
     """
-    os.close(_open_lock(path))
+    if os.path.lexists(path):
+        os.close(_open_lock(path))
+    else:
+        check_replaceable(path)
 
 
 def _try_lock(path: Path) -> int | None:

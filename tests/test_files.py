@@ -82,10 +82,10 @@ def test_a_lock_is_taken_over_from_another_user(shared):
 def test_a_lock_is_made_for_all_who_may_write_in_its_folder(shared):
     before = os.umask(0o077)
     try:
-        check_lock(shared / "a.lock")
+        lock(shared / "a.lock")
         (shared / "own").mkdir(mode=0o755)
         (shared / "own").chmod(0o755)
-        check_lock(shared / "own" / "b.lock")
+        lock(shared / "own" / "b.lock")
     finally:
         os.umask(before)
     assert stat.S_IMODE((shared / "a.lock").stat().st_mode) == 0o666
@@ -115,10 +115,13 @@ def test_odd_lock_files_are_refused(tmp_path, kind):
         path.symlink_to(tmp_path / "mine")
     else:
         path = tmp_path / "none" / "x.lock"
-    with pytest.raises(UserError) as refused:
-        check_lock(path)
-    assert str(refused.value).startswith(f"{path}: ")
+    for ask in (check_lock, lock):
+        with pytest.raises(UserError) as refused:
+            ask(path)
+        assert str(refused.value).startswith(f"{path}: ")
     assert not (tmp_path / "mine").exists()
+    check_lock(tmp_path / "new.lock")
+    assert not (tmp_path / "new.lock").exists()
 
 
 def test_waiting_is_said_once_and_ends_with_ctrl_c(tmp_path, caplog, monkeypatch):
