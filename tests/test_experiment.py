@@ -64,7 +64,7 @@ def test_from_the_command_to_the_row(command, outputs):
 
     run = Run.load(folder)
     assert run.status == "finished"
-    assert run.code["commit"]
+    assert run.code.commit
     (path,) = (folder / "measurements").iterdir()
     measurement = Measurement.read(path)
     assert measurement.status in ("ok", "disturbed")  # by what else the machine does
