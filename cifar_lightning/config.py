@@ -19,6 +19,7 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from msgspec import Meta
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -357,8 +358,16 @@ def check_targets(name: str, node: Mapping[str, Any]) -> None:
 
 
 def _builders(name: str) -> dict[str, Path]:
-    """List what the files of a group name to call, each with its file."""
-    paths = sorted((CONF_DIR / name).glob("*.yaml"))
+    """List what the files of a group name to call, each with its file.
+
+    Beside ours, the files count that the user's own command line adds with ``--config-dir`` or
+    ``hydra.searchpath``.
+    """
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    folders = [Path(source.path) for source in sources if source.schema == "file"]
+    paths = sorted(
+        path for folder in {*folders, CONF_DIR} for path in (folder / name).glob("*.yaml")
+    )
     found = {path: re.findall(r"^_target_: (\S+)", path.read_text(), re.M) for path in paths}
     return {target: path for path, targets in found.items() for target in targets}
 

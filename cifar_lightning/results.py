@@ -709,10 +709,10 @@ def check_table(outputs: Path) -> None:
 def _replace_views(outputs: Path, views: Mapping[str, str]) -> None:
     digests = {name: _sha256(text.encode()) for name, text in views.items()}
     written = outputs / WRITTEN
-    ours = set(written.read_text().split()) if written.exists() else set()
+    ours = set(written.read_text().split()) if written.is_file() else set()
     for name, digest in digests.items():
         path = outputs / name
-        if path.exists() and _sha256(path.read_bytes()) not in {*ours, digest}:
+        if path.is_file() and _sha256(path.read_bytes()) not in {*ours, digest}:
             kept = _free_name(path)
             path.rename(kept)
             log.warning("%s was changed by hand; kept as %s", path, kept.name)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, pack_archive
+from PIL import Image
 
 from cifar_lightning.errors import UserError
 from cifar_lightning.measure import load_backbone, load_data
@@ -144,3 +145,38 @@ def test_a_name_does_not_lead_out_of_the_outputs(tmp_path):
     for query in ("../..", "..", "/", ""):
         with pytest.raises(UserError, match="no such run"):
             find_run(tmp_path / "outputs", query)
+
+
+OWN_NETWORK = """
+from torch import nn
+
+
+def tiny(num_classes: int, channels: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, channels, 3, stride=4), nn.BatchNorm2d(channels), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes),
+    )
+"""
+
+
+def test_ones_own_network_is_called_where_ones_own_configuration_names_it(
+    tmp_path, outputs, command, call, monkeypatch
+):
+    from cifar_lightning import measure, predict
+
+    (tmp_path / "own_networks.py").write_text(OWN_NETWORK)
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    (tmp_path / "own" / "model" / "tiny.yaml").write_text(
+        "_target_: own_networks.tiny\nnum_classes: ${data.num_classes}\nchannels: 4\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = f"--config-dir={tmp_path / 'own'}"
+    tiny = ("model=tiny", *(text for text in COMMAND if not text.startswith("model.")))
+    assert command(own, *tiny, "id=own").status == 0
+    asked = ("run=own", f"outputs={outputs}", "protocol=quick", "device=cpu")
+    assert call(measure.main, own, *asked).status == 0
+    image = tmp_path / "image.png"
+    Image.new("RGB", (32, 32)).save(image)
+    ended = call(predict.main, "run=own", f"outputs={outputs}", str(image))
+    assert (ended.status, ended.out) == (2, "")
+    assert "own_networks.tiny: allowed is what a file in conf/model names" in ended.err
