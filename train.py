@@ -7,8 +7,8 @@
 
 from omegaconf import DictConfig
 
-from cifar_lightning.command import command
-from cifar_lightning.finished import shown
+from cifar_lightning.cli.command import command
+from cifar_lightning.runs.completed import shown
 
 
 @command("train", texts=("id", "outputs", "distill.teacher"))
@@ -16,7 +16,7 @@ def main(config: DictConfig) -> None:
     """Bring the configured run to its row of the results table."""
     if shown(config):
         return
-    from cifar_lightning.experiment import run  # imports torch: only when there is work
+    from cifar_lightning.training.run import run  # imports torch: only when there is work
 
     run(config)
 

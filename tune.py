@@ -8,13 +8,13 @@ is an ordinary run. Killed and given again, it goes on.
 
 from omegaconf import DictConfig
 
-from cifar_lightning.command import command
+from cifar_lightning.cli.command import command
 
 
 @command("tune", texts=("id", "outputs", "distill.teacher"), sweeps=False)
 def main(config: DictConfig) -> None:
     """Run trials until there are ``n_trials`` of them."""
-    from cifar_lightning.search import search
+    from cifar_lightning.sweeps.search import search
 
     search(config)
 

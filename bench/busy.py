@@ -17,8 +17,8 @@ import torch
 from torch.nn import functional
 
 from bench.turns import conditions, table, take_turns
-from cifar_lightning.backbones import mobilenet_v3_small
-from cifar_lightning.waiting import computing
+from cifar_lightning.models.mobilenet import mobilenet_v3_small
+from cifar_lightning.system.openmp_waiting import computing
 
 ROUNDS = 7
 SECONDS = 6.0  # of steps, each time

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from cifar_lightning import backbones, variants
-from cifar_lightning.company import DISTURBED_ABOVE, Load, device_lock, device_state
-from cifar_lightning.latency import measure_latency
-from cifar_lightning.latency_stats import PROTOCOLS
+from cifar_lightning.benchmark.contention import DISTURBED_ABOVE, Load, device_lock, device_state
+from cifar_lightning.benchmark.timing import measure_latency
+from cifar_lightning.config.protocols import PROTOCOLS
+from cifar_lightning.models import mobilenet, resnet, shufflenet
+from cifar_lightning.variants import context, precision, registry
 
 COMMON: dict[str, Any] = {
     "num_classes": 10,
@@ -30,11 +31,11 @@ COMMON: dict[str, Any] = {
     "bn_eps": 1e-5,
 }
 BACKBONES = {
-    "mobilenetv3": partial(backbones.mobilenet_v3_small, width=1.0, **COMMON),
-    "mobilenetv3_large": partial(backbones.mobilenet_v3_large, width=1.0, **COMMON),
-    "mobilenetv2": partial(backbones.mobilenet_v2, width=1.0, **COMMON),
-    "shufflenetv2": partial(backbones.shufflenet_v2, width=1.0, **COMMON),
-    "resnet18": partial(backbones.resnet18, **COMMON),
+    "mobilenetv3": partial(mobilenet.mobilenet_v3_small, width=1.0, **COMMON),
+    "mobilenetv3_large": partial(mobilenet.mobilenet_v3_large, width=1.0, **COMMON),
+    "mobilenetv2": partial(mobilenet.mobilenet_v2, width=1.0, **COMMON),
+    "shufflenetv2": partial(shufflenet.shufflenet_v2, width=1.0, **COMMON),
+    "resnet18": partial(resnet.resnet18, **COMMON),
 }
 VARIANTS = (
     "fp32",
@@ -66,7 +67,7 @@ def rows(device: torch.device, protocol: str) -> Iterator[str]:
             try:
                 with (
                     device_lock(device),
-                    variants.prepare(name, network, device, lambda: torch.rand(64, 3, 32, 32)) as p,
+                    registry.prepare(name, network, device, lambda: torch.rand(64, 3, 32, 32)) as p,
                     torch.inference_mode(),
                 ):
                     forward = p.forward
@@ -74,9 +75,9 @@ def rows(device: torch.device, protocol: str) -> Iterator[str]:
                     latency = measure_latency(
                         partial(forward, image), device, PROTOCOLS[protocol], load.sample
                     )
-                    error = variants.convolution_error(device)
-                    variants.prove(name, error)
-            except variants.Unsupported as reason:
+                    error = precision.convolution_error(device)
+                    precision.prove(name, error)
+            except context.Unsupported as reason:
                 yield f"| {label} | {name} | - | - | - | - | - | - | {reason} |"
                 continue
             except Exception as failure:  # the other variants are measured all the same

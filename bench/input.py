@@ -12,9 +12,9 @@ from typing import Any
 
 from bench.turns import conditions, table, take_turns
 from bench.usual import MEAN, STD, random_images, usual_loader
-from cifar_lightning.augment import RandomCrop, RandomHorizontalFlip
-from cifar_lightning.data import ImageDataModule
-from cifar_lightning.sources import ImageData, Split
+from cifar_lightning.data.augmentation import RandomCrop, RandomHorizontalFlip
+from cifar_lightning.data.images import ImageData, Split
+from cifar_lightning.data.module import ImageDataModule
 
 IMAGES, BATCH, ROUNDS = 50_000, 256, 7
 USUAL_IMAGES = 10_000  # the usual pipeline is slow; its speed does not depend on their number

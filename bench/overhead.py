@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader
 
 from bench.turns import conditions, table, take_turns
 from bench.usual import prepare
-from cifar_lightning import identity
-from cifar_lightning.data import Batch, ImageDataModule
-from cifar_lightning.sources import ImageData
+from cifar_lightning.data.batches import Batch
+from cifar_lightning.data.images import ImageData
+from cifar_lightning.data.module import ImageDataModule
+from cifar_lightning.runs import resolve
 
 STEPS, ROUNDS = 1000, 7
 
@@ -123,7 +124,7 @@ def ours() -> float:
 
 def main() -> None:
     """Print the table."""
-    identity.register()
+    resolve.register()
     sides = {"bare loop": bare, "Lightning, nothing on": lightning, "ours, everything on": ours}
     figures = take_turns(sides, ROUNDS)
     beyond = [

@@ -24,9 +24,9 @@ from bench.input import Images
 from bench.overhead import Stopwatch
 from bench.turns import conditions, table, take_turns
 from bench.usual import Usual, prepare, random_images, usual_loader
-from cifar_lightning import identity
-from cifar_lightning.cores import usable_cores
-from cifar_lightning.experiment import Experiment
+from cifar_lightning.runs import resolve
+from cifar_lightning.system.cores import usable_cores
+from cifar_lightning.training.experiment import Experiment
 
 IMAGES, BATCH, ROUNDS = 5_120, 256, 5
 NETWORKS = ("mobilenetv3:8", "mobilenetv3:16", "shufflenetv2:8")
@@ -97,7 +97,7 @@ def _speed(trainer: Trainer, module: LightningModule, **data: Any) -> float:
 
 def main() -> None:
     """Print a table for each network."""
-    identity.register()
+    resolve.register()
     if sys.argv[1:2] == [ONE_OF_TWO]:
         model, stride = sys.argv[2:]
         ours(model, stride, processes=2)  # warms up, as the other sides are after a round

@@ -30,9 +30,9 @@ from torch import nn
 
 from bench.turns import conditions
 from bench.usual import Usual, prepare, usual_loader
-from cifar_lightning import identity
-from cifar_lightning.data import ImageDataModule
-from cifar_lightning.measure import accuracy, evaluate
+from cifar_lightning.benchmark.evaluate import accuracy, evaluate
+from cifar_lightning.data.module import ImageDataModule
+from cifar_lightning.runs import resolve
 
 GOALS = (80, 85)  # percent
 USUAL, OURS = "usual recipe", "ours"
@@ -121,7 +121,7 @@ def report(sides: list[Progress]) -> str:
 
 def main() -> None:
     """Train both sides and print the table."""
-    identity.register()
+    resolve.register()
     overrides = [*sys.argv[1:], "trainer.accelerator=cpu", "benchmark.variants=[]"]
     with tempfile.TemporaryDirectory() as folder:
         experiment, config = prepare(overrides, folder)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from cifar_lightning import provenance
+from cifar_lightning.system import environment
 
 
 def take_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -46,8 +46,8 @@ def table(figures: Mapping[str, list[float]], unit: str, digits: int, baseline: 
 
 def conditions(rounds: int) -> str:
     """Tell the machine, the versions, the threads and the number of rounds."""
-    machine = provenance.machine()
-    versions = provenance.versions()
+    machine = environment.machine()
+    versions = environment.versions()
     return (
         f"{machine.processor.title}, {machine.cores} cores, {torch.get_num_threads()} threads, "
         f"{platform.system()}, Python {versions['python']}, torch {versions['torch']}, "

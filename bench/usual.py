@@ -21,18 +21,18 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision import transforms
 
-from cifar_lightning import config as configuration
-from cifar_lightning import identity
-from cifar_lightning.classifier import parameter_groups
-from cifar_lightning.experiment import Experiment, build
+from cifar_lightning.config import schema
+from cifar_lightning.runs import resolve
+from cifar_lightning.training.experiment import Experiment, build
+from cifar_lightning.training.module import parameter_groups
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 
 
 def prepare(overrides: list[str], folder: str) -> tuple[Experiment, dict[str, Any]]:
     """Build what `train.py` builds from these overrides; return its configuration with it."""
-    with initialize_config_dir(str(configuration.CONF_DIR), version_base="1.3"):
-        config = identity.resolve(compose("train", overrides, return_hydra_config=True))
+    with initialize_config_dir(str(schema.CONF_DIR), version_base="1.3"):
+        config = resolve.resolve(compose("train", overrides, return_hydra_config=True))
     experiment = build(config, Path(folder))
     experiment.trainer.logger = TensorBoardLogger(folder, name="")
     return experiment, config

@@ -1,4 +1,4 @@
-"""The launchers of a multirun, where Hydra finds plugins; `cifar_lightning.sweep` does the work.
+"""The launchers of a multirun, where Hydra finds plugins; `cifar_lightning.sweeps` does the work.
 
 Hydra imports this file at every start, so nothing heavy is imported here.
 """
@@ -13,7 +13,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from cifar_lightning.command import mark_started
+from cifar_lightning.cli.command import mark_started
 from cifar_lightning.errors import bad_value
 
 
@@ -41,21 +41,21 @@ class ProcessLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        from cifar_lightning import sweep
+        from cifar_lightning.sweeps import jobs, run
 
         mark_started()
 
         def compose(overrides: Sequence[str]) -> DictConfig:
             return self._loader.load_sweep_config(self._config, list(overrides))
 
-        found = sweep.jobs(job_overrides, compose)
-        sweep.run(found, self._places(), merged=len(job_overrides) - len(found))
+        found = jobs.jobs(job_overrides, compose)
+        run.run(found, self._places(), merged=len(job_overrides) - len(found))
         return []  # each job's outcome is in its own folder
 
     def _places(self) -> Any:
-        from cifar_lightning import sweep
+        from cifar_lightning.sweeps.executors import ThisMachine
 
-        return sweep.ThisMachine(self.n_jobs)
+        return ThisMachine(self.n_jobs)
 
 
 class SlurmLauncher(ProcessLauncher):
@@ -90,6 +90,6 @@ class SlurmLauncher(ProcessLauncher):
         self.cluster = cluster
 
     def _places(self) -> Any:
-        from cifar_lightning import sweep
+        from cifar_lightning.sweeps.slurm import Slurm
 
-        return sweep.Slurm(self.cluster, self.parameters)
+        return Slurm(self.cluster, self.parameters)

@@ -23,7 +23,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cifar_lightning.files import locked
+from cifar_lightning.system.locks import locked
 
 # The networks of the tests are so small that a second thread slows them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -158,14 +158,15 @@ def resolved() -> Callable[..., tuple[dict, dict]]:
     """Compose and resolve a configuration; return it with the groups' choices."""
     from hydra import compose, initialize_config_dir
 
-    from cifar_lightning import config, identity
+    from cifar_lightning.config.schema import CONF_DIR
+    from cifar_lightning.runs.resolve import register, resolve
 
-    identity.register()
+    register()
 
     def make(*overrides: str) -> tuple[dict, dict]:
-        with initialize_config_dir(str(config.CONF_DIR), version_base="1.3"):
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             composed = compose("train", list(overrides), return_hydra_config=True)
-        return identity.resolve(composed), dict(composed.hydra.runtime.choices)
+        return resolve(composed), dict(composed.hydra.runtime.choices)
 
     return make
 
@@ -173,7 +174,7 @@ def resolved() -> Callable[..., tuple[dict, dict]]:
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """30 training and 10 test images a class: of CIFAR-10 where its copy is there, else digits."""
-    from cifar_lightning.sources import read_digits
+    from cifar_lightning.data.digits import read_digits
 
     base = tmp_path_factory.mktemp("images")
     if CIFAR10_COPY.exists():

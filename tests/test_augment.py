@@ -5,7 +5,7 @@ import torch
 from hydra.utils import instantiate
 from torchvision.transforms import v2
 
-from cifar_lightning.augment import (
+from cifar_lightning.data.augmentation import (
     Cutout,
     Kind,
     ProgressiveResize,
@@ -13,7 +13,8 @@ from cifar_lightning.augment import (
     RandomHorizontalFlip,
     kind,
 )
-from cifar_lightning.data import BatchIndices, DigitsDataModule, ImageBatches
+from cifar_lightning.data.batches import BatchIndices, ImageBatches
+from cifar_lightning.data.digits import DigitsDataModule
 
 GREY = [0.5, 0.25, 1.0]
 

@@ -3,16 +3,17 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from cifar_lightning import backbones
-from cifar_lightning.footprint import count_macs, count_parameters
+from cifar_lightning import models
+from cifar_lightning.models import mobilenet, resnet, shufflenet
+from cifar_lightning.models.complexity import count_macs, count_parameters
 
 COMMON = {"dropout": 0.2, "bn_momentum": 0.1, "bn_eps": 1e-5}
 NETWORKS = [
-    (backbones.mobilenet_v3_small, {"width": 1.0}),
-    (backbones.mobilenet_v3_large, {"width": 1.0}),
-    (backbones.mobilenet_v2, {"width": 1.0}),
-    (backbones.shufflenet_v2, {"width": 1.0}),
-    (backbones.resnet18, {}),
+    (mobilenet.mobilenet_v3_small, {"width": 1.0}),
+    (mobilenet.mobilenet_v3_large, {"width": 1.0}),
+    (mobilenet.mobilenet_v2, {"width": 1.0}),
+    (shufflenet.shufflenet_v2, {"width": 1.0}),
+    (resnet.resnet18, {}),
 ]
 
 
@@ -20,16 +21,16 @@ NETWORKS = [
 @pytest.mark.parametrize(
     ("build", "output_stride", "width", "params", "mega_macs"),
     [
-        (backbones.mobilenet_v3_small, 32, 1.0, 1_528_106, 2.17),
-        (backbones.mobilenet_v3_small, 16, 1.0, 1_528_106, 5.50),
-        (backbones.mobilenet_v3_small, 8, 1.0, 1_528_106, 17.51),
-        (backbones.mobilenet_v3_small, 4, 1.0, 1_528_106, 60.76),
-        (backbones.mobilenet_v3_small, 8, 0.5, 409_394, 5.55),
-        (backbones.mobilenet_v3_large, 8, 1.0, 4_214_842, 66.46),
-        (backbones.mobilenet_v2, 8, 1.0, 2_236_682, 87.98),
-        (backbones.shufflenet_v2, 8, 0.5, 352_042, 10.90),
-        (backbones.shufflenet_v2, 8, 1.0, 1_263_854, 45.00),
-        (backbones.resnet18, 8, None, 11_173_962, 555.42),
+        (mobilenet.mobilenet_v3_small, 32, 1.0, 1_528_106, 2.17),
+        (mobilenet.mobilenet_v3_small, 16, 1.0, 1_528_106, 5.50),
+        (mobilenet.mobilenet_v3_small, 8, 1.0, 1_528_106, 17.51),
+        (mobilenet.mobilenet_v3_small, 4, 1.0, 1_528_106, 60.76),
+        (mobilenet.mobilenet_v3_small, 8, 0.5, 409_394, 5.55),
+        (mobilenet.mobilenet_v3_large, 8, 1.0, 4_214_842, 66.46),
+        (mobilenet.mobilenet_v2, 8, 1.0, 2_236_682, 87.98),
+        (shufflenet.shufflenet_v2, 8, 0.5, 352_042, 10.90),
+        (shufflenet.shufflenet_v2, 8, 1.0, 1_263_854, 45.00),
+        (resnet.resnet18, 8, None, 11_173_962, 555.42),
     ],
 )
 def test_known_sizes(build, output_stride, width, params, mega_macs):
@@ -73,8 +74,8 @@ def test_batch_norm_and_dropout_are_settings(build, widths):
 
 
 def test_adapting_adds_no_residual_connection():
-    plain = backbones.mobilenet_v2(num_classes=10, output_stride=32, width=1.0, **COMMON)
-    adapted = backbones.mobilenet_v2(num_classes=10, output_stride=8, width=1.0, **COMMON)
+    plain = mobilenet.mobilenet_v2(num_classes=10, output_stride=32, width=1.0, **COMMON)
+    adapted = mobilenet.mobilenet_v2(num_classes=10, output_stride=8, width=1.0, **COMMON)
 
     def residuals(network):
         return [m.use_res_connect for m in network.modules() if hasattr(m, "use_res_connect")]
@@ -87,21 +88,21 @@ def test_adapting_adds_no_residual_connection():
 @pytest.mark.parametrize("output_stride", [0, -8, 3, 12, 64])
 def test_output_stride_out_of_reach(output_stride):
     with pytest.raises(ValueError, match=f"output_stride={output_stride}: allowed is 1, 2, 4, 8"):
-        backbones.mobilenet_v3_small(
+        mobilenet.mobilenet_v3_small(
             num_classes=10, output_stride=output_stride, width=1.0, **COMMON
         )
 
 
 def test_resnet_has_no_more_than_8():
     with pytest.raises(ValueError, match=r"output_stride=16: allowed is 1, 2, 4, 8$"):
-        backbones.resnet18(num_classes=10, output_stride=16, **COMMON)
+        resnet.resnet18(num_classes=10, output_stride=16, **COMMON)
 
 
 def test_width_that_the_network_lacks():
     with pytest.raises(ValueError, match=r"width=0\.7: allowed is 0\.5, 1\.0, 1\.5, 2\.0"):
-        backbones.shufflenet_v2(num_classes=10, output_stride=8, width=0.7, **COMMON)
+        shufflenet.shufflenet_v2(num_classes=10, output_stride=8, width=0.7, **COMMON)
     with pytest.raises(ValueError, match="width=-1"):
-        backbones.mobilenet_v2(num_classes=10, output_stride=8, width=-1, **COMMON)
+        mobilenet.mobilenet_v2(num_classes=10, output_stride=8, width=-1, **COMMON)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_width_that_the_network_lacks():
 def test_residual_blocks_can_begin_as_the_identity(name, residuals):
     settings = {} if name == "resnet18" else {"width": 1.0}
     common = {"output_stride": 8, "dropout": 0.0, "bn_momentum": 0.1, "bn_eps": 1e-5}
-    network = getattr(backbones, name)(10, **settings, **common, zero_init=True)
+    network = getattr(models, name)(10, **settings, **common, zero_init=True)
     silent = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and not m.weight.any()]
     assert len(silent) == residuals
     network.eval()

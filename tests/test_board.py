@@ -5,8 +5,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
-from cifar_lightning import board
-from cifar_lightning.results import Measurement, Run, find_run
+from cifar_lightning.comparison import tensorboard
+from cifar_lightning.runs.find import find_run
+from cifar_lightning.runs.measurement import Measurement
+from cifar_lightning.runs.run import Run
 
 
 @pytest.fixture
@@ -15,7 +17,7 @@ def folder(finished_run, tmp_path):
     folder = shutil.copytree(find_run(finished_run, "tiny"), tmp_path / "run")
     for path in (folder / "measurements").iterdir():
         replace(Measurement.read(path), status="ok", reason=None).save(folder)
-    board.draw(folder)
+    tensorboard.draw(folder)
     return folder
 
 
@@ -64,7 +66,7 @@ def test_every_runs_settings_are_shown(folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "other")
     run = Run.load(other)
     replace(run, config=run.config | {"ema": 0.99}).save(other)
-    board.draw(other)
+    tensorboard.draw(other)
     events = EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
     events.Reload()
     context = Context(TBContext(data_provider=MultiplexerDataProvider(events, str(tmp_path))))
@@ -81,7 +83,7 @@ def test_every_runs_settings_are_shown(folder, tmp_path):
 def test_a_disturbed_latency_is_not_shown(folder):
     for path in (folder / "measurements").iterdir():
         replace(Measurement.read(path), status="disturbed").save(folder)
-    board.draw(folder)
+    tensorboard.draw(folder)
     events = read(folder)
     assert not events.Tags()["histograms"]
     assert "final/lat_mean_ms" not in events.Tags()["scalars"]
@@ -107,7 +109,7 @@ def test_scalars_are_without_clutter(folder):
 
 def test_drawing_again_replaces(folder):
     before = len(list((folder / "tensorboard").iterdir()))
-    board.draw(folder)
+    tensorboard.draw(folder)
     assert len(list((folder / "tensorboard").iterdir())) == before
     assert len(read(folder).Scalars("final/test_acc")) == 1
 
@@ -115,5 +117,5 @@ def test_drawing_again_replaces(folder):
 def test_an_unfinished_run_gets_nothing(folder, tmp_path):
     shutil.rmtree(folder / "tensorboard")
     replace(Run.load(folder), status="interrupted").save(folder)
-    board.draw(folder)
+    tensorboard.draw(folder)
     assert not (folder / "tensorboard").exists()

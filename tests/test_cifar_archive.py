@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import pack_archive
 
-from cifar_lightning import cifar_archive
+from cifar_lightning.data import cifar_archive
 from cifar_lightning.errors import UserError
 
 NAMES = ["airplane", "bird", "cat"]

@@ -3,8 +3,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from cifar_lightning.backbones import mobilenet_v3_small
-from cifar_lightning.classifier import ImageClassifier, parameter_groups
+from cifar_lightning.models.mobilenet import mobilenet_v3_small
+from cifar_lightning.training.module import ImageClassifier, parameter_groups
 
 
 def small():

@@ -8,7 +8,7 @@ import time
 import pytest
 from conftest import ROOT, TINY
 
-from cifar_lightning.command import _flags_apart, _keyed, _quoted
+from cifar_lightning.cli.arguments import flags_apart, key_positional, quote_text
 
 BAD = {
     # What was typed: how the line begins, and what it offers.
@@ -174,7 +174,7 @@ def test_an_archive_with_a_wrong_checksum(command, outputs, tmp_path):
 @pytest.mark.parametrize("moment", ["before the task", "in the task"])
 def test_a_fault_of_ours_is_none_of_the_user(moment, command, outputs, tmp_path, monkeypatch):
     """Hydra wraps what its resolvers raise, so that a fault looks like a mistake."""
-    name = {"before the task": "cifar_lightning.identity.check", "in the task": "train.shown"}
+    name = {"before the task": "cifar_lightning.runs.resolve.check", "in the task": "train.shown"}
 
     def faulty(*arguments):
         raise KeyError("never heard of")
@@ -239,7 +239,7 @@ def test_help_lists_the_groups():
     ],
 )
 def test_names_that_look_like_numbers_are_names(typed, read):
-    assert _quoted(typed, ("id",), ("run",)) == read
+    assert quote_text(typed, ("id",), ("run",)) == read
 
 
 @pytest.mark.parametrize(
@@ -258,13 +258,13 @@ def test_names_that_look_like_numbers_are_names(typed, read):
     ],
 )
 def test_values_of_hydras_flags_are_no_images(typed, flags, others):
-    assert _flags_apart(typed.split()) == (flags.split(), others.split())
+    assert flags_apart(typed.split()) == (flags.split(), others.split())
 
 
 def test_what_has_no_key_is_an_image(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "b=1.png").touch()
-    assert _keyed(["run=B1", "a.png", "b=1.png", "it's"], "images") == [
+    assert key_positional(["run=B1", "a.png", "b=1.png", "it's"], "images") == [
         "run=B1",
         r"images=['a.png','b=1.png','it\'s']",
     ]

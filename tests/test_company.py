@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from cifar_lightning.company import DISTURBED_ABOVE, Load, device_lock, device_state
+from cifar_lightning.benchmark.contention import DISTURBED_ABOVE, Load, device_lock, device_state
 
 CPU = torch.device("cpu")
 

@@ -7,20 +7,18 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from test_results import LATENCY, MEASUREMENT, RUN, place, with_seed
 
-from cifar_lightning.comparison import (
-    Arena,
-    Conditions,
-    Entry,
-    Estimate,
-    changes,
-    compare,
-    effect,
-    verdict,
-)
-from cifar_lightning.config import CONF_DIR, FOLLOWING, NEUTRAL, run_name
+from cifar_lightning.comparison.changes import changes, effect
+from cifar_lightning.comparison.collect import compare
+from cifar_lightning.comparison.entry import Conditions, Entry, Estimate
+from cifar_lightning.comparison.leaderboard import Arena
+from cifar_lightning.comparison.verdict import verdict
+from cifar_lightning.config.rules import FOLLOWING
+from cifar_lightning.config.schema import CONF_DIR
 from cifar_lightning.errors import UserError
-from cifar_lightning.recipes import recipe
-from cifar_lightning.results import Recorded, Repeat
+from cifar_lightning.runs.identity import NEUTRAL, run_name
+from cifar_lightning.runs.measurement import Repeat
+from cifar_lightning.runs.recipes import recipe
+from cifar_lightning.runs.results import Recorded
 
 CONDITIONS = Conditions("digits", "f" * 16, "A CPU", 1, "perf_counter", "full", 1)
 

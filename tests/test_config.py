@@ -3,9 +3,10 @@ import re
 import pytest
 from conftest import ROOT
 
-from cifar_lightning import config
+from cifar_lightning.config import components, rules, schema
 from cifar_lightning.errors import UserError
-from cifar_lightning.experiment import build
+from cifar_lightning.runs import identity
+from cifar_lightning.training.experiment import build
 
 OPTIONS = {
     group: sorted(path.stem for path in (ROOT / "conf" / group).glob("[!_]*.yaml"))
@@ -14,7 +15,7 @@ OPTIONS = {
 
 
 def name_of(resolved, *overrides):
-    return config.run_name(*resolved(*overrides))
+    return identity.run_name(*resolved(*overrides))
 
 
 @pytest.mark.parametrize(
@@ -28,12 +29,12 @@ def name_of(resolved, *overrides):
 )
 def test_every_configuration_is_instantiated(override, resolved, tmp_path):
     settings, _ = resolved(override, "trainer.accelerator=cpu")
-    config.check(settings)
+    rules.check(settings)
     experiment = build(settings, tmp_path)
     assert experiment.trainer.max_epochs == settings["epochs"]
 
 
-@pytest.mark.parametrize("path", sorted((config.CONF_DIR / "experiment").glob("*.yaml")), ids=str)
+@pytest.mark.parametrize("path", sorted((schema.CONF_DIR / "experiment").glob("*.yaml")), ids=str)
 def test_a_preset_gives_a_reason_for_each_value(path):
     _, _, values = path.read_text().partition("defaults:")
     bare = re.findall(r"^ *(?!id:)\w+: *[^#\s][^#\n]*$", values, re.M)
@@ -49,7 +50,7 @@ def test_d1_needs_its_teacher(resolved):
 def test_every_data_configuration_is_instantiated(option, resolved, tmp_path):
     extra = ("data.name=mine", "data.root=there") if option == "imagefolder" else ()
     settings, _ = resolved(f"data={option}", *extra, "trainer.accelerator=cpu")
-    config.check(settings)
+    rules.check(settings)
     assert build(settings, tmp_path).data.name in ("cifar10", "mine", "digits")
 
 
@@ -128,7 +129,7 @@ def test_the_number_of_processes_is_in_the_name(devices, resolved, monkeypatch):
     # Written as it was resolved, it can be read on another machine.
     settings, choices = resolved(f"trainer.devices={devices}")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert config.run_name(settings, choices) == name
+    assert identity.run_name(settings, choices) == name
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert name_of(resolved, "trainer.devices=auto") == name
@@ -200,15 +201,15 @@ def takes(number: float, names: list[str], flag: bool = False, limit: int | None
 )
 def test_a_component_takes_what_its_signature_says(settings, message):
     with pytest.raises(UserError) as caught:
-        config.check_component("part", {"_target_": f"{__name__}.takes", **settings})
+        components.check_component("part", {"_target_": f"{__name__}.takes", **settings})
     assert str(caught.value).startswith(message)
 
 
 def test_a_good_component_passes():
     node = {"_target_": f"{__name__}.takes", "number": 1, "names": ["a"], "limit": None}
-    config.check_component("part", node)
+    components.check_component("part", node)
 
 
 def test_a_target_that_is_not_there():
     with pytest.raises(UserError, match=r"part\._target_=no\.such\.thing"):
-        config.check_component("part", {"_target_": "no.such.thing"})
+        components.check_component("part", {"_target_": "no.such.thing"})

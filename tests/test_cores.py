@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
@@ -10,9 +11,15 @@ import pytest
 import torch
 from conftest import ROOT
 
-from cifar_lightning import waiting
-from cifar_lightning.cores import others_seconds, quotas, usable_cores
-from cifar_lightning.waiting import FREE_WINDOWS, LoadWatch, ShortSpin, computing, openmp_library
+from cifar_lightning.system import openmp_waiting
+from cifar_lightning.system.cores import others_seconds, quotas, usable_cores
+from cifar_lightning.system.openmp_waiting import (
+    FREE_WINDOWS,
+    LoadWatch,
+    ShortSpin,
+    computing,
+    openmp_library,
+)
 
 
 def python(code, **environment):
@@ -70,9 +77,9 @@ def test_a_system_without_control_groups(tmp_path):
 
 
 def test_a_part_of_a_core_is_no_core(monkeypatch):
-    monkeypatch.setattr("cifar_lightning.cores.quotas", lambda: iter([1.9]))
+    monkeypatch.setattr("cifar_lightning.system.cores.quotas", lambda: iter([1.9]))
     assert usable_cores() == 1
-    monkeypatch.setattr("cifar_lightning.cores.quotas", lambda: iter([0.4]))
+    monkeypatch.setattr("cifar_lightning.system.cores.quotas", lambda: iter([0.4]))
     assert usable_cores() == 1
 
 
@@ -93,7 +100,7 @@ def test_others_are_all_but_this_process_on_its_cores(monkeypatch):
     times = psutil.cpu_times()._replace(**dict.fromkeys(psutil.cpu_times()._fields, 0.0))
     mine = times._replace(user=5.0, steal=1.0, idle=100.0, guest=4.0)
     cores = [mine, times._replace(user=50.0)]
-    monkeypatch.setattr("cifar_lightning.cores.affinity", lambda: {0})
+    monkeypatch.setattr("cifar_lightning.system.cores.affinity", lambda: {0})
     monkeypatch.setattr(psutil, "cpu_times", lambda percpu: cores)
     monkeypatch.setattr(
         psutil.Process, "cpu_times", lambda self: times._replace(user=2.0, system=1.0)
@@ -164,17 +171,17 @@ def two_threads():
 @pytest.fixture
 def busy(monkeypatch):
     """Let others be busy all the time, and the user have chosen nothing."""
-    for name in waiting.CHOSEN_BY:
+    for name in openmp_waiting.CHOSEN_BY:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(waiting, "WINDOW_S", 0.01)
-    monkeypatch.setattr(waiting, "limit_threads", lambda: None)
+    monkeypatch.setattr(openmp_waiting, "WINDOW_S", 0.01)
+    monkeypatch.setattr(openmp_waiting, "limit_threads", lambda: None)
     monkeypatch.setattr(LoadWatch, "look", lambda self: True)
 
 
 def held_within(seconds=5.0):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if any(thread.name == "short-spin" for thread in waiting.threading.enumerate()):
+        if any(thread.name == "short-spin" for thread in threading.enumerate()):
             return True
         time.sleep(0.01)
     return False
@@ -183,7 +190,7 @@ def held_within(seconds=5.0):
 def test_computing_beside_others(two_threads, busy):
     with computing():
         assert held_within()
-        with waiting.as_by_default():  # what is timed does not depend on the load
+        with openmp_waiting.as_by_default():  # what is timed does not depend on the load
             assert not held_within(0.2)
         assert held_within()
         with computing():  # a command that calls another part that computes
@@ -192,7 +199,7 @@ def test_computing_beside_others(two_threads, busy):
     assert not held_within(0.2)
 
 
-@pytest.mark.parametrize("name", waiting.CHOSEN_BY)
+@pytest.mark.parametrize("name", openmp_waiting.CHOSEN_BY)
 def test_the_users_choice_stays(name, two_threads, busy, monkeypatch):
     monkeypatch.setenv(name, "PASSIVE" if name == "OMP_WAIT_POLICY" else "1000")
     with computing():

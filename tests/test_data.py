@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from cifar_lightning.data import DigitsDataModule, IndexBatches, Normalize, epoch_seed
+from cifar_lightning.data.batches import IndexBatches, Normalize, epoch_seed
+from cifar_lightning.data.digits import DigitsDataModule
+from cifar_lightning.data.images import stratified_split
 from cifar_lightning.errors import UserError
-from cifar_lightning.sources import stratified_split
 
 
 def digits(**settings):

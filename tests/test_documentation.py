@@ -14,8 +14,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
-from cifar_lightning import config, identity
-from cifar_lightning.command import _quoted
+from cifar_lightning.cli.arguments import quote_text
+from cifar_lightning.config import rules, schema
+from cifar_lightning.runs import resolve
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = re.compile(r"^(?:    )?((?:python|make|torchrun|pip|tensorboard|srun|sudo) .+)$", re.M)
@@ -77,16 +78,16 @@ def test_every_command_has_keys_that_exist(command):
     for argument in arguments:
         if argument.startswith("-") or "=" not in argument:
             continue
-        quoted = _quoted(argument, ("id", "run"), lists.get(name, ()))
+        quoted = quote_text(argument, ("id", "run"), lists.get(name, ()))
         (override,) = OverridesParser.create().parse_overrides([quoted])
         if override.is_sweep_override():
             quoted = f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
         kept.append(quoted)
-    identity.register()
-    with initialize_config_dir(str(config.CONF_DIR), version_base="1.3"):
+    resolve.register()
+    with initialize_config_dir(str(schema.CONF_DIR), version_base="1.3"):
         composed = compose(name, kept, return_hydra_config=True)
     if name in ("train", "tune"):
-        config.check(config.plain(composed))
+        rules.check(schema.plain(composed))
 
 
 def test_every_page_has_commands_that_were_found():

@@ -14,11 +14,16 @@ import markdown as markdown_reader  # comes with TensorBoard
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plotly.offline import get_plotlyjs
 from test_comparison import a_run, arena, entry, measured
 from test_results import place
 
-from cifar_lightning import escaping, export, plots, report
-from cifar_lightning.results import draw_table, group_means, write_table
+from cifar_lightning.cli import report as report_command
+from cifar_lightning.comparison import plots, scatter
+from cifar_lightning.deploy import export
+from cifar_lightning.runs.markdown import draw_table, group_means
+from cifar_lightning.runs.table import write_table
+from cifar_lightning.system import escaping
 
 HOSTILE = (
     "\x1b[2J\x1b]0;title\x07",
@@ -201,7 +206,7 @@ def test_the_table_of_hostile_runs(tmp_path):
 
 def test_the_report_of_hostile_runs(tmp_path, call):
     hostile_runs(tmp_path)
-    ended = call(report.main, f"outputs={tmp_path}")
+    ended = call(report_command.main, f"outputs={tmp_path}")
     assert (ended.status, ended.err) == (0, "")
     assert not obeyed(ended.out)
     folder = tmp_path / "report"
@@ -215,12 +220,12 @@ def test_the_report_of_hostile_runs(tmp_path, call):
         assert not any(map(begins_formula, row))
     page = (folder / "index.html").read_text()
     for script in re.findall(r"<script.*?</script>", page, re.DOTALL):
-        assert not obeyed(script.replace(report.get_plotlyjs(), ""))
+        assert not obeyed(script.replace(get_plotlyjs(), ""))
     seen = Page(page)
     assert "img" not in seen.tags
     arenas = 1 + len(HOSTILE) // 2
     assert seen.tags.count("script") == arenas + 2  # a plot each, the library, the sorting
-    assert not obeyed(page.replace(report.get_plotlyjs(), ""))
+    assert not obeyed(page.replace(get_plotlyjs(), ""))
     for path in folder.glob("*.svg"):
         ElementTree.parse(path)  # a control character would end it
 
@@ -250,7 +255,7 @@ def test_plots_show_names_as_text():
     confusion = [[5 * (row == column) for column in range(count)] for row in range(count)]
     expected = [escaping.visible(text) for text in HOSTILE]
     for figure in (
-        plots.accuracy_latency(named, 85),
+        scatter.accuracy_latency(named, 85),
         plots.latency_distributions(named),
         plots.training_curves([plots.Curve(text, [1.0, 0.5], [50.0, 60.0]) for text in HOSTILE]),
         plots.confusion_matrix(confusion, HOSTILE),
@@ -267,8 +272,8 @@ def test_predictions_of_hostile_names(tmp_path, finished_run, call):
 
     from PIL import Image
 
-    from cifar_lightning import predict
-    from cifar_lightning.results import Run
+    from cifar_lightning.cli import predict
+    from cifar_lightning.runs.run import Run
 
     outputs = tmp_path / "outputs"
     shutil.copytree(finished_run, outputs)

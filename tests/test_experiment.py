@@ -19,11 +19,14 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.utils import make_grid
 
-from cifar_lightning.classifier import ImageClassifier
-from cifar_lightning.data import DigitsDataModule
-from cifar_lightning.files import alone
-from cifar_lightning.measure import accuracy, evaluate, load_backbone, load_data
-from cifar_lightning.results import Measurement, Run, rows_of
+from cifar_lightning.benchmark.evaluate import accuracy, evaluate
+from cifar_lightning.benchmark.load import load_backbone, load_data
+from cifar_lightning.data.digits import DigitsDataModule
+from cifar_lightning.runs.measurement import Measurement
+from cifar_lightning.runs.results import rows_of
+from cifar_lightning.runs.run import Run
+from cifar_lightning.system.locks import alone
+from cifar_lightning.training.module import ImageClassifier
 
 COMMAND = (*TINY, "epochs=3", "batch_size=128", "optim.lr=0.2", "benchmark.variants=[]")
 MEASURED = "benchmark.variants=[fp32]"
@@ -190,7 +193,7 @@ def test_an_interrupted_measurement_is_continued_without_training(command, outpu
 
     settings = (*COMMAND, "benchmark.variants=[fp32,fused]")
     with monkeypatch.context() as patch:
-        patch.setattr("cifar_lightning.measure.evaluate", interrupted)
+        patch.setattr("cifar_lightning.benchmark.measure.evaluate", interrupted)
         assert command(*settings).status == 130
     folder = only_run(outputs)
     run = Run.load(folder)
@@ -211,13 +214,15 @@ def broken(*arguments, **settings):
 
 AFTER_TRAINING = {
     # What fails once the run is tested: what the line says of it.
-    "cifar_lightning.measure.evaluate": "measuring fp32: PermissionError: ",
-    "cifar_lightning.measure.device_lock": "measuring fp32: PermissionError: ",
-    "cifar_lightning.measure.load_backbone": "measuring: PermissionError: ",
-    "cifar_lightning.board.plots.confusion_matrix": "drawing for TensorBoard: PermissionError: ",
-    "cifar_lightning.experiment.write_table": "writing the table: PermissionError: ",
-    "cifar_lightning.experiment.show": "showing the rows: PermissionError: ",
-    "cifar_lightning.callbacks.plots.named_images": None,
+    "cifar_lightning.benchmark.measure.evaluate": "measuring fp32: PermissionError: ",
+    "cifar_lightning.benchmark.measure.device_lock": "measuring fp32: PermissionError: ",
+    "cifar_lightning.benchmark.measure.load_backbone": "measuring: PermissionError: ",
+    "cifar_lightning.comparison.tensorboard.plots.confusion_matrix": (
+        "drawing for TensorBoard: PermissionError: "
+    ),
+    "cifar_lightning.training.run.write_table": "writing the table: PermissionError: ",
+    "cifar_lightning.training.run.show": "showing the rows: PermissionError: ",
+    "cifar_lightning.training.pictures.plots.named_images": None,
 }
 
 

@@ -7,17 +7,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cifar_lightning import export
-from cifar_lightning.data import DigitsDataModule
+from cifar_lightning.benchmark.load import load_backbone
+from cifar_lightning.cli import export as export_command
+from cifar_lightning.data.digits import DigitsDataModule
+from cifar_lightning.deploy import export
 from cifar_lightning.errors import UserError
-from cifar_lightning.measure import load_backbone
-from cifar_lightning.results import Network, Run, find_run
+from cifar_lightning.runs.find import find_run
+from cifar_lightning.runs.run import Network, Run
 
 
 @pytest.fixture
 def exported(call, finished_run, tmp_path):
     return lambda *arguments: call(
-        export.main, f"outputs={finished_run}", f"to={tmp_path / 'to'}", *arguments
+        export_command.main, f"outputs={finished_run}", f"to={tmp_path / 'to'}", *arguments
     )
 
 

@@ -9,14 +9,8 @@ from pathlib import Path
 import pytest
 
 from cifar_lightning.errors import UserError
-from cifar_lightning.files import (
-    alone,
-    check_inside,
-    check_lock,
-    check_replaceable,
-    locked,
-    write_all,
-)
+from cifar_lightning.system.files import check_inside, check_replaceable, write_all
+from cifar_lightning.system.locks import alone, check_lock, locked
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as other users")
@@ -133,7 +127,7 @@ def test_waiting_is_said_once_and_ends_with_ctrl_c(tmp_path, caplog, monkeypatch
         if len(looks) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("cifar_lightning.interruption.check", check)
+    monkeypatch.setattr("cifar_lightning.system.signals.check", check)
     path = tmp_path / "x.lock"
     with alone(path, "busy"), pytest.raises(KeyboardInterrupt), locked(path, "waiting for it"):
         pass

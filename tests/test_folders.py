@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
-from cifar_lightning.classifier import ImageClassifier
-from cifar_lightning.results import Run
+from cifar_lightning.runs.run import Run
+from cifar_lightning.training.module import ImageClassifier
 
 COMMAND = (*TINY, "epochs=1", "batch_size=128", "benchmark.variants=[]")
 
@@ -34,7 +34,7 @@ def precious(tmp_path):
 
 @pytest.fixture
 def name(resolved):
-    from cifar_lightning.config import run_name
+    from cifar_lightning.runs.identity import run_name
 
     return run_name(*resolved(*COMMAND))
 

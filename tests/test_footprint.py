@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from cifar_lightning.footprint import count_macs, count_parameters
+from cifar_lightning.models.complexity import count_macs, count_parameters
 
 
 def test_macs_by_hand():

@@ -7,10 +7,10 @@ from conftest import TINY
 from hydra import compose, initialize_config_dir
 from test_command import start
 
-from cifar_lightning import config as configuration
-from cifar_lightning import identity
+from cifar_lightning.config import rules, schema, user_errors
 from cifar_lightning.errors import UserError
-from cifar_lightning.experiment import build
+from cifar_lightning.runs import identity, resolve
+from cifar_lightning.training.experiment import build
 
 WHOLE = ("epochs", "batch_size", "seed", "data.num_workers", "data.eval_batch_size")
 NUMBERS = (
@@ -85,16 +85,16 @@ def test_there_are_enough():
 
 @pytest.fixture(scope="module")
 def composing():
-    identity.register()
-    with initialize_config_dir(str(configuration.CONF_DIR), version_base="1.3"):
+    resolve.register()
+    with initialize_config_dir(str(schema.CONF_DIR), version_base="1.3"):
         yield
 
 
 def accept(override, folder):
     composed = compose("train", [*TINY, override], return_hydra_config=True)
-    config = identity.resolve(composed)
-    configuration.check(config)
-    configuration.run_name(config, composed.hydra.runtime.choices)
+    config = resolve.resolve(composed)
+    rules.check(config)
+    identity.run_name(config, composed.hydra.runtime.choices)
     build(config, folder)
 
 
@@ -102,7 +102,7 @@ def accept(override, folder):
 def test_wrong(override, composing, tmp_path):
     with pytest.raises(Exception) as refused:
         accept(override, tmp_path)
-    known = configuration.explain(refused.value)
+    known = user_errors.explain(refused.value)
     assert isinstance(known, UserError), refused.value
     (line,) = str(known).splitlines()
     assert line

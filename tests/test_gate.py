@@ -12,22 +12,19 @@ import pytest
 import torch
 from test_results import MEASUREMENT, RUN, place
 
-from cifar_lightning import board, comparison, gate, report
+from cifar_lightning.benchmark.load import load_backbone, load_data
+from cifar_lightning.comparison import collect, columns, report, section, tensorboard, verdict
+from cifar_lightning.deploy.export import Agreement, card
+from cifar_lightning.deploy.export import load as load_export
+from cifar_lightning.deploy.predict import Predictor
 from cifar_lightning.errors import UserError
-from cifar_lightning.export import Agreement, card
-from cifar_lightning.export import load as load_export
-from cifar_lightning.finished import finished, show
-from cifar_lightning.measure import load_backbone, load_data
-from cifar_lightning.predict import Predictor
-from cifar_lightning.results import (
-    Measurement,
-    Network,
-    Recorded,
-    Run,
-    find_run,
-    rows_of,
-    write_table,
-)
+from cifar_lightning.runs.completed import finished, show
+from cifar_lightning.runs.find import find_run
+from cifar_lightning.runs.measurement import Measurement
+from cifar_lightning.runs.results import Recorded, rows_of
+from cifar_lightning.runs.run import Network, Run
+from cifar_lightning.runs.table import write_table
+from cifar_lightning.system import untrusted
 
 HARM = "harm-was-done"
 ODD = (
@@ -109,13 +106,13 @@ def read_by_all(outputs, folder, config):
     assert len(others) == 1
     assert others[0]["lat_mean_ms"] == MEASUREMENT.latency.mean_ms
     assert find_run(outputs, "other").name == RUN.name
-    found = comparison.compare(recorded)
+    found = collect.compare(recorded)
     assert any(entry.label == "other" for arena in found.arenas for entry in arena.entries)
     for arena in found.arenas:
-        comparison.verdict(arena, 85.0)
-        list(report._change_lines(arena))
-        report.in_order(arena, "test_acc")
-    report.apart(found)
+        verdict.verdict(arena, 85.0)
+        list(section._change_lines(arena))
+        columns.in_order(arena, "test_acc")
+    section.apart(found)
     with suppress(UserError):
         finished(folder, config)
     with suppress(UserError):
@@ -193,7 +190,7 @@ def test_drawing_changed_records(outputs, folder, tmp_path, monkeypatch):
     ):
         path.write_text(dump(changed(record, leaf, value)))
         assert Run.load(folder)
-        board.draw(folder)
+        tensorboard.draw(folder)
         use(folder)
 
 
@@ -216,7 +213,7 @@ def unreadable(path, kind):
         path.write_bytes(b"\xff\xfe{}")
     elif kind == "large":
         with path.open("wb") as stream:
-            stream.truncate(gate.MAX_BYTES + 2)
+            stream.truncate(untrusted.MAX_BYTES + 2)
     else:
         path.write_text("")
 

@@ -10,7 +10,8 @@ from conftest import ROOT, TINY
 from safetensors.torch import load_file
 from test_experiment import curves, only_run
 
-from cifar_lightning.results import Run, rows_of
+from cifar_lightning.runs.results import rows_of
+from cifar_lightning.runs.run import Run
 
 COMMAND = (*TINY, "epochs=4", "batch_size=128", "optim.lr=0.2")
 

@@ -11,9 +11,10 @@ import torch.utils.benchmark
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cifar_lightning import backbones
-from cifar_lightning.latency import collect, compare_latencies, measure_latency, warm_up
-from cifar_lightning.latency_stats import BLOCK, PROTOCOLS, LatencyStats, Protocol
+from cifar_lightning import models
+from cifar_lightning.benchmark.timing import collect, compare_latencies, measure_latency, warm_up
+from cifar_lightning.config.protocols import PROTOCOLS, Protocol
+from cifar_lightning.runs.latency import BLOCK, LatencyStats
 
 QUICK, FULL = PROTOCOLS["quick"], PROTOCOLS["full"]
 CPU = torch.device("cpu")
@@ -226,7 +227,7 @@ def test_agrees_with_torchs_timer(name):
     The other's blocks are what it makes of them itself: called one by one, with its own work in
     between, the same network takes up to a tenth longer.
     """
-    network = getattr(backbones, name)(
+    network = getattr(models, name)(
         10, output_stride=8, dropout=0.0, bn_momentum=0.1, bn_eps=1e-5, **BACKBONES[name]
     ).eval()
     image = torch.rand(1, 3, 32, 32)

@@ -12,10 +12,20 @@ import pytest
 import torch
 from conftest import TINY
 
-from cifar_lightning import measure as module
-from cifar_lightning import recipes, variants
-from cifar_lightning.measure import Request, find_device, load_data, measure
-from cifar_lightning.results import Measurement, Repeat, Run, rows_of, write_table
+import cifar_lightning.benchmark.measure as measuring
+from cifar_lightning.benchmark import compare, contention, evaluate
+from cifar_lightning.benchmark.load import load_data
+from cifar_lightning.benchmark.measure import Request, measure
+from cifar_lightning.cli import measure as measure_command
+from cifar_lightning.config import protocols
+from cifar_lightning.runs import recipes
+from cifar_lightning.runs.measurement import Measurement, Repeat
+from cifar_lightning.runs.results import rows_of
+from cifar_lightning.runs.run import Run
+from cifar_lightning.runs.table import write_table
+from cifar_lightning.system import signals
+from cifar_lightning.system.devices import find_device
+from cifar_lightning.variants import cuda_graph, registry
 
 CPU = torch.device("cpu")
 
@@ -43,7 +53,7 @@ def outputs(trained, tmp_path):
 def again(outputs, call):
     """Run the measure command in this process."""
     settings = f"outputs={outputs}", "protocol=quick", "device=cpu"
-    return lambda *overrides: call(module.main, *settings, *overrides)
+    return lambda *overrides: call(measure_command.main, *settings, *overrides)
 
 
 def folder_of(outputs, label):
@@ -121,7 +131,7 @@ def test_three_fresh_processes_agree(outputs, again):
 
 def test_a_busy_machine_makes_it_disturbed(outputs, monkeypatch):
     folder = folder_of(outputs, "A")
-    monkeypatch.setattr(module.Load, "mean", property(lambda self: 0.5))
+    monkeypatch.setattr(contention.Load, "mean", property(lambda self: 0.5))
     (path,) = (folder / "measurements").iterdir()
     before = replace(Measurement.read(path), status="ok", reason=None)
     data = load_data(folder)
@@ -149,7 +159,7 @@ def test_a_variant_that_fails_is_a_row(outputs, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("no memory\nfor this")
 
-    monkeypatch.setattr(module, "measure_latency", fail)
+    monkeypatch.setattr(measuring, "measure_latency", fail)
     (before,) = (folder / "measurements").iterdir()
     good = before.read_bytes()
     data = load_data(folder)
@@ -174,7 +184,7 @@ def test_what_nobody_needs_fails_no_measurement(outputs, monkeypatch):
 
     monkeypatch.setattr("psutil.cpu_freq", broken)
     monkeypatch.setattr("importlib.metadata.version", broken)
-    monkeypatch.setattr("cifar_lightning.provenance.subprocess.run", hanging)
+    monkeypatch.setattr("cifar_lightning.system.environment.subprocess.run", hanging)
     folder = folder_of(outputs, "A")
     (measurement,) = measure(folder, load_data(folder), Request(["fp32"], [1], "quick"), CPU)
     assert measurement.status in ("ok", "disturbed"), measurement.reason
@@ -205,16 +215,16 @@ def test_a_measurement_by_an_earlier_recipe_is_taken_again(outputs, monkeypatch)
 
 
 def test_engines_are_what_executes_a_variant():
-    assert set(variants.engines("fp32")) == {"torch"}
+    assert set(registry.engines("fp32")) == {"torch"}
     pytest.importorskip("onnxruntime")
-    assert variants.engines("int8")["onnxruntime"]
-    assert set(recipes.VERSIONS) <= set(variants.PARTS)
+    assert registry.engines("int8")["onnxruntime"]
+    assert set(recipes.VERSIONS) <= set(registry.PARTS)
     assert recipes.recipe("fused+int8") == {"fused": 1, "int8": 2}
 
 
 def test_calibration_shows_every_class_and_no_test_image(outputs):
     data = load_data(folder_of(outputs, "A"))
-    images = module._calibration(data)
+    images = evaluate.calibration(data)
     train = data.images.train
     chosen = [
         int((data.normalize(train.images) - image).abs().sum((1, 2, 3)).argmin())
@@ -226,18 +236,18 @@ def test_calibration_shows_every_class_and_no_test_image(outputs):
 
 def test_ctrl_c_ends_the_timing_of_a_graph(monkeypatch):
     """Whatever is timed looks for a signal after each block of samples."""
-    monkeypatch.setattr(module.variants, "capture", lambda *_: SimpleNamespace(graph=CapturedGraph))
+    monkeypatch.setattr(cuda_graph, "capture", lambda *_: SimpleNamespace(graph=CapturedGraph))
     gpu_image = SimpleNamespace(device=SimpleNamespace(type="cuda", index=0))
     looked = []
-    monkeypatch.setattr(module.interruption, "check", lambda: looked.append(True))
+    monkeypatch.setattr(signals, "check", lambda: looked.append(True))
 
     def timed(call, device, protocol, between=lambda: None):
         between()
         return SimpleNamespace(stats=SimpleNamespace(mean_ms=1.0))
 
-    monkeypatch.setattr(module, "measure_latency", timed)
+    monkeypatch.setattr(measuring, "measure_latency", timed)
     prepared = SimpleNamespace(eager=True, forward=None)
-    assert module._replayed_ms(prepared, gpu_image, module.PROTOCOLS["full"]) == 1.0
+    assert measuring._replayed_ms(prepared, gpu_image, protocols.PROTOCOLS["full"]) == 1.0
     assert looked
 
 
@@ -258,7 +268,7 @@ def test_an_interruption_of_repeats_is_passed_on_and_loses_nothing(again, output
     folder = folder_of(outputs, "A")
     (path,) = (folder / "measurements").iterdir()
     before = path.read_bytes()
-    received = module.interruption.received
+    received = signals.received
     children = []
 
     class Child(subprocess.Popen):
@@ -271,8 +281,8 @@ def test_an_interruption_of_repeats_is_passed_on_and_loses_nothing(again, output
             signal.raise_signal(signal.SIGTERM)
         return received()
 
-    monkeypatch.setattr(module.subprocess, "Popen", Child)
-    monkeypatch.setattr(module.interruption, "received", ask)
+    monkeypatch.setattr(compare.subprocess, "Popen", Child)
+    monkeypatch.setattr(signals, "received", ask)
     ended = again("run=A", "repeats=3")
     assert ended.status == 143
     assert len(children) == 1
@@ -281,7 +291,7 @@ def test_an_interruption_of_repeats_is_passed_on_and_loses_nothing(again, output
 
 
 def test_a_failed_variant_ends_with_status_1(again, monkeypatch):
-    monkeypatch.setattr(module, "measure_latency", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(measuring, "measure_latency", lambda *arguments: 1 / 0)
     ended = again("run=A")
     assert ended.status == 1
     assert "fp32: failed" in ended.err
@@ -311,7 +321,7 @@ def test_a_failing_variant_among_compared_ones(again, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("logits differ")
 
-    monkeypatch.setattr(module.variants, "prepare", fail)
+    monkeypatch.setattr(registry, "prepare", fail)
     ended = again("run=A,B")
     assert ended.status == 1
     assert ended.err == "error: A, fp32: RuntimeError: logits differ\n"

@@ -7,7 +7,7 @@ from matplotlib.text import Annotation, Text
 from PIL import Image
 from test_comparison import arena, entry
 
-from cifar_lightning import plots
+from cifar_lightning.comparison import plots, scatter
 
 
 def labels_of(figure):
@@ -22,7 +22,7 @@ def test_labels_cover_neither_each_other_nor_the_points(seed):
         entry(f"network-{i}", 90 + rng.normal(0, 0.3), 1 + rng.uniform(0, 0.2), width=0.001)
         for i in range(12)
     ]
-    figure = plots.accuracy_latency(arena(*entries), 85)
+    figure = scatter.accuracy_latency(arena(*entries), 85)
     boxes = [Text.get_window_extent(label) for label in labels_of(figure)]
     assert len(boxes) == 12
     for number, box in enumerate(boxes):
@@ -34,7 +34,7 @@ def test_labels_cover_neither_each_other_nor_the_points(seed):
 
 
 def test_the_choice_is_bold():
-    figure = plots.accuracy_latency(arena(entry("a", 90, 2.0), entry("b", 80, 1.0)), 85)
+    figure = scatter.accuracy_latency(arena(entry("a", 90, 2.0), entry("b", 80, 1.0)), 85)
     weights = {label.get_text(): label.get_fontweight() for label in labels_of(figure)}
     assert weights == {"a fp32": "bold", "b fp32": "normal"}
 
@@ -45,7 +45,7 @@ def figures():
     once = plots.Curve("b", [2.0], [])
     confusion = [[5, 1], [0, 0]]
     image = np.zeros((32, 32, 3), np.uint8)
-    yield plots.accuracy_latency(found, 85)
+    yield scatter.accuracy_latency(found, 85)
     yield plots.latency_distributions(found)
     yield plots.training_curves([curve, once])
     yield plots.confusion_matrix(confusion, ["cat", "<dog>"])

@@ -11,10 +11,11 @@ import torch
 from conftest import ODD_FILES, ROOT
 from PIL import Image
 
-from cifar_lightning import predict
-from cifar_lightning.data import DigitsDataModule
-from cifar_lightning.predict import Predictor, read_image
-from cifar_lightning.results import Run, find_run
+from cifar_lightning.cli import predict as predict_command
+from cifar_lightning.data.digits import DigitsDataModule
+from cifar_lightning.deploy.predict import Predictor, read_image
+from cifar_lightning.runs.find import find_run
+from cifar_lightning.runs.run import Run
 
 
 @pytest.fixture
@@ -38,7 +39,11 @@ def photos(digits, tmp_path):
 @pytest.fixture
 def predicted(call, finished_run):
     return lambda *arguments: call(
-        predict.main, f"outputs={finished_run}", "run=tiny", "device=cpu", *map(str, arguments)
+        predict_command.main,
+        f"outputs={finished_run}",
+        "run=tiny",
+        "device=cpu",
+        *map(str, arguments),
     )
 
 

@@ -16,9 +16,14 @@ import pytest
 from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cifar_lightning import board, export, report
-from cifar_lightning.escaping import without_secrets
-from cifar_lightning.results import Measurement, find_run
+from cifar_lightning.cli import export as export_command
+from cifar_lightning.cli import report as report_command
+from cifar_lightning.comparison import tensorboard
+from cifar_lightning.deploy import export
+from cifar_lightning.runs.find import find_run
+from cifar_lightning.runs.measurement import Measurement
+from cifar_lightning.system import event_files
+from cifar_lightning.system.escaping import without_secrets
 
 # What a run keeps for its owner; docs/reliability.md says so.
 RECORDED = {"run.json", "train.log", "output.log", ".hydra", ".lock"}
@@ -76,7 +81,9 @@ def test_exports_tell_nothing(call, finished_run, tmp_path, private, name):
     if name == "onnx":
         pytest.importorskip("onnxscript", reason="needs the onnx extra")
     to = tmp_path / "exported"
-    ended = call(export.main, f"outputs={finished_run}", "run=tiny", f"format={name}", f"to={to}")
+    ended = call(
+        export_command.main, f"outputs={finished_run}", "run=tiny", f"format={name}", f"to={to}"
+    )
     assert ended.status == 0, ended.err
     assert len(list(to.iterdir())) == 2
     assert list(told(to, private)) == []
@@ -112,9 +119,9 @@ def test_a_runs_results_and_the_report_tell_nothing(call, finished_run, tmp_path
     folder = find_run(outputs, "tiny")
     for path in (folder / "measurements").iterdir():  # or there are no plots
         replace(Measurement.read(path), status="ok", reason=None).save(folder)
-    ended = call(report.main, f"outputs={outputs}")
+    ended = call(report_command.main, f"outputs={outputs}")
     assert ended.status == 0, ended.err
-    board.draw(folder)
+    tensorboard.draw(folder)
     for path in outputs.rglob("*"):
         if path.name in RECORDED:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -125,10 +132,10 @@ def test_a_runs_results_and_the_report_tell_nothing(call, finished_run, tmp_path
 
 
 def test_event_files_are_read_in_order_and_beyond_a_start_dropped(tmp_path):
-    with board.Writer(str(tmp_path)) as writer:
+    with event_files.Writer(str(tmp_path)) as writer:
         for step in range(5):
             writer.add_scalar("curve", step, step)
-    with board.Writer(str(tmp_path), purge_step=3) as writer:
+    with event_files.Writer(str(tmp_path), purge_step=3) as writer:
         writer.add_scalar("curve", 30, 3)
     events = EventAccumulator(str(tmp_path))
     events.Reload()
@@ -139,7 +146,7 @@ def test_event_files_are_read_in_order_and_beyond_a_start_dropped(tmp_path):
 
 
 def test_a_writer_that_was_closed_goes_on(tmp_path):
-    writer = board.Writer(str(tmp_path))
+    writer = event_files.Writer(str(tmp_path))
     writer.add_scalar("curve", 1, 1)
     writer.close()
     writer.add_scalar("curve", 2, 2)

@@ -8,8 +8,9 @@ import pytest
 from conftest import ROOT, TINY
 from test_experiment import only_run
 
-from cifar_lightning import board
-from cifar_lightning.results import Run, rows_of
+from cifar_lightning.comparison import tensorboard
+from cifar_lightning.runs.results import rows_of
+from cifar_lightning.runs.run import Run
 
 # The second process has one batch less to evaluate: 179 of 359 images.
 TWO = (*TINY, "epochs=2", "batch_size=64", "trainer.devices=2", "data.eval_batch_size=179")
@@ -35,7 +36,7 @@ def assert_one_row(folder):
     # What two processes counted together, and what one counted when it measured.
     assert row["test_acc"] == pytest.approx(run.test_acc, abs=1e-3)
     events = (folder / "tensorboard").glob("events*")
-    written = [path for path in events if path.suffix != board.SUFFIX]
+    written = [path for path in events if path.suffix != tensorboard.SUFFIX]
     assert 1 <= len(written) <= 2  # fit's and test's
 
 

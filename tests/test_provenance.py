@@ -2,8 +2,8 @@
 
 import pytest
 
-from cifar_lightning import provenance
-from cifar_lightning.provenance import Processor, parse_processor
+from cifar_lightning.system import environment
+from cifar_lightning.system.environment import Processor, parse_processor
 
 EPYC = """processor : 0
 vendor_id : AuthenticAMD
@@ -58,10 +58,10 @@ def test_what_the_system_does_not_tell_is_left_out(monkeypatch, tmp_path):
     nothing = parse_processor("")
     assert nothing.name
     assert nothing.slug
-    monkeypatch.setattr(provenance, "CPU_INFO", tmp_path / "nowhere")
-    provenance.processor.cache_clear()
-    assert provenance.processor().name == nothing.name
-    provenance.processor.cache_clear()
+    monkeypatch.setattr(environment, "CPU_INFO", tmp_path / "nowhere")
+    environment.processor.cache_clear()
+    assert environment.processor().name == nothing.name
+    environment.processor.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["", "///", "日本"])

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from plotly.offline import get_plotlyjs
 from test_comparison import a_run, arena, entry, measured
 from test_results import place
 from torch.utils.tensorboard import SummaryWriter
 
-from cifar_lightning import report
-from cifar_lightning.columns import COLUMNS, in_order
+from cifar_lightning.cli import report as report_command
+from cifar_lightning.comparison.columns import COLUMNS, in_order
 
 EVIL = "<script>alert(1)</script>"
 
@@ -43,7 +44,7 @@ def outputs(tmp_path):
 
 @pytest.fixture
 def reported(call, outputs):
-    return lambda *arguments: call(report.main, f"outputs={outputs}", *arguments)
+    return lambda *arguments: call(report_command.main, f"outputs={outputs}", *arguments)
 
 
 def test_a_full_disk_leaves_the_old_report_whole(reported, outputs, monkeypatch):
@@ -114,7 +115,7 @@ def test_the_page_needs_nothing_else_and_trusts_no_name(reported, outputs):
     assert EVIL not in page
     assert "&lt;script&gt;" in page
     for part in ('src="http', "src='http", 'href="http', "@import", "url(http"):
-        assert part not in page.replace(report.get_plotlyjs(), "")
+        assert part not in page.replace(get_plotlyjs(), "")
 
 
 def test_the_same_runs_give_the_same_report(reported, outputs):
@@ -132,7 +133,9 @@ def test_the_same_runs_give_the_same_report(reported, outputs):
 def test_several_outputs_are_one_report(call, outputs, tmp_path):
     run = a_run("far")
     place(tmp_path / "other", run, measured(run, device="Another CPU", hardware="x"))
-    ended = call(report.main, f"outputs={outputs},{tmp_path / 'other'}", f"to={tmp_path / 'to'}")
+    ended = call(
+        report_command.main, f"outputs={outputs},{tmp_path / 'other'}", f"to={tmp_path / 'to'}"
+    )
     assert "## A | CPU" in ended.out
     assert "## Another CPU" in ended.out
     assert (tmp_path / "to" / "index.html").exists()
@@ -161,7 +164,7 @@ def test_every_column_sorts_best_first(name):
 
 
 def test_every_run_of_outputs_is_reported_as_it_is(finished_run, call, tmp_path):
-    ended = call(report.main, f"outputs={finished_run}", f"to={tmp_path}", "min_acc=0")
+    ended = call(report_command.main, f"outputs={finished_run}", f"to={tmp_path}", "min_acc=0")
     assert ended.status == 0, ended.err
     assert "tiny fp32" in ended.out  # ranked, or apart if the machine was busy
     assert (tmp_path / "curves.png").exists() or "disturbed" in ended.out
@@ -208,7 +211,7 @@ def test_only_keys_of_the_report_are_offered(reported):
 def test_a_filter_that_fits_nothing(call, tmp_path):
     run = a_run("a")
     place(tmp_path, run, measured(run))
-    ended = call(report.main, f"outputs={tmp_path}", "filter=device=A (R) CPU @ 2.20GHz")
+    ended = call(report_command.main, f"outputs={tmp_path}", "filter=device=A (R) CPU @ 2.20GHz")
     assert ended.err == (
         "error: filter=device=A (R) CPU @ 2.20GHz: allowed is what at least one row fulfils\n"
     )
@@ -220,7 +223,7 @@ def test_awkward_names(call, tmp_path):
     place(tmp_path, run, measured(run, device="Intel(R) CPU @ 2.20GHz"))
     (tmp_path / "runs" / ".DS_Store").write_text("")
     ended = call(
-        report.main,
+        report_command.main,
         f"outputs={tmp_path}",
         "baseline=27929e10",
         "detail=27929e10",
@@ -234,11 +237,11 @@ def test_rows_of_earlier_versions_and_without_validation(call, tmp_path):
     old, last = a_run("old"), replace(a_run("last", epochs=9), val_acc=None)
     place(tmp_path, old, measured(old, confusion=None, size_bytes=None))
     place(tmp_path, last, measured(last, latency={"mean_ms": 1.0}))
-    ended = call(report.main, f"outputs={tmp_path}", "min_acc=50")
+    ended = call(report_command.main, f"outputs={tmp_path}", "min_acc=50")
     assert (ended.status, ended.err) == (0, "")
     assert "| old " in ended.out
     assert "inf" not in (tmp_path / "report" / "table.csv").read_text()
-    ended = call(report.main, f"outputs={tmp_path}", "detail=old")
+    ended = call(report_command.main, f"outputs={tmp_path}", "detail=old")
     assert ended.err == (
         "error: detail=old: its confusion matrix was not recorded; measure again\n"
     )
@@ -259,7 +262,7 @@ def test_plots_of_rows_that_are_gone_are_removed(reported, outputs):
 
 def test_no_finished_run(call, tmp_path):
     (tmp_path / "runs").mkdir()
-    ended = call(report.main, f"outputs={tmp_path}")
+    ended = call(report_command.main, f"outputs={tmp_path}")
     assert (ended.status, ended.err) == (2, f"error: outputs={tmp_path}: no finished run in it\n")
 
 
@@ -281,7 +284,7 @@ def test_only_damaged_files(call, tmp_path):
     folder = tmp_path / "runs" / "a"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text("{")
-    ended = call(report.main, f"outputs={tmp_path}")
+    ended = call(report_command.main, f"outputs={tmp_path}")
     assert ended.status == 2
     assert ended.err.endswith(": nothing that can be read\n")
 

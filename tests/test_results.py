@@ -11,19 +11,14 @@ from dataclasses import replace
 import pytest
 from conftest import ROOT
 
-from cifar_lightning.files import write_atomically
-from cifar_lightning.latency_stats import LatencyStats
-from cifar_lightning.provenance import Code, Machine, Processor
-from cifar_lightning.results import (
-    CSV_COLUMNS,
-    Environment,
-    Measurement,
-    Run,
-    group_means,
-    markdown,
-    rows_of,
-    write_table,
-)
+from cifar_lightning.runs.latency import LatencyStats
+from cifar_lightning.runs.markdown import group_means, markdown
+from cifar_lightning.runs.measurement import Environment, Measurement
+from cifar_lightning.runs.results import CSV_COLUMNS, rows_of
+from cifar_lightning.runs.run import Run
+from cifar_lightning.runs.table import write_table
+from cifar_lightning.system.environment import Code, Machine, Processor
+from cifar_lightning.system.files import write_atomically
 
 MACHINE = Machine("Linux x86_64", Processor("A CPU"), 2, "A CPU")
 RUN = Run(
@@ -262,7 +257,7 @@ def test_a_kill_between_the_views_is_no_change_by_hand(moment, tmp_path, monkeyp
             if path.name == moment:
                 raise SystemExit
 
-        patch.setattr("cifar_lightning.results.write_atomically", killed)
+        patch.setattr("cifar_lightning.runs.table.write_atomically", killed)
         with pytest.raises(SystemExit):
             write_table(tmp_path)
     write_table(tmp_path)

@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from cifar_lightning import schedules
+from cifar_lightning.training import schedulers
 
 
 def rates(schedule, steps=100, **settings):
@@ -18,7 +18,7 @@ def rates(schedule, steps=100, **settings):
 
 
 def test_cosine_rises_linearly_then_falls_to_zero():
-    seen = rates(schedules.cosine, warmup=0.2)
+    seen = rates(schedulers.cosine, warmup=0.2)
     warm = seen[:21]
     differences = [b - a for a, b in pairwise(warm)]
     assert warm[0] > 0
@@ -30,24 +30,24 @@ def test_cosine_rises_linearly_then_falls_to_zero():
 
 
 def test_without_warm_up_the_peak_comes_first():
-    assert rates(schedules.cosine, warmup=0.0)[0] == 2.0
+    assert rates(schedulers.cosine, warmup=0.0)[0] == 2.0
 
 
 def test_step_falls_at_its_milestones():
-    seen = rates(schedules.step, warmup=0.0, milestones=[0.5, 0.75], gamma=0.1)
+    seen = rates(schedulers.step, warmup=0.0, milestones=[0.5, 0.75], gamma=0.1)
     assert seen[:50] == [2.0] * 50
     assert seen[50:75] == pytest.approx([0.2] * 25)
     assert seen[75:] == pytest.approx([0.02] * 25)
 
 
 def test_milestones_are_shares_of_what_follows_the_warm_up():
-    seen = rates(schedules.step, warmup=0.2, milestones=[0.5], gamma=0.1)
+    seen = rates(schedulers.step, warmup=0.2, milestones=[0.5], gamma=0.1)
     assert seen[20:60] == [2.0] * 40
     assert seen[60:] == pytest.approx([0.2] * 40)
 
 
 def test_constant_stays():
-    assert rates(schedules.constant, warmup=0.1)[10:] == [2.0] * 90
+    assert rates(schedulers.constant, warmup=0.1)[10:] == [2.0] * 90
 
 
 @pytest.mark.parametrize(
@@ -55,9 +55,9 @@ def test_constant_stays():
 )
 def test_step_refuses(settings):
     with pytest.raises(ValueError, match="allowed"):
-        rates(schedules.step, warmup=0.0, **settings)
+        rates(schedulers.step, warmup=0.0, **settings)
 
 
 def test_warmup_refuses():
     with pytest.raises(ValueError, match="warmup=1"):
-        rates(schedules.cosine, warmup=1.0)
+        rates(schedulers.cosine, warmup=1.0)

@@ -4,9 +4,10 @@ import pytest
 from conftest import TINY
 from test_results import MACHINE
 
-from cifar_lightning import sweep
-from cifar_lightning.provenance import Code
-from cifar_lightning.results import Run
+from cifar_lightning.runs.run import Run
+from cifar_lightning.sweeps import run
+from cifar_lightning.sweeps.run import Failure
+from cifar_lightning.system.environment import Code
 
 optuna = pytest.importorskip("optuna", reason="needs the extra `tune`")
 
@@ -38,7 +39,7 @@ class Pretending:
         self.rates = []
         self.stop_at = None
         self.endings = {}
-        monkeypatch.setattr(sweep, "attempt", self.attempt)
+        monkeypatch.setattr(run, "attempt", self.attempt)
 
     def attempt(self, jobs, place):
         (job,) = jobs
@@ -49,7 +50,7 @@ class Pretending:
         ending = self.endings.get(len(self.rates), self.endings.get("each"))
         if ending is not None:
             status, kind, key = ending
-            return [sweep.Failure(job, status, f"a reason, {rate:.3f}", kind, key)]
+            return [Failure(job, status, f"a reason, {rate:.3f}", kind, key)]
         accuracy = 100 - abs(rate - 0.1) * 50
         run = Run(
             name=job.folder.name,
@@ -188,7 +189,7 @@ def test_a_trial_that_kills_the_search_is_not_first_for_ever(tune, monkeypatch):
         pretending.rates.append(jobs[0].config["optim"]["lr"])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep, "attempt", killed)
+    monkeypatch.setattr(run, "attempt", killed)
     # A killed process has no time to write down that it left.
     monkeypatch.setattr(optuna.trial.Trial, "set_user_attr", lambda *_: None)
     for _ in range(4):

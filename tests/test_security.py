@@ -13,10 +13,12 @@ import torch
 from conftest import TINY, pack_archive
 from PIL import Image
 
+from cifar_lightning.benchmark.load import load_backbone, load_data
+from cifar_lightning.data.cifar10 import read_cifar10
+from cifar_lightning.data.cifar_archive import ARCHIVE
 from cifar_lightning.errors import UserError
-from cifar_lightning.measure import load_backbone, load_data
-from cifar_lightning.results import Run, find_run
-from cifar_lightning.sources import ARCHIVE, read_cifar10
+from cifar_lightning.runs.find import find_run
+from cifar_lightning.runs.run import Run
 
 COMMAND = (*TINY, "epochs=2", "batch_size=128", "benchmark.variants=[]")
 
@@ -93,13 +95,13 @@ def test_paths_and_mirrors_of_a_record_are_not_followed(finished_run, tmp_path, 
     (folder,) = folder.iterdir()
     run = Run.load(folder)
     cifar = {
-        "_target_": "cifar_lightning.data.CIFAR10DataModule",
+        "_target_": "cifar_lightning.data.cifar10.CIFAR10DataModule",
         "root": str(trap),
         "mirrors": [f"file://{tmp_path}/x"],
         "md5": "0" * 32,
     }
     images = {
-        "_target_": "cifar_lightning.data.ImageFolderDataModule",
+        "_target_": "cifar_lightning.data.image_folder.ImageFolderDataModule",
         "root": str(tmp_path),
         "cache_dir": str(trap),
     }
@@ -162,7 +164,7 @@ def tiny(num_classes: int, channels: int) -> nn.Module:
 def test_ones_own_network_is_called_where_ones_own_configuration_names_it(
     tmp_path, outputs, command, call, monkeypatch
 ):
-    from cifar_lightning import measure, predict
+    from cifar_lightning.cli import measure, predict
 
     (tmp_path / "own_networks.py").write_text(OWN_NETWORK)
     (tmp_path / "own" / "model").mkdir(parents=True)

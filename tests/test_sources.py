@@ -14,9 +14,12 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cifar_lightning import sources
+from cifar_lightning.data import image_folder
+from cifar_lightning.data.cifar10 import read_cifar10
+from cifar_lightning.data.cifar_archive import ARCHIVE
+from cifar_lightning.data.digits import read_digits
+from cifar_lightning.data.image_folder import read_image_folder
 from cifar_lightning.errors import UserError
-from cifar_lightning.sources import ARCHIVE, read_cifar10, read_digits, read_image_folder
 
 FILES = ("train", "test")  # the tensors of a cache
 CLASSES = ["airplane", "bird", "cat"]
@@ -311,14 +314,14 @@ def test_a_cache_that_does_not_fit_is_made_anew(folder, change):
 def test_a_cache_says_what_was_decoded_even_if_it_changes_meanwhile(folder, monkeypatch):
     """What lies there after decoding is not what the cache was made of, so it is no use."""
     path, later = folder / "train" / "cat" / "a.png", folder / "train" / "dog" / "a.png"
-    decode = sources._decode
+    decode = image_folder._decode
 
     def changed_meanwhile(paths, name):
         decoded = decode(paths, name)
         shutil.copy(later, path)
         return decoded
 
-    monkeypatch.setattr(sources, "_decode", changed_meanwhile)
+    monkeypatch.setattr(image_folder, "_decode", changed_meanwhile)
     assert read_folder(folder).train.images[0, :, 0, 0].tolist() == [0, 20, 30]
     monkeypatch.undo()
     assert read_folder(folder).train.images[0, :, 0, 0].tolist() == [50, 20, 30]

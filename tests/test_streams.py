@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY
 
-from cifar_lightning.results import Run
+from cifar_lightning.runs.run import Run
 
 WRITER = """
 import logging, os, sys

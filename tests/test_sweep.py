@@ -13,10 +13,15 @@ from conftest import ROOT, TINY
 from hydra import compose, initialize_config_dir
 from test_results import RUN
 
-from cifar_lightning import config, identity, interruption, sweep
+from cifar_lightning import errors
+from cifar_lightning.config import schema
 from cifar_lightning.errors import Interrupted
-from cifar_lightning.files import alone
-from cifar_lightning.results import Run, rows_of
+from cifar_lightning.runs import resolve
+from cifar_lightning.runs.results import rows_of
+from cifar_lightning.runs.run import Run
+from cifar_lightning.sweeps import executors, jobs, run
+from cifar_lightning.system import signals
+from cifar_lightning.system.locks import alone
 
 SMALL = (*TINY, "epochs=1", "batch_size=128")
 
@@ -29,7 +34,7 @@ def job(tmp_path, name="net-sgd-cosine-e1-s0-00000000", **trainer):
     settings = {"benchmark": {}, "trainer": trainer, "outputs": str(tmp_path), "rerun": True}
     folder = tmp_path / "runs" / name
     folder.mkdir(parents=True, exist_ok=True)
-    return sweep.Job(("epochs=1",), name, settings, folder)
+    return jobs.Job(("epochs=1",), name, settings, folder)
 
 
 class Scripts:
@@ -112,8 +117,8 @@ print("half way", flush=True)
 os.kill(os.getpid(), 9)""",
         "fine": f"open({str(tmp_path / 'fine')!r}, 'w')",
     }
-    with pytest.raises(sweep.RunFailed) as failed:
-        sweep.run(jobs, Scripts(scripts))
+    with pytest.raises(errors.RunFailed) as failed:
+        run.run(jobs, Scripts(scripts))
     assert str(failed.value).splitlines() == [
         "fails: no such thing",
         "killed: killed by SIGKILL, perhaps for want of memory",
@@ -127,8 +132,8 @@ os.kill(os.getpid(), 9)""",
 def test_a_job_may_print_any_bytes(tmp_path):
     """And control characters of its last line are shown, not obeyed."""
     script = r"import sys; sys.stdout.buffer.write(b'\xff\x1b[2J\n'); sys.exit(1)"
-    with pytest.raises(sweep.RunFailed) as failed:
-        sweep.run([job(tmp_path, "odd")], Scripts({"odd": script}))
+    with pytest.raises(errors.RunFailed) as failed:
+        run.run([job(tmp_path, "odd")], Scripts({"odd": script}))
     assert str(failed.value) == "odd: \\xff\x1b[2J"
 
 
@@ -138,9 +143,9 @@ def test_a_run_under_way_elsewhere_is_left_alone(tmp_path):
     replace(UNDER_WAY, name="a").save(one.folder)
     with (
         alone(one.folder / ".lock", "held"),
-        pytest.raises(sweep.RunFailed, match="a: ended with status 3"),
+        pytest.raises(errors.RunFailed, match="a: ended with status 3"),
     ):
-        sweep.run([one], Scripts({"a": "raise SystemExit(3)"}))
+        run.run([one], Scripts({"a": "raise SystemExit(3)"}))
     assert Run.load(one.folder).status == "running"
 
 
@@ -158,16 +163,16 @@ def test_runs_are_trained_once_and_measured_for_every_job(tmp_path):
 
     jobs = [job(tmp_path, name) for name in ("a", "a", "b")]
     place = Recording(apart=False)
-    sweep.run([jobs[0], replace(jobs[1], overrides=("x=1",)), jobs[2]], place)
+    run.run([jobs[0], replace(jobs[1], overrides=("x=1",)), jobs[2]], place)
     assert place.started == [("a",), ("b",), ("a", "rerun=false")]
 
 
 def test_jobs_that_come_to_the_same_are_one():
     """Equal ones, and such that differ in what changes nothing; not what is measured."""
-    identity.register()
+    resolve.register()
     alike = [["seed=0"], ["seed=0", "id=B1"], ["seed=0", "benchmark=full"], ["seed=1"]]
-    with initialize_config_dir(str(config.CONF_DIR), version_base="1.3"):
-        found = sweep.jobs(
+    with initialize_config_dir(str(schema.CONF_DIR), version_base="1.3"):
+        found = jobs.jobs(
             [[*SMALL, *overrides] for overrides in alike],
             lambda overrides: compose("train", list(overrides), return_hydra_config=True),
         )
@@ -189,8 +194,8 @@ def test_an_empty_sweep(command, outputs):
 
 def test_only_mistakes_of_the_user_give_their_status(tmp_path):
     script = "import sys; print('error: there is no folder', file=sys.stderr); sys.exit(2)"
-    with pytest.raises(sweep.UserError, match="there is no folder"):
-        sweep.run([job(tmp_path, "a")], Scripts({"a": script}))
+    with pytest.raises(errors.UserError, match="there is no folder"):
+        run.run([job(tmp_path, "a")], Scripts({"a": script}))
 
 
 def test_at_most_so_many_at_a_time(tmp_path):
@@ -206,14 +211,14 @@ print(len(list(now.iterdir())), flush=True)
 assert len(list(now.iterdir())) <= 3
 mine.unlink()"""
     names = [f"job{n}" for n in range(7)]
-    sweep.run([job(tmp_path, name) for name in names], Scripts(dict.fromkeys(names, script), 3))
+    run.run([job(tmp_path, name) for name in names], Scripts(dict.fromkeys(names, script), 3))
 
 
 def test_a_gpu_and_a_share_of_the_cores_for_each(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-abc")
-    monkeypatch.setattr(sweep, "usable_cores", lambda: 8)
-    place = sweep.ThisMachine(2)
+    monkeypatch.setattr(executors, "usable_cores", lambda: 8)
+    place = executors.ThisMachine(2)
     shares = [place.environment(job(tmp_path), slot) for slot in range(3)]
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["3", "GPU-abc", "3"]
     assert shares[0]["OMP_NUM_THREADS"] == "4"
@@ -249,8 +254,8 @@ with pathlib.Path({str(started)!r}).open("a") as stream:
 os.kill(os.getppid(), signal.SIGTERM)
 time.sleep(60)"""
     begin = time.perf_counter()
-    with interruption.handled(), pytest.raises(Interrupted) as stopped:
-        sweep.run([job(tmp_path, "a"), job(tmp_path, "b")], Scripts({"a": script, "b": script}))
+    with signals.handled(), pytest.raises(Interrupted) as stopped:
+        run.run([job(tmp_path, "a"), job(tmp_path, "b")], Scripts({"a": script, "b": script}))
     assert stopped.value.exit_status == 143
     assert started.read_text() == "x"
     assert time.perf_counter() - begin < 30

@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from cifar_lightning import backbones, variants
+from cifar_lightning import models
 from cifar_lightning.errors import UserError
-from cifar_lightning.variants import PARTS, Kind, Unsupported, check, flags, prepare
+from cifar_lightning.variants import context, precision, registry
+from cifar_lightning.variants.context import Kind, Unsupported
+from cifar_lightning.variants.precision import flags
+from cifar_lightning.variants.registry import PARTS, check, prepare
 
 CPU = torch.device("cpu")
 COMMON = {"output_stride": 16, "dropout": 0.1, "bn_momentum": 0.1, "bn_eps": 1e-5}
@@ -42,7 +45,7 @@ GPU = pytest.param(
 def network(name="mobilenet_v3_small", seed=0):
     """A network whose BatchNorms have seen images, as a trained one's have."""
     torch.manual_seed(seed)
-    built = getattr(backbones, name)(10, **COMMON | NETWORKS[name])
+    built = getattr(models, name)(10, **COMMON | NETWORKS[name])
     built.train()
     with torch.no_grad():
         for _ in range(8):
@@ -106,8 +109,8 @@ def test_an_incomplete_compiler_is_told_by_its_first_error(tmp_path):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     with (
         inductor.patch({"cpp.cxx": (None, str(compiler))}),
-        pytest.raises(variants.Unsupported) as refused,
-        variants.prepare("compile", network, torch.device("cpu"), calibration),
+        pytest.raises(context.Unsupported) as refused,
+        registry.prepare("compile", network, torch.device("cpu"), calibration),
     ):
         pass
     assert str(refused.value) == f"needs a compiler: {said}"
@@ -213,7 +216,7 @@ def test_all_but_tf32_is_true_fp32():
     with prepare("channels_last", network(), CPU, calibration):
         inside = flags()
     assert {value for key, value in inside.items() if "precision" in key} == {"ieee"}
-    assert variants.convolution_error(CPU) < 1e-5
+    assert precision.convolution_error(CPU) < 1e-5
 
 
 @pytest.mark.gpu
@@ -221,18 +224,18 @@ def test_all_but_tf32_is_true_fp32():
 def test_the_proof_tells_fp32_from_tf32():
     device = torch.device("cuda")
     with prepare("fp32", network(), device, calibration):
-        assert variants.convolution_error(device) < 1e-5
+        assert precision.convolution_error(device) < 1e-5
     with prepare("tf32", network(), device, calibration):
-        assert variants.convolution_error(device) > 1e-5
+        assert precision.convolution_error(device) > 1e-5
 
 
 def test_a_wrong_precision_is_found_out():
-    variants.prove("fp32", 1e-7)
-    variants.prove("fused+tf32", 1e-3)
+    precision.prove("fp32", 1e-7)
+    precision.prove("fused+tf32", 1e-3)
     with pytest.raises(RuntimeError, match="ran in tf32, not ieee"):
-        variants.prove("fp32", 1e-3)
+        precision.prove("fp32", 1e-3)
     with pytest.raises(RuntimeError, match="ran in ieee, not tf32"):
-        variants.prove("tf32", 1e-7)
+        precision.prove("tf32", 1e-7)
 
 
 def test_a_trainings_determinism_does_not_slow_a_measurement():

@@ -1,0 +1,1 @@
+"""Timing calls, and measuring a run with it."""

@@ -1,0 +1,166 @@
+"""Timing the networks of several runs in turns."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cifar_lightning.benchmark.contention import DISTURBED_ABOVE, Load, device_lock
+from cifar_lightning.benchmark.evaluate import calibration, example_image
+from cifar_lightning.benchmark.load import load_backbone, load_data
+from cifar_lightning.benchmark.measure import Request, new_measurement
+from cifar_lightning.benchmark.timing import compare_latencies
+from cifar_lightning.config.protocols import PROTOCOLS
+from cifar_lightning.errors import CifarLightningError, RunFailed, bad_value, reason_of
+from cifar_lightning.runs.find import load_run
+from cifar_lightning.runs.markdown import draw_table
+from cifar_lightning.runs.measurement import Measurement, Repeat
+from cifar_lightning.system import signals
+from cifar_lightning.system.cores import torch_threads
+from cifar_lightning.system.devices import hardware_slug
+from cifar_lightning.system.files import write_atomically
+from cifar_lightning.system.openmp_waiting import as_by_default
+from cifar_lightning.variants import context, registry
+
+log = logging.getLogger(__name__)
+
+
+def measure_repeatedly(
+    folder: Path, request: Request, device: torch.device, config: dict[str, Any]
+) -> list[Measurement]:
+    """Measure in fresh processes, and keep the median one with all their figures."""
+    names = ",".join(f"'{name}'" for name in request.variants)
+    arguments = [
+        f"run='{folder}'",
+        f"variants=[{names}]",
+        f"threads=[{','.join(map(str, request.threads))}]",
+        f"protocol={request.protocol}",
+        f"device={device}",
+    ]
+    if config["data_root"] is not None:
+        arguments.append(f"data_root='{config['data_root']}'")
+    paths = [
+        folder / Measurement.file_name(name, hardware_slug(device), threads, request.protocol)
+        for name, threads in request.combinations(device)
+    ]
+    taken: dict[Path, list[Measurement]] = {path: [] for path in paths}
+    before = {path: path.read_bytes() for path in paths if path.exists()}
+    try:
+        for number in range(config["repeats"]):
+            log.info("process %d of %d", number + 1, config["repeats"])
+            for path in paths:  # so that what is read is this process's
+                path.unlink(missing_ok=True)
+            reason = _measured_apart(arguments)
+            for path in paths:
+                if not path.exists():
+                    raise RunFailed(f"a measuring process ended early: {reason}")
+                taken[path].append(Measurement.read(path))
+    except BaseException:
+        for path, content in before.items():
+            write_atomically(path, content)
+        raise
+    for path, content in before.items():
+        write_atomically(path, content)
+    chosen = [_median_of(measurements) for measurements in taken.values()]
+    for measurement in chosen:
+        new_measurement(folder, measurement)
+    return chosen
+
+
+def _measured_apart(arguments: list[str]) -> str:
+    """Measure in a process of its own; return its last words.
+
+    Raises:
+        Interrupted: If a signal has come, which is passed on.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-m", "cifar_lightning.measure", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                _, errors = process.communicate(timeout=0.2)
+                break
+            if signals.received() is not None:
+                process.terminate()
+    signals.check()
+    return (errors.strip().splitlines() or [f"status {process.returncode}"])[-1]
+
+
+def _median_of(measurements: list[Measurement]) -> Measurement:
+    """Keep the measurement with the median mean, with every process's figures in it."""
+    timed = sorted(
+        ((m.latency, m) for m in measurements if m.latency), key=lambda pair: pair[0].mean_ms
+    )
+    if not timed:
+        return measurements[-1]
+    figures = [Repeat(one.mean_ms, one.p50_ms, one.p95_ms) for one, _ in timed]
+    return replace(timed[len(timed) // 2][1], repeats=figures)
+
+
+def compare(
+    folders: Sequence[Path], request: Request, device: torch.device, data_root: str | None = None
+) -> str:
+    """Time the networks of several runs in turns, and draw each pair's difference as a table."""
+    difference = ("First minus second (ms)", "95 % interval")
+    lines = [("First", "Second", "Variant", "Threads", *difference, "n", "Faster")]
+    protocol = PROTOCOLS[request.protocol]
+    labels = [load_run(folder).label for folder in folders]
+    if len({*labels}) < len(labels):  # such as the seeds of one ID
+        labels = [folder.name for folder in folders]
+    images = [load_data(folder, data_root) for folder in folders]
+    image = example_image(device)
+    for name, threads in request.combinations(device):
+        with torch.inference_mode(mode=False), ExitStack() as stack:
+            stack.enter_context(device_lock(device))
+            stack.enter_context(torch_threads(threads))
+            calls = []
+            for label, folder, data in zip(labels, folders, images, strict=True):
+                try:
+                    prepared = stack.enter_context(
+                        registry.prepare(
+                            name,
+                            load_backbone(folder),
+                            device,
+                            lambda data=data: calibration(data),  # type: ignore[misc]
+                        )
+                    )
+                except context.Unsupported as error:
+                    raise bad_value(
+                        "variants", name, f"what this device can run: {error}"
+                    ) from error
+                except CifarLightningError:
+                    raise
+                except Exception as error:
+                    raise RunFailed(f"{label}, {name}: {reason_of(error)}") from error
+                calls.append(lambda forward=prepared.forward: forward(image))
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(as_by_default())
+            for first, second in combinations(range(len(calls)), 2):
+                load = Load(device)
+
+                def between(load: Load = load) -> None:
+                    load.sample()
+                    signals.check()
+
+                found = compare_latencies(calls[first], calls[second], device, protocol, between)
+                low, high = found.mean_ms - found.mean_ci_ms, found.mean_ms + found.mean_ci_ms
+                faster = labels[first] if found.mean_ms < 0 else labels[second]
+                verdict = "tie" if found.tie else faster
+                if (load.mean or 0) > DISTURBED_ABOVE:
+                    verdict += " (disturbed)"
+                difference = (f"{found.mean_ms:+.4f}", f"{low:+.4f} to {high:+.4f}")
+                pair = (labels[first], labels[second], name, str(threads))
+                lines.append((*pair, *difference, str(found.n), verdict))
+    return draw_table(lines, {3, 4, 6})

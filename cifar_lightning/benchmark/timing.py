@@ -1,0 +1,249 @@
+"""How long one call takes: repeated timing until the figures are certain enough.
+
+Pure measurement: takes a function without arguments, knows neither networks nor files. What is
+done and why is told in ``docs/latency.md``.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from cifar_lightning.config.protocols import Protocol
+from cifar_lightning.runs.latency import BLOCK, LatencyStats, mean_half_width
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One measurement: the statistics and the samples they were made from.
+
+    Attributes:
+        wall: On CUDA, the same calls by the wall clock, synchronisation included.
+    """
+
+    stats: LatencyStats
+    samples_ms: list[float]
+    clock: str
+    wall: LatencyStats | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much longer the first of two calls takes than the second, measured in turns.
+
+    Attributes:
+        mean_ms: Mean of the paired differences.
+        mean_ci_ms: Half width of its 95 % confidence interval.
+        n: Number of pairs.
+    """
+
+    mean_ms: float
+    mean_ci_ms: float
+    n: int
+
+    @property
+    def tie(self) -> bool:
+        """Whether the interval holds zero."""
+        return abs(self.mean_ms) <= self.mean_ci_ms
+
+
+def measure_latency(
+    call: Callable[[], object],
+    device: torch.device,
+    protocol: Protocol,
+    between: Callable[[], None] = lambda: None,
+) -> Latency:
+    """Time a call again and again on a device until its statistics are certain enough.
+
+    On CUDA each call is timed by its own pair of events between two synchronisations; elsewhere
+    by ``time.perf_counter_ns``. Garbage collection is off meanwhile.
+
+    Args:
+        call: Does the work once; its result is dropped.
+        device: Where the work happens.
+        protocol: When to start counting and when to stop.
+        between: Called after every block of samples, outside what is timed: to watch the machine,
+            or to raise an exception that ends the measurement.
+    """
+    walls: list[float] = []
+
+    def take(count: int) -> list[float]:
+        if device.type == "cuda":
+            samples, wall = _time_with_events(call, device, count)
+            walls.extend(wall)
+        else:
+            samples = _time_with_clock(call, device, count)
+        between()
+        return samples
+
+    with _no_garbage_collection():
+        warm_up(take, protocol)
+        walls.clear()
+        samples = collect(take, protocol)
+    return Latency(
+        LatencyStats.from_samples(samples, protocol),
+        samples,
+        clock="cuda_event" if device.type == "cuda" else "perf_counter",
+        wall=LatencyStats.from_samples(walls, protocol) if walls else None,
+    )
+
+
+def compare_latencies(
+    first: Callable[[], object],
+    second: Callable[[], object],
+    device: torch.device,
+    protocol: Protocol,
+    between: Callable[[], None] = lambda: None,
+) -> Difference:
+    """Time two calls in turns, so that whatever the machine does meets both alike.
+
+    Who goes first changes with every pair. It stops by the protocol's rule for the mean, with the
+    first call's mean as the measure of what is small.
+
+    Args:
+        first: Does the one work.
+        second: Does the other.
+        device: Where both happen.
+        protocol: When to start counting and when to stop.
+        between: Called after every block of pairs.
+    """
+
+    def once(call: Callable[[], object]) -> float:
+        if device.type == "cuda":
+            return _time_with_events(call, device, 1)[0][0]
+        return _time_with_clock(call, device, 1)[0]
+
+    firsts, differences = list[float](), list[float]()
+
+    def take(count: int) -> list[float]:
+        for index in range(count):
+            if index % 2:
+                b, a = once(second), once(first)
+            else:
+                a, b = once(first), once(second)
+            firsts.append(a)
+            differences.append(a - b)
+        between()
+        return firsts[-count:]
+
+    with _no_garbage_collection():
+        warm_up(take, protocol)
+        firsts.clear()
+        differences.clear()
+        start = time.perf_counter()
+        while True:
+            take(BLOCK)
+            elapsed = time.perf_counter() - start
+            half = mean_half_width(differences)
+            if half is None:
+                continue
+            narrow = half <= protocol.mean_tolerance * statistics.fmean(firsts)
+            enough = len(differences) >= protocol.samples and elapsed >= protocol.sampling_s
+            if (enough and narrow) or elapsed >= protocol.sampling_max_s:
+                return Difference(statistics.fmean(differences), half, len(differences))
+
+
+def warm_up(
+    take: Callable[[int], list[float]],
+    protocol: Protocol,
+    now: Callable[[], float] = time.perf_counter,
+) -> int:
+    """Call until the medians of two successive blocks agree; return the number of calls.
+
+    Args:
+        take: Makes so many calls and returns their durations in milliseconds.
+        protocol: Sets the least and the longest warm-up.
+        now: Seconds on a clock.
+    """
+    start, calls, before = now(), 0, math.nan  # nothing agrees with nan
+    while True:
+        median = statistics.median(take(BLOCK))
+        calls += BLOCK
+        elapsed = now() - start
+        steady = abs(median - before) <= protocol.warmup_tolerance * before
+        enough = calls >= protocol.warmup_samples and elapsed >= protocol.warmup_s
+        if (enough and steady) or elapsed >= protocol.warmup_max_s:
+            return calls
+        before = median
+
+
+def collect(
+    take: Callable[[int], list[float]],
+    protocol: Protocol,
+    now: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Take samples in blocks until their intervals are narrow enough or time is up.
+
+    Args:
+        take: Makes so many calls and returns their durations in milliseconds.
+        protocol: Sets how many, how long and how narrow.
+        now: Seconds on a clock.
+
+    Returns:
+        All samples in milliseconds, in order.
+    """
+    start, samples, next_look = now(), list[float](), protocol.samples
+    while True:
+        samples += take(BLOCK)
+        elapsed = now() - start
+        if elapsed >= protocol.sampling_max_s:
+            return samples
+        if elapsed >= protocol.sampling_s and len(samples) >= next_look:
+            if LatencyStats.from_samples(samples, protocol).converged:
+                return samples
+            # Looking sorts all samples: at every block it would outweigh fast calls.
+            next_look = max(len(samples) + BLOCK, round(1.1 * len(samples)))
+
+
+def _time_with_clock(call: Callable[[], object], device: torch.device, count: int) -> list[float]:
+    synchronize = torch.mps.synchronize if device.type == "mps" else _nothing
+    samples = []
+    for _ in range(count):
+        synchronize()
+        start = time.perf_counter_ns()
+        call()
+        synchronize()
+        samples.append((time.perf_counter_ns() - start) / 1e6)
+    return samples
+
+
+def _nothing() -> None:
+    """A CPU has finished when the call returns."""
+
+
+def _time_with_events(
+    call: Callable[[], object], device: torch.device, count: int
+) -> tuple[list[float], list[float]]:
+    """Time calls by events on the device and by the wall clock, both in milliseconds."""
+    starts = [torch.cuda.Event(enable_timing=True) for _ in range(count)]
+    ends = [torch.cuda.Event(enable_timing=True) for _ in range(count)]
+    walls = []
+    with torch.cuda.device(device):
+        for start, end in zip(starts, ends, strict=True):
+            torch.cuda.synchronize()
+            wall = time.perf_counter_ns()
+            start.record()
+            call()
+            end.record()
+            torch.cuda.synchronize()
+            walls.append((time.perf_counter_ns() - wall) / 1e6)
+    return [start.elapsed_time(end) for start, end in zip(starts, ends, strict=True)], walls
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,1 @@
+"""The commands: what they share, and a file for each."""

@@ -1,0 +1,211 @@
+"""What every command shares: Hydra around it, errors in one line, exit statuses, no leftovers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_lightning.cli.arguments import flags_apart, key_positional, quote_text
+from cifar_lightning.config import schema, user_errors
+from cifar_lightning.errors import CifarLightningError, RunFailed, UserError, reason_of
+from cifar_lightning.runs import resolve
+from cifar_lightning.runs.folder import LOCK, LOG
+from cifar_lightning.runs.run import Run
+from cifar_lightning.system import signals, streams
+from cifar_lightning.system.escaping import visible, without_secrets
+from cifar_lightning.system.files import is_disk_full
+from cifar_lightning.system.locks import alone
+from cifar_lightning.system.outcome import Outcome, requested
+
+Task = Callable[[DictConfig], None]
+_started = False
+
+
+def command(
+    config_name: str,
+    texts: tuple[str, ...] = (),
+    lists: tuple[str, ...] = (),
+    sweeps: bool = True,
+    positional: str | None = None,
+) -> Callable[[Task], Callable[[], None]]:
+    """Make a command out of a function of the composed configuration.
+
+    An error of ours ends the command with one line on stderr and its exit status. What a refused
+    job had left behind is removed.
+
+    Args:
+        config_name: The file in ``conf``, without its ending.
+        texts: Keys whose values are text even where they look like numbers: ``id=1e5``.
+        lists: Keys whose values are lists of such texts, so ``key=a,b`` is no sweep.
+        sweeps: Whether it can be a multirun.
+        positional: The key, a list of texts, of arguments that come without one.
+    """
+
+    def decorate(task: Task) -> Callable[[], None]:
+        resolve.register()
+        statuses: list[int] = []
+        outcome_file: Path | None = None
+
+        def report(error: CifarLightningError) -> None:
+            for line in str(error).split("\n"):
+                print(f"error: {visible(without_secrets(line))}", file=sys.stderr)
+            statuses.append(error.exit_status)
+            if outcome_file is not None:
+                Outcome.of(error).write(outcome_file)
+
+        @wraps(task)
+        def job(cfg: DictConfig) -> None:
+            mark_started()
+            try:
+                task(cfg)
+                sys.stdout.flush()
+            except KeyboardInterrupt:
+                _remove_leftovers()
+                raise
+            except Exception as error:  # here, or Hydra says something of its own
+                known = _known(error) or _fault(error)
+                if isinstance(known, UserError):
+                    _remove_leftovers()
+                report(known)
+
+        hydra_main = hydra.main(
+            version_base="1.3", config_path=str(schema.CONF_DIR), config_name=config_name
+        )(job)
+
+        @wraps(task)
+        def main() -> None:
+            streams.secure()
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, instead of printing and exiting with 1
+            global _started
+            nonlocal outcome_file
+            outcome_file = requested()
+            _started = False
+            statuses.clear()
+            HydraConfig.instance().cfg = None
+            if not sweeps and {"-m", "--multirun"} & set(sys.argv[1:]):
+                report(UserError(f"-m: {config_name} takes no sweep"))
+                sys.exit(max(statuses))
+            flags, overrides = flags_apart(sys.argv[1:])
+            if positional is not None:
+                overrides = key_positional(overrides, positional)
+            sys.argv[1:] = flags + [quote_text(override, texts, lists) for override in overrides]
+            # A full disk can't take messages either; the error says it once.
+            logging.raiseExceptions = False
+            try:
+                with signals.handled():
+                    hydra_main()
+            except KeyboardInterrupt:
+                report(signals.error())
+            except Exception as error:
+                known = _known(error) or _fault(error)
+                _remove_leftovers()
+                report(known)
+            if statuses:
+                sys.exit(max(statuses))  # an interruption outranks a mistake, a mistake a failure
+
+        return main
+
+    return decorate
+
+
+def mark_started() -> None:
+    """Say that the work has begun: from here on, an unknown error is none of Hydra's."""
+    global _started
+    _started = True
+
+
+def _known(error: Exception) -> CifarLightningError | None:
+    """Turn an error that is no fault of this project's into one line."""
+    if isinstance(error, CifarLightningError):
+        return error
+    if is_disk_full(error):
+        return RunFailed("no space left; free some, and give the same command again")
+    if explained := user_errors.explain(error):
+        return explained
+    if isinstance(error, OSError) and error.filename:
+        line = f"{error.filename}: {error.strerror}"
+        return RunFailed(line) if _started else UserError(line)
+    if not _started and user_errors.raised_in_composing(error):
+        # Hydra does not wrap everything that it finds wrong with a command line.
+        return UserError(" ".join(str(error).split()) or type(error).__name__)
+    return None
+
+
+def _fault(error: Exception) -> RunFailed:
+    """Turn an error that nobody has foreseen into one line; its traceback goes into a file."""
+    line = reason_of(error)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="cifar-lightning-error-", suffix=".log", delete=False, errors="replace"
+        ) as stream:
+            stream.write(f"{shlex.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}")
+    except OSError:
+        traceback.print_exception(error)
+        return RunFailed(f"{line}; this is a fault of cifar-lightning, please report it")
+    return RunFailed(
+        f"{line}; this is a fault of cifar-lightning, please report it with {stream.name}"
+    )
+
+
+class RememberSweep(Callback):
+    """Makes a multirun's settings known before its first job, so that it can be tidied up.
+
+    Args:
+        places: That Hydra's folders are ours was checked when this was resolved. What a callback
+            does later can't end a command.
+    """
+
+    def __init__(self, places: bool) -> None:
+        assert places
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        HydraConfig.instance().set_config(config)
+
+
+def _remove_leftovers() -> None:
+    """Remove what Hydra made for a job that never became a run."""
+    if not HydraConfig.initialized():
+        return
+    settings = HydraConfig.get()
+    no_job = OmegaConf.is_missing(settings.runtime, "output_dir")
+    job_folder = None if no_job else settings.runtime.output_dir
+    if (
+        job_folder
+        and settings.output_subdir
+        and (folder := Path(job_folder)).exists()
+        and not (folder / Run.FILE).exists()
+    ):
+        # Another process that is just beginning this very run holds the lock; its files stay.
+        with suppress(UserError), alone(folder / LOCK, "held"):
+            shutil.rmtree(folder / str(settings.output_subdir), ignore_errors=True)
+            for name in (LOG, LOCK):
+                (folder / name).unlink(missing_ok=True)
+        _remove_empty(folder, folder.parent, folder.parent.parent)
+    if settings.mode == RunMode.MULTIRUN:
+        (Path(settings.sweep.dir) / "multirun.yaml").unlink(missing_ok=True)
+        _remove_empty(Path(settings.sweep.dir), Path(settings.sweep.dir).parent)
+
+
+def _remove_empty(*folders: Path) -> None:
+    """Remove folders, the innermost first, as far as they hold nothing."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return

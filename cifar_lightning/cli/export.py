@@ -1,0 +1,46 @@
+"""Export a finished run's network, checked against it, with a model card.
+
+    python -m cifar_lightning.export run=B1 format=onnx
+
+The network takes normalised images, as in training; the card says how.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_lightning.cli.command import command
+from cifar_lightning.deploy.export import FORMATS, export
+from cifar_lightning.errors import UserError, bad_value
+from cifar_lightning.runs.find import find_run
+from cifar_lightning.system.files import check_inside, is_disk_full
+from cifar_lightning.system.formatting import relative
+from cifar_lightning.system.openmp_waiting import computing
+
+log = logging.getLogger(__name__)
+
+
+@command("export", texts=("run", "to", "outputs"), sweeps=False)
+def main(cfg: DictConfig) -> None:
+    """Export a finished run."""
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    if OmegaConf.is_missing(cfg, "run"):
+        raise UserError("run: needs a value, say run=B1")
+    if config["format"] not in FORMATS:
+        raise bad_value("format", config["format"], ", ".join(FORMATS))
+    outputs = Path(config["outputs"])
+    folder = find_run(outputs, config["run"])
+    to = Path(config["to"] or outputs / "exports" / folder.name)
+    check_inside(outputs, to)
+    try:
+        with computing():
+            path = export(folder, config["format"], to, config["data_root"])
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise UserError(f"to={to}: {error.strerror}: {error.filename}") from error
+    log.info("%s", relative(path.absolute()))

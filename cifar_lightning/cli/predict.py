@@ -1,0 +1,93 @@
+"""Classify images with a finished run's network.
+
+    python -m cifar_lightning.predict run=B1 cat.png photos/
+
+takes images of any size and folders of them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_lightning.cli.command import command
+from cifar_lightning.config import rules
+from cifar_lightning.deploy.predict import Prediction, Predictor, find_images
+from cifar_lightning.errors import RunFailed, UserError, bad_value
+from cifar_lightning.runs.find import find_run
+from cifar_lightning.system.devices import find_device
+from cifar_lightning.system.escaping import csv_cell, visible
+from cifar_lightning.system.openmp_waiting import computing
+
+FORMATS = ("text", "csv", "json")
+
+
+@command("predict", texts=("run", "outputs"), lists=("images",), sweeps=False, positional="images")
+def main(cfg: DictConfig) -> None:
+    """Print each image's likeliest classes."""
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    rules.check(config)
+    for key, example in (("run", "run=B1"), ("images", "the name of an image or a folder")):
+        if OmegaConf.is_missing(cfg, key):
+            raise UserError(f"{key}: needs a value, say {example}")
+    if config["format"] not in FORMATS:
+        raise bad_value("format", config["format"], ", ".join(FORMATS))
+    paths = find_images(config["images"])
+    folder = find_run(Path(config["outputs"]), config["run"])
+    predictor = Predictor(folder, find_device(config["device"]))
+    top, count = config["top"], len(predictor.classes)
+    if top > count:
+        raise bad_value("top", top, f"1 to {count}, the classes")
+    predictions = []
+    errors = []
+    with computing():
+        for found in predictor.predict(paths, top):
+            if isinstance(found, ValueError):
+                errors.append(str(found))
+            else:
+                predictions.append(found)
+    if not predictions:
+        raise UserError(
+            "\n".join([*map(visible, errors), f"images: none of {len(paths)} can be read"])
+        )
+    _print(predictions, config["format"])
+    if errors:
+        raise RunFailed("\n".join(map(visible, errors)))
+
+
+def _print(predictions: Sequence[Prediction], form: str) -> None:
+    if form == "json":
+        print(
+            json.dumps(
+                [
+                    {
+                        "image": one.image,
+                        "classes": dict(
+                            zip(one.classes, (round(p, 6) for p in one.probabilities), strict=True)
+                        ),
+                    }
+                    for one in predictions
+                ],
+                indent=1,
+            )
+        )
+    elif form == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(["image", "rank", "class", "probability"])
+        for one in predictions:
+            for rank, (name, share) in enumerate(
+                zip(one.classes, one.probabilities, strict=True), 1
+            ):
+                writer.writerow([csv_cell(one.image), rank, csv_cell(name), f"{share:.6f}"])
+    else:
+        width = max(len(visible(one.image)) for one in predictions)
+        for one in predictions:
+            named = zip(one.classes, one.probabilities, strict=True)
+            shown = ", ".join(f"{visible(name)} {100 * share:.1f} %" for name, share in named)
+            print(f"{visible(one.image):{width}}  {shown}")

@@ -1,0 +1,1 @@
+"""Which run to take: leaderboards, the verdict, tables, plots and the page."""

@@ -1,0 +1,98 @@
+"""What differs between two runs, and what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from cifar_lightning.comparison.entry import Entry
+from cifar_lightning.config.rules import FOLLOWING
+from cifar_lightning.config.schema import CONF_DIR, NAMING_GROUPS
+from cifar_lightning.runs.identity import training_config
+from cifar_lightning.runs.run import Run
+
+
+def changes(base: Entry, entry: Entry) -> list[str]:
+    """Tell what differs from the baseline's configuration, each change in a few words.
+
+    Another network, optimizer or schedule is one change together with the defaults that come with
+    it; so is a feature that was off. The seed is none.
+    """
+    old, new = (settings(one.runs[0]) for one in (base, entry))
+    choices = base.runs[0].choices, entry.runs[0].choices
+    found = []
+    for name in (*NAMING_GROUPS, *sorted((old.keys() | new.keys()) - {*NAMING_GROUPS})):
+        before, after = old.get(name), new.get(name)
+        if name in NAMING_GROUPS and choices[0][name] != choices[1][name]:
+            found.append(f"{name} {choices[0][name]} → {choices[1][name]}")
+            unusual = _unusual(name, choices[0], old) | _unusual(name, choices[1], new)
+            before, after = ({key: one[name].get(key) for key in unusual} for one in (old, new))
+        if name == "augment":
+            found += _augment_changes(before or {}, after or {})
+        elif isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += _differences(name, before, after)
+        elif before != after:
+            found.append(f"{name} {show_value(before)} → {show_value(after)}")
+    if base.variant != entry.variant:
+        found.append(f"variant {base.variant} → {entry.variant}")
+    return found
+
+
+def _differences(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            yield f"{name}.{key} {show_value(before.get(key))} → {show_value(after.get(key))}"
+
+
+def _unusual(name: str, choices: Mapping[str, str], found: Mapping[str, Any]) -> set[str]:
+    """Tell which of an option's settings are not its file's."""
+    path = CONF_DIR / name / f"{choices[name]}.yaml"
+    file = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
+    assert isinstance(file, dict)
+    return {key for key, value in found[name].items() if file.get(key) != value}
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """Keep a run's settings that change the weights, each in one place, without the seed."""
+
+    def kept(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        return {
+            key: kept(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+            for key, value in node.items()
+            if prefix + key not in FOLLOWING and prefix + key != "seed"
+        }
+
+    training = training_config(run.config)
+    return kept(training | {"augment": dict(training["augment"])}, "")
+
+
+def _augment_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    if list(before) != list(after):
+        yield f"augment {', '.join(before) or 'none'} → {', '.join(after) or 'none'}"
+    for name in before:
+        if name in after:
+            yield from _differences(f"augment.{name}", before[name], after[name])
+
+
+def show_value(value: Any) -> str:
+    """Write a setting for people."""
+    if value is None:
+        return "off"
+    if isinstance(value, Mapping):
+        kept = [f"{key}={show_value(one)}" for key, one in value.items() if not key.startswith("_")]
+        return f"on ({', '.join(kept)})" if kept else "on"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def effect(base: Entry, entry: Entry) -> str:
+    """Tell what the changes did to accuracy, latency and size."""
+    points = entry.accuracy.mean - base.accuracy.mean
+    tie = " (tie)" if entry.accuracy.ties_with(base.accuracy) else ""
+    slow = " (tie)" if entry.mean_ms.ties_with(base.mean_ms) else ""
+    share = 100 * (entry.mean_ms.mean / base.mean_ms.mean - 1)
+    told = f"accuracy {points:+.2f} points{tie}, latency {share:+.0f} %{slow}"
+    if not (entry.size_mb and base.size_mb):
+        return told
+    return f"{told}, size {100 * (entry.size_mb / base.size_mb - 1):+.0f} %"

@@ -1,0 +1,80 @@
+"""Entries that may be ranked together: ranks, the Pareto front, the one to take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from cifar_lightning.comparison.entry import Conditions, Entry, Estimate
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Entries that may be ranked together, and the one that the others are compared with.
+
+    Attributes:
+        name: Of the conditions, with the data's fingerprint where another arena has the same.
+    """
+
+    name: str
+    conditions: Conditions
+    entries: tuple[Entry, ...]
+    baseline: Entry
+
+    def rank(
+        self, entry: Entry, of: Callable[[Entry], Estimate], highest: bool
+    ) -> tuple[int, bool]:
+        """Rank an entry behind all that are surely better.
+
+        Args:
+            entry: One of the arena's.
+            of: The figure to rank by.
+            highest: Whether a high one is good.
+
+        Returns:
+            The rank, and whether it ties with another entry.
+        """
+        mine = of(entry)
+        others = [of(other) for other in self.entries if other is not entry]
+        better = sum(
+            mine.surely_below(other) if highest else other.surely_below(mine) for other in others
+        )
+        return better + 1, any(mine.ties_with(other) for other in others)
+
+    @cached_property
+    def dominators(self) -> dict[Entry, Entry]:
+        """For each entry that another one makes needless, that other one.
+
+        Its means are at least as good in both accuracy and latency, and one of them is surely
+        better. Of several it is the fastest.
+        """
+        found = {}
+        for entry in self.entries:
+            others = [other for other in self.entries if _dominates(other, entry)]
+            if others:
+                found[entry] = min(others, key=_speed)
+        return found
+
+    @property
+    def front(self) -> list[Entry]:
+        """What no other entry makes needless, the fastest first."""
+        kept = [entry for entry in self.entries if entry not in self.dominators]
+        return sorted(kept, key=_speed)
+
+    def choice(self, min_acc: float) -> Entry | None:
+        """Take the fastest entry with at least that accuracy, in percent."""
+        good = [entry for entry in self.entries if entry.accuracy.mean >= min_acc]
+        return min(good, key=_speed, default=None)
+
+
+def _speed(entry: Entry) -> tuple[float, float]:
+    """Sort the fastest first, and of equally fast ones the most accurate."""
+    return entry.mean_ms.mean, -entry.accuracy.mean
+
+
+def _dominates(one: Entry, other: Entry) -> bool:
+    as_good = one.accuracy.mean >= other.accuracy.mean and one.mean_ms.mean <= other.mean_ms.mean
+    return as_good and (
+        other.accuracy.surely_below(one.accuracy) or one.mean_ms.surely_below(other.mean_ms)
+    )

@@ -1,0 +1,168 @@
+"""The report's page, which needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+import plotly.graph_objects as go
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+from plotly.offline import get_plotlyjs
+
+from cifar_lightning.comparison import plots
+from cifar_lightning.comparison.collect import Comparison
+from cifar_lightning.comparison.columns import SHOWN, Column
+from cifar_lightning.comparison.entry import Entry, Estimate
+from cifar_lightning.comparison.leaderboard import Arena
+from cifar_lightning.comparison.section import Section, apart
+from cifar_lightning.system import environment, escaping
+
+LOG_TICKS = [digit * 10.0**power for power in range(-4, 5) for digit in (1, 2, 5)]
+
+
+def interactive(section: Section, min_acc: float, number: int) -> Markup:
+    """Draw accuracy against latency so that points can be hovered and zoomed."""
+    arena = section.arena
+    networks = [entry.network for entry in arena.entries]
+    figure = go.Figure()
+    front = arena.front
+    figure.add_scatter(
+        x=[entry.mean_ms.mean for entry in front],
+        y=[entry.accuracy.mean for entry in front],
+        mode="lines",
+        line={"dash": "dash", "width": 1, "shape": "hv", "color": plots.GRID},
+        hoverinfo="skip",
+        name="front",
+    )
+    for network in dict.fromkeys(networks):
+        entries = [entry for entry in section.entries if entry.network == network]
+        figure.add_scatter(
+            x=[entry.mean_ms.mean for entry in entries],
+            y=[entry.accuracy.mean for entry in entries],
+            error_x=_errors([entry.mean_ms for entry in entries]),
+            error_y=_errors([entry.accuracy for entry in entries]),
+            mode="markers",
+            marker={"size": 11, "color": plots.color_of(network, networks)},
+            name=str(escape(escaping.visible(network))),
+            text=[_hover(arena, entry) for entry in entries],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    wide = plots.wide(arena)
+    figure.update_layout(
+        xaxis={
+            "title": "mean latency at batch 1 (ms)",
+            "type": "log" if wide else "linear",
+            "tickvals": LOG_TICKS if wide else None,
+            "gridcolor": "rgba(140,149,159,0.3)",
+            "zeroline": False,
+        },
+        yaxis={
+            "title": "test accuracy (%)",
+            "gridcolor": "rgba(140,149,159,0.3)",
+            "zeroline": False,
+        },
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 60, "r": 10, "t": 10, "b": 50},
+        legend={"orientation": "h", "y": 1.08},
+        height=460,
+    )
+    low = min(e.accuracy.mean - e.accuracy.reach[0] for e in arena.entries)
+    high = max(e.accuracy.mean + e.accuracy.reach[1] for e in arena.entries)
+    if low < min_acc < high:
+        figure.add_hline(y=min_acc, line={"dash": "dot", "width": 1, "color": plots.GRID})
+    drawn = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=f"plot-{number}",
+        config={"displayModeBar": False, "responsive": True},
+    )
+    return Markup(drawn)  # plotly escapes what it embeds
+
+
+def _errors(estimates: Sequence[Estimate]) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [one.reach[1] for one in estimates],
+        "arrayminus": [one.reach[0] for one in estimates],
+        "thickness": 1,
+    }
+
+
+def _hover(arena: Arena, entry: Entry) -> str:
+    lines = [f"<b>{escape(escaping.visible(entry.name))}</b>"]
+    lines += [
+        f"{column.header}: {escape(escaping.visible(column.shown(arena, entry)))}"
+        for name, column in SHOWN.items()
+        if name not in ("id", "variant")
+    ]
+    return "<br>".join(lines)
+
+
+def page(
+    sections: Sequence[Section],
+    comparison: Comparison,
+    details: dict[str, tuple[str, Figure]],
+    min_acc: float,
+) -> str:
+    """Make the self-contained page.
+
+    Args:
+        sections: One for each arena.
+        comparison: For the rows that are not ranked.
+        details: File names of further figures, each with its heading and drawing.
+        min_acc: In percent.
+    """
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("cifar_lightning.comparison", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: (
+            escaping.visible(value)
+            if isinstance(value, str) and not isinstance(value, Markup)
+            else value
+        ),
+    )
+
+    def drawn(figure: Figure) -> Markup:
+        return Markup(plots.svg(figure, inline=True))  # matplotlib escapes text
+
+    return templates.get_template("report.html.jinja").render(
+        sections=[
+            {
+                "name": section.arena.name,
+                "verdict": section.verdict,
+                "changes": section.changes,
+                "baseline": section.arena.baseline.name,
+                "rows": [
+                    {
+                        "front": entry not in section.arena.dominators,
+                        "chosen": entry is section.arena.choice(min_acc),
+                        "cells": [
+                            (column.shown(section.arena, entry), _sortable(column, section, entry))
+                            for column in SHOWN.values()
+                        ],
+                    }
+                    for entry in section.entries
+                ],
+                "plot": interactive(section, min_acc, number),
+                "distributions": drawn(section.distributions),
+            }
+            for number, section in enumerate(sections)
+        ],
+        columns=[(column.header, column.numeric) for column in SHOWN.values()],
+        details=[(heading, drawn(figure)) for heading, figure in details.values()],
+        apart=apart(comparison),
+        code=environment.code().commit,
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def _sortable(column: Column, section: Section, entry: Entry) -> str:
+    value = column.value(section.arena, entry)
+    return "" if value is None else str(value)

@@ -1,0 +1,243 @@
+"""How all plots look; latency distributions, training curves, confusions and classes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
+
+from cifar_lightning.comparison.leaderboard import Arena
+from cifar_lightning.system.escaping import terminal, visible
+
+INK = "#1f2328"  # of text and axes; `svg` can make it follow the page
+GRID = "#8c959f"
+
+COLORS = (
+    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#888888",
+)  # distinct to the colour-blind too (Paul Tol's bright scheme)  # fmt: skip
+
+MARKERS = "osD^vPX*"
+MARKER_SIZE = 8  # points
+WIDTH = 8.0  # inches
+Place = Literal["outside lower right", "outside lower center", "outside upper right"]
+MATRIX_LABELS_UP_TO = 20  # classes whose counts can be read in a confusion matrix
+mpl.rcParams["svg.fonttype"] = "none"  # text stays text: searchable, in the page's font
+mpl.rcParams["text.parse_math"] = False  # a $ in a name is a $
+mpl.rcParams["svg.hashsalt"] = "cifar-lightning"  # the same figure gives the same file
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run's training: each figure's value at the end of each epoch, accuracies in percent."""
+
+    label: str
+    train_loss: Sequence[float]
+    val_acc: Sequence[float]
+
+
+def new_figure(height: float) -> tuple[Figure, Axes]:
+    """Make a figure with one pair of axes."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    _dress(axes)
+    return figure, axes
+
+
+def _dress(axes: Axes) -> None:
+    axes.patch.set_alpha(0)
+    axes.grid(visible=True, color=GRID, alpha=0.3, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", colors=INK, labelsize=9)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("bottom", "left"):
+        axes.spines[side].set_color(INK)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    axes.title.set_color(INK)
+
+
+def draw_legend(
+    figure: Figure, named: Sequence[tuple[str, Artist]], place: Place, columns: int = 4
+) -> None:
+    """Name what is drawn; names are given here, as matplotlib hides labels that begin with _."""
+    figure.legend(
+        [artist for _, artist in named],
+        [visible(name) for name, _ in named],
+        loc=place,
+        ncols=columns,
+        fontsize=8,
+        labelcolor=INK,
+        frameon=False,
+    )
+
+
+def wide(arena: Arena) -> bool:
+    """Tell whether the latencies lie so far apart that they want a logarithmic axis."""
+    values = [entry.mean_ms.mean for entry in arena.entries]
+    return max(values) > 5 * min(values)
+
+
+def scale_latency(axes: Axes, arena: Arena) -> None:
+    """Let the axis of latencies be logarithmic where they differ much."""
+    if wide(arena):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+
+
+def color_of(network: str, networks: Sequence[str]) -> str:
+    """Give each network its colour."""
+    return COLORS[sorted(set(networks)).index(network) % len(COLORS)]
+
+
+def latency_distributions(arena: Arena) -> Figure:
+    """Draw every entry's samples: the box holds half of them, the whiskers 5 % to 95 %."""
+    entries = sorted(arena.entries, key=lambda entry: -entry.mean_ms.mean)
+    figure, axes = new_figure(1.0 + 0.35 * len(entries))
+    networks = [entry.network for entry in entries]
+    boxes = axes.boxplot(
+        [[sample for m in entry.measurements for sample in m.samples_ms] for entry in entries],
+        orientation="horizontal",
+        whis=(5, 95),
+        showfliers=False,
+        showmeans=True,
+        patch_artist=True,
+        widths=0.6,
+        medianprops={"color": INK},
+        meanprops={"marker": "|", "markeredgecolor": INK, "markersize": 12},
+        whiskerprops={"color": GRID},
+        capprops={"color": GRID},
+    )
+    for box, entry in zip(boxes["boxes"], entries, strict=True):
+        box.set(facecolor=color_of(entry.network, networks), edgecolor=GRID)
+    axes.set_yticks(
+        range(1, len(entries) + 1), [visible(entry.name) for entry in entries], fontsize=8
+    )
+    scale_latency(axes, arena)
+    axes.set_xlabel("latency at batch 1 (ms): median, half of the samples, 5 % to 95 %; | mean")
+    axes.set_title(visible(arena.name), fontsize=10)
+    return figure
+
+
+def training_curves(curves: Sequence[Curve]) -> Figure:
+    """Draw training loss and validation accuracy over the epochs."""
+    columns = max(1, 90 // (max(len(visible(curve.label)) for curve in curves) + 6))
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(WIDTH, 3.2 + 0.2 * rows), layout="constrained")
+    figure.patch.set_alpha(0)
+    left, right = figure.subplots(1, 2)
+    for axes, label in ((left, "training loss"), (right, "validation accuracy (%)")):
+        _dress(axes)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylabel(label)
+    named = []
+    for number, curve in enumerate(curves):
+        style = {
+            "color": COLORS[number % len(COLORS)],
+            "linestyle": ("-", "--", ":", "-.")[number // len(COLORS) % 4],
+            "linewidth": 1.5,
+        }
+        for axes, values in ((left, curve.train_loss), (right, curve.val_acc)):
+            marker = "o" if len(values) == 1 else ""
+            (line,) = axes.plot(range(1, len(values) + 1), values, marker=marker, **style)
+        named.append((curve.label, line))
+    draw_legend(figure, named, "outside lower center", columns)
+    return figure
+
+
+def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
+    """Draw how often each true class (rows) is taken for each other one, in percent of the row."""
+    count = len(confusion)
+    figure = Figure(figsize=(WIDTH * 0.8, WIDTH * 0.7), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    _dress(axes)
+    axes.grid(visible=False)
+    shares = [[100 * n / max(sum(row), 1) for n in row] for row in confusion]
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    bar = figure.colorbar(image, shrink=0.8)
+    bar.ax.tick_params(colors=INK)
+    bar.set_label("% of the true class", color=INK)
+    classes = [visible(name) for name in classes]
+    axes.set_xticks(range(count), classes, rotation=45, ha="right")
+    axes.set_yticks(range(count), classes)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if count <= MATRIX_LABELS_UP_TO:
+        for row, line in enumerate(shares):
+            for column, share in enumerate(line):
+                if confusion[row][column]:
+                    ink = "#ffffff" if share > 50 else "#000000"
+                    axes.text(
+                        column, row, f"{share:.0f}" if share >= 1 else "<1",
+                        ha="center", va="center", fontsize=8, color=ink,
+                    )  # fmt: skip
+    return figure
+
+
+def class_accuracies(
+    confusions: Mapping[str, Sequence[Sequence[int]]], classes: Sequence[str]
+) -> Figure:
+    """Draw each class's accuracy under each of several labels."""
+    figure, axes = new_figure(3.6)
+    width = 0.8 / len(confusions)
+    named = []
+    for number, (label, confusion) in enumerate(confusions.items()):
+        shares = [100 * row[k] / max(sum(row), 1) for k, row in enumerate(confusion)]
+        places = [k + (number - (len(confusions) - 1) / 2) * width for k in range(len(shares))]
+        bars = axes.bar(places, shares, width * 0.9, color=COLORS[number % len(COLORS)])
+        named.append((label, bars[0]))
+    axes.set_xticks(
+        range(len(classes)), [visible(name) for name in classes], rotation=30, ha="right"
+    )
+    axes.grid(visible=False, axis="x")
+    axes.set_ylabel("test accuracy (%)")
+    draw_legend(figure, named, "outside upper right")
+    return figure
+
+
+def named_images(images: Sequence[np.ndarray[Any, Any]], names: Sequence[str]) -> Figure:
+    """Draw images, (height, width, 3), uint8, each with a name, of several lines perhaps."""
+    columns = 8
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(WIDTH, 1.5 * rows), layout="constrained")
+    for number, (image, name) in enumerate(zip(images, names, strict=True)):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        axes.imshow(image)
+        axes.set_title(terminal(name), fontsize=7)
+        axes.axis("off")
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """Draw a figure as PNG on white."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=160, facecolor="white")
+    return stream.getvalue()
+
+
+def svg(figure: Figure, inline: bool = False) -> str:
+    """Draw a figure as SVG.
+
+    Args:
+        figure: What to draw.
+        inline: For a place in an HTML page: without XML's prologue, in the page's text colour.
+    """
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    text = stream.getvalue()
+    if not inline:
+        return text
+    return text[text.index("<svg") :].replace(INK, "currentColor")

@@ -1,0 +1,101 @@
+"""What TensorBoard shows of a finished run beside its curves: settings with results, confusions.
+
+A view like the results table: derived from the run's files, and replaced whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.tensorboard.summary import hparams
+
+from cifar_lightning.comparison import changes, plots
+from cifar_lightning.runs.folder import TENSORBOARD
+from cifar_lightning.runs.measurement import Measurement
+from cifar_lightning.runs.results import Recorded
+from cifar_lightning.runs.run import MEGA, Run
+from cifar_lightning.system.event_files import Writer
+
+SUFFIX = ".results"  # of the file that is replaced; the curves are in others
+
+
+def draw(folder: Path) -> None:
+    """Write a finished run's settings and results into its TensorBoard folder.
+
+    The hparams tab gets every setting that changes the weights and the final figures, with the
+    latency of fp32 where it was measured undisturbed; each undisturbed measurement gets a histogram
+    of its samples, and the first one its confusion matrix.
+
+    Args:
+        folder: The run's.
+    """
+    recorded = Recorded.read(folder)
+    if recorded.run is None or recorded.run.status != "finished":
+        return
+    shown = [one for _, one in recorded.lines if one is not None]
+    shown.sort(key=lambda one: (one.variant != "fp32", one.threads))
+    measured = [one for one in shown if one.status == "ok"]
+    confusion = next((one.confusion for one in shown if one.confusion is not None), None)
+    target = folder / TENSORBOARD
+    for earlier in target.glob(f"*{SUFFIX}"):
+        earlier.unlink(missing_ok=True)  # another process may be drawing, too
+    with Writer(str(target), filename_suffix=SUFFIX) as writer:
+        first = measured[0] if measured else None
+        figures = _figures(recorded.run, first)
+        settings = dict(flatten_space(recorded.run))
+        if first is not None:
+            settings |= {
+                "device": first.device,
+                "threads": first.threads,
+                "protocol": first.protocol,
+            }
+        # Not the summary of the experiment: TensorBoard takes one run's for all, and settings that
+        # this run does not have would be hidden.
+        _, *sessions = hparams(settings, figures)
+        for summary in sessions:
+            writer._get_file_writer().add_summary(summary)
+        for name, value in figures.items():
+            writer.add_scalar(name, value, 0)
+        for one in measured:
+            samples = np.array(one.samples_ms)
+            name = f"latency/{one.variant}@{one.hardware}-t{one.threads}"
+            writer.add_histogram(name, samples, 0)
+        if confusion is not None:
+            figure = plots.confusion_matrix(confusion, recorded.run.class_names(len(confusion)))
+            figure.patch.set_alpha(1)
+            writer.add_figure("test/confusion", figure, 0)
+
+
+def _figures(run: Run, measurement: Measurement | None) -> dict[str, float]:
+    latency = measurement.latency if measurement else None
+    size = measurement.size_bytes if measurement else None
+    figures = {
+        "val_acc": run.val_acc,
+        "test_acc": run.test_acc,
+        "lat_mean_ms": latency.mean_ms if latency else None,
+        "lat_p95_ms": latency.p95_ms if latency else None,
+        "size_mb": size and size / MEGA,
+        "params_m": run.params / MEGA,
+        "macs_m": run.macs / MEGA,
+    }
+    return {f"final/{name}": value for name, value in figures.items() if value is not None}
+
+
+def flatten_space(run: Run) -> Iterator[tuple[str, str | float]]:
+    """Yield a run's settings, as TensorBoard takes them; lists, such as pixel means, it can't."""
+    yield from run.choices.items()
+    yield "seed", run.config["seed"]
+
+    def nodes(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str | float]]:
+        for key, value in node.items():
+            if isinstance(value, Mapping):
+                yield from nodes(value, f"{prefix}{key}.")
+            elif isinstance(value, int | float | str) and not key.startswith("_"):
+                yield prefix + key, value
+
+    shown = changes.settings(run)
+    yield "augment", ", ".join(shown["augment"]) or "none"
+    yield from nodes(shown, "")

@@ -1,0 +1,1 @@
+"""The configuration: its schema, its rules, and its errors in one line."""

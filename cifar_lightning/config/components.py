@@ -1,0 +1,202 @@
+"""Components: which builders may be called, and their arguments against the signature."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_lightning.config.schema import CONF_DIR
+from cifar_lightning.config.user_errors import one_line
+from cifar_lightning.errors import UserError, bad_value, unknown_name
+from cifar_lightning.system.untrusted import Unreadable, check_plain
+
+# Paths, addresses and the like, which this machine's configuration and command line alone decide:
+# from a record, which may be anybody's, they are never taken.
+MACHINE = {
+    "data.cache_dir",
+    "data.connect_timeout",
+    "data.device",
+    "data.mirrors",
+    "data.num_workers",
+    "data.root",
+}
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a value is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_targets(name: str, node: Mapping[str, Any]) -> None:
+    """See that a component is one that a file in ``conf`` names, and names nothing to call inside.
+
+    It will be built again from ``run.json``, which may come from someone else and must not name
+    what to call.
+
+    Args:
+        name: ``model`` or ``data``.
+        node: Its configuration.
+
+    Raises:
+        UserError: If not.
+    """
+    try:
+        check_plain({name: node}, (name,))
+    except Unreadable as error:
+        raise UserError(str(error)) from error
+    if (target := node.get("_target_")) not in (allowed := sorted(_builders(name))):
+        options = ", ".join(allowed)
+        raise bad_value(f"{name}._target_", target, f"what a file in conf/{name} names: {options}")
+
+
+def _builders(name: str) -> dict[str, Path]:
+    """List what the files of a group name to call, each with its file.
+
+    Beside ours, the files count that the user's own command line adds with ``--config-dir`` or
+    ``hydra.searchpath``.
+    """
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    folders = [Path(source.path) for source in sources if source.schema == "file"]
+    paths = sorted(
+        path for folder in {*folders, CONF_DIR} for path in (folder / name).glob("*.yaml")
+    )
+    found = {path: re.findall(r"^_target_: (\S+)", path.read_text(), re.M) for path in paths}
+    return {target: path for path, targets in found.items() for target in targets}
+
+
+def construct(name: str, node: Mapping[str, Any], **given: Any) -> Any:
+    """Build a component out of a record: its known builder is called with the values as they are.
+
+    Nothing in them is built, resolved or imported, unlike in `hydra.utils.instantiate`.
+
+    Raises:
+        UserError: If the builder is none of ours, or refuses the values.
+    """
+    from hydra.utils import get_object
+
+    check_targets(name, node)
+    check_component(name, node, tuple(given))
+    settings = {key: value for key, value in node.items() if key != "_target_"}
+    try:
+        return get_object(node["_target_"])(**settings, **given)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{name}: {one_line(error)}") from error
+
+
+def of_this_machine(name: str, node: Mapping[str, Any], outputs: Path) -> dict[str, Any]:
+    """Replace what a record must not decide by what this machine's configuration says.
+
+    Args:
+        name: The component, such as ``data``.
+        node: Its recorded configuration.
+        outputs: The outputs folder, for values that lie in it.
+
+    Returns:
+        The node; without the keys that the configuration leaves open.
+    """
+    keys = {key.partition(".")[2] for key in MACHINE if key.startswith(f"{name}.")}
+    path = _builders(name).get(str(node.get("_target_")))
+    kept = {key: value for key, value in node.items() if key not in keys}
+    if path is None:
+        return kept
+    file = OmegaConf.load(path)
+    assert isinstance(file, DictConfig)
+    for base in file.get("defaults", []):
+        file = OmegaConf.merge(OmegaConf.load(path.with_name(f"{base}.yaml")), file)
+    ours = OmegaConf.create({"outputs": str(outputs), "here": file}).here
+    return kept | {
+        key: OmegaConf.to_container(ours[key]) if OmegaConf.is_config(ours[key]) else ours[key]
+        for key in sorted(keys & {str(key) for key in ours})
+        if not OmegaConf.is_missing(ours, key)
+    }
+
+
+def check_component(name: str, node: Mapping[str, Any], given: tuple[str, ...] = ()) -> None:
+    """Check a component's keys and their types against the signature of its ``_target_``.
+
+    Args:
+        name: Where the component is, such as ``optim``.
+        node: Its resolved configuration; components inside it are checked too.
+        given: Arguments that the code adds when it builds the component.
+
+    Raises:
+        UserError: If the target does not exist, a key is none of its arguments, a needed one is
+            missing or a value has the wrong type.
+    """
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            check_component(f"{name}.{key}", value)
+    if "_target_" not in node:
+        return
+    from hydra.utils import get_object  # imports what the target names
+
+    try:
+        target = get_object(node["_target_"])
+    except Exception as error:
+        raise bad_value(f"{name}._target_", node["_target_"], "what can be imported") from error
+    parameters = _parameters(target)
+    settings = {key: value for key, value in node.items() if not key.startswith("_")}
+    for key, value in settings.items():
+        if key not in parameters or key in given:
+            allowed = [parameter for parameter in parameters if parameter not in given]
+            raise unknown_name(f"{name}.{key}", "key", key, allowed)
+        if not _fits(value, parameters[key].annotation):
+            expected = _describe(parameters[key].annotation)
+            raise bad_value(f"{name}.{key}", value, expected)
+    for key, parameter in parameters.items():
+        needed = parameter.default is parameter.empty and not node.get("_partial_")
+        if needed and key not in settings and key not in given:
+            raise UserError(f"{name}.{key}: needed by {node['_target_']}")
+
+
+def _parameters(target: Any) -> dict[str, inspect.Parameter]:
+    """Collect named parameters with real annotations; ``**kwargs`` go on to the base class."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for level in target.__mro__ if inspect.isclass(target) else (target,):
+        function = level.__dict__.get("__init__") if inspect.isclass(level) else level
+        if function is None:
+            continue
+        hints = get_type_hints(function)
+        own = inspect.signature(function).parameters
+        for key, parameter in own.items():
+            if key != "self" and parameter.kind not in (
+                parameter.VAR_KEYWORD,
+                parameter.VAR_POSITIONAL,
+            ):
+                parameters[key] = parameter.replace(annotation=hints.get(key, Any))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
+            break
+    return parameters
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Tell whether a plain value can be of the annotated type; unclear annotations allow all."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return any(_fits(value, option) for option in get_args(annotation))
+    if get_origin(annotation) is Literal:
+        return value in get_args(annotation)
+    if annotation is float:
+        return is_number(value)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation in (bool, str):
+        return isinstance(value, annotation)
+    if annotation is type(None):
+        return value is None
+    if get_origin(annotation) is list:
+        return isinstance(value, list) and all(
+            _fits(item, option) for item in value for option in get_args(annotation)
+        )
+    return True
+
+
+def _describe(annotation: Any) -> str:
+    return getattr(annotation, "__name__", str(annotation)).replace("typing.", "")

@@ -1,0 +1,174 @@
+"""What each value must be, and what keys exclude each other; judged without torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from cifar_lightning.config.components import check_targets, is_number
+from cifar_lightning.config.protocols import PROTOCOLS
+from cifar_lightning.config.schema import TrainConfig
+from cifar_lightning.errors import UserError, bad_value
+from cifar_lightning.system.untrusted import Unreadable, check_plain, convert
+
+# One number a channel; those that images are divided by are not 0.
+Colours = Annotated[list[float], Meta(min_length=3, max_length=3)]
+Deviations = Annotated[list[Annotated[float, Meta(gt=0)]], Meta(min_length=3, max_length=3)]
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+# Keys that follow another one, by interpolation in conf/: that one alone is to be set.
+FOLLOWING = {
+    "augment.cutmix.num_classes": "data.num_classes",
+    "augment.cutout.fill": "data.mean",
+    "augment.mixup.num_classes": "data.num_classes",
+    "data.batch_size": "batch_size",
+    "data.seed": "seed",
+    "model.num_classes": "data.num_classes",
+    "trainer.max_epochs": "epochs",
+    "trainer.precision": "precision",
+}
+
+
+def _number(holds: Callable[[Any], bool]) -> Callable[[object], bool]:
+    return lambda value: is_number(value) and holds(value)
+
+
+def _whole(holds: Callable[[Any], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and holds(value)
+
+
+_POSITIVE = (_number(lambda v: v > 0), "a number above 0")
+_NOT_NEGATIVE = (_number(lambda v: v >= 0), "a number of 0 or more")
+_IN_UNIT = _number(lambda v: 0 < v < 1)
+_BELOW_ONE = (_number(lambda v: 0 <= v < 1), "0 or more, below 1")
+REBUILT = ("model", "data")  # from run.json, when a run is measured again
+
+# Each key that is there must satisfy its rule; the text says what is allowed.
+RULES: dict[str, tuple[Callable[[object], bool], str]] = {
+    "epochs": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
+    "batch_size": (_whole(lambda v: v >= 2), "a whole number of at least 2"),
+    "seed": (_whole(lambda v: 0 <= v < 2**32), "a whole number from 0 to 2^32 - 1"),
+    "label_smoothing": _BELOW_ONE,
+    "ema": (lambda v: v is None or _IN_UNIT(v), "null, or above 0 and below 1"),
+    "precision": (lambda v: v in PRECISIONS, ", ".join(PRECISIONS)),
+    "id": (
+        lambda v: v is None or bool(re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,63}", str(v), re.ASCII)),
+        "up to 64 letters, digits and ._+-, a letter or digit first",
+    ),
+    "optim.lr": _POSITIVE,
+    "optim.momentum": _BELOW_ONE,
+    "optim.weight_decay": _NOT_NEGATIVE,
+    "scheduler.warmup": _BELOW_ONE,
+    "model.dropout": _BELOW_ONE,
+    "model.bn_momentum": (_number(lambda v: 0 < v <= 1), "above 0, at most 1"),
+    "model.bn_eps": _POSITIVE,
+    "data.val_fraction": _BELOW_ONE,
+    "distill.temperature": _POSITIVE,
+    "distill.alpha": (_number(lambda v: 0 <= v <= 1), "0 to 1"),
+    "augment.cutout.size": (_whole(lambda v: 1 <= v <= 32), "1 to 32, the image's size"),
+    "augment.progressive.start": (_whole(lambda v: 8 <= v <= 32), "8 to 32, the image's size"),
+    "augment.progressive.until": (_number(lambda v: 0 < v <= 1), "above 0, at most 1"),
+    "augment.mixup.alpha": _POSITIVE,
+    "augment.cutmix.alpha": _POSITIVE,
+    "benchmark.variants": (lambda v: isinstance(v, list), "a list, such as [fp32,onnx]"),
+    "benchmark.threads": (
+        lambda v: isinstance(v, list) and bool(v) and all(map(_whole(lambda n: n >= 1), v)),
+        "a list of whole numbers of at least 1, such as [1,2]",
+    ),
+    "benchmark.protocol": (lambda v: v in list(PROTOCOLS), ", ".join(PROTOCOLS)),
+    "data.device": (lambda v: v in ("cpu", "gpu"), "cpu, gpu"),
+    "data.num_workers": (_whole(lambda v: v >= 0), "a whole number of 0 or more"),
+    "data.eval_batch_size": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
+    "data.num_classes": (_whole(lambda v: v >= 2), "a whole number of at least 2"),
+    "data.connect_timeout": _POSITIVE,
+    "n_trials": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
+    "top": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
+    "min_acc": (_number(lambda v: 0 <= v <= 100), "0 to 100, percent"),
+    "repeats": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
+}
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Check the values of a resolved configuration that can be judged without torch.
+
+    Raises:
+        UserError: With the key, the value and what is allowed.
+    """
+    _check_rules(config)
+    for key, source in FOLLOWING.items():
+        for value, wanted in zip(_values(config, key), _values(config, source), strict=False):
+            if value != wanted:
+                raise bad_value(key, value, f"{wanted}, which follows from {source}; set that")
+    for name in REBUILT:
+        if name in config:
+            check_targets(name, config[name])
+    if {"mixup", "cutmix"} <= set(config.get("augment", {})):
+        raise UserError("augment=mixup,cutmix: allowed is one of them")
+    data = config.get("data", {})
+    if data.get("device") == "gpu" and data.get("num_workers"):
+        raise bad_value("data.num_workers", data["num_workers"], "0 where data.device=gpu")
+    trainer = config.get("trainer", {})
+    if trainer.get("deterministic") and trainer.get("benchmark"):
+        raise bad_value("trainer.benchmark", "true", "false or null where trainer.deterministic")
+
+
+def _check_rules(config: Mapping[str, Any]) -> None:
+    for key, (holds, allowed) in RULES.items():
+        for value in _values(config, key):
+            if not holds(value):
+                raise bad_value(key, value, allowed)
+
+
+def check_recorded(config: dict[str, Any]) -> None:
+    """Check a configuration out of a record, which may be anybody's.
+
+    Raises:
+        ValueError: If a key is missing that commands need, one has the wrong type or value, or it
+            holds what could be resolved or called.
+    """
+    try:
+        check_plain(config, REBUILT)
+        for option in fields(TrainConfig):
+            if option.name not in config:
+                raise Unreadable(f"{option.name}: missing")
+        convert(config, TrainConfig)
+        convert(config["augment"], dict[str, dict[str, Any]])
+        convert(config["data"], _RecordedData)
+        if config["distill"] is not None:
+            convert(config["distill"], _RecordedDistill)
+        _check_rules(config)
+    except (Unreadable, UserError) as error:
+        raise ValueError(f"config: {error}") from error
+
+
+@dataclass
+class _RecordedData:
+    """What commands need of a data set's configuration."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=250)]
+    num_classes: Annotated[int, Meta(ge=2, le=100_000)]
+    val_fraction: float
+    split_seed: int
+    mean: Colours
+    std: Deviations
+
+
+@dataclass
+class _RecordedDistill:
+    """What commands need of a distillation's configuration."""
+
+    teacher: str
+
+
+def _values(config: Mapping[str, Any], key: str) -> list[Any]:
+    """Look a dotted key up: a list of its value, empty where there is no such key."""
+    value: Any = config
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return []
+        value = value[part]
+    return [value]

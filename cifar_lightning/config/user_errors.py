@@ -1,0 +1,83 @@
+"""Errors of Hydra and OmegaConf as one line for the user."""
+
+from __future__ import annotations
+
+import sys
+from traceback import walk_tb
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from cifar_lightning.config.schema import CONF_DIR, NAMING_GROUPS, SCHEMAS
+from cifar_lightning.errors import UserError, bad_value, chain, unknown_name
+
+COMPOSERS = ("hydra", "omegaconf", "antlr4", "yaml")
+
+
+def explain(error: BaseException) -> UserError | None:
+    """Turn an error of composing a configuration into one line, or None if it is another.
+
+    Hydra and OmegaConf wrap whatever is raised while they work. So it counts where the first error
+    was raised: in theirs it is a mistake in the configuration, elsewhere a fault.
+    """
+    links = list(chain(error))
+    for link in links:
+        if isinstance(link, UserError):
+            return link
+    if not raised_in_composing(links[-1]):
+        return None
+    for link in links:
+        if isinstance(link, MissingConfigException) and link.options is not None:
+            group, _, option = (link.missing_cfg_file or "").rpartition("/")
+            options = [name for name in link.options if not name.startswith("_")]
+            return unknown_name(f"{group}={option}", "option", option, options)
+        if isinstance(link, ConfigKeyError | ConfigAttributeError):
+            return _explain_key(link)
+        if isinstance(link, ValidationError):
+            return _explain_type(link)
+        if isinstance(link, OverrideParseException):
+            return UserError(f"{link.override}: can't be read ({one_line(link)})")
+    for link in links:
+        if isinstance(link, HydraException | OmegaConfBaseException):
+            return UserError(one_line(link))
+    return None
+
+
+def raised_in_composing(error: BaseException) -> bool:
+    """Tell whether an error was raised by Hydra, its parts, or what they called of Python's own."""
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)]
+    names = [module.partition(".")[0] for module in modules]
+    foreign = [name for name in names if name not in sys.stdlib_module_names]
+    return bool(foreign) and foreign[-1] in COMPOSERS
+
+
+def _explain_key(error: OmegaConfBaseException) -> UserError:
+    full_key, parent = str(error.full_key or error.key), error.parent_node
+    key = full_key.rpartition(".")[2]
+    names = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
+    groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
+    if key == full_key and {*NAMING_GROUPS} <= {*names}:  # groups that change others are names, too
+        names += groups
+    shown = {name for name in names if not name.startswith("_") and name != "hydra"}
+    return unknown_name(full_key, "key", key, shown)
+
+
+def _explain_type(error: ValidationError) -> UserError:
+    expected = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+    found = (schema.__annotations__.get(str(error.full_key)) for schema in SCHEMAS.values())
+    annotation = str(next((one for one in found if one is not None), ""))
+    if annotation in expected:
+        return bad_value(str(error.full_key), error.value, expected[annotation])
+    return UserError(f"{error.full_key}: {one_line(error)}")
+
+
+def one_line(error: BaseException) -> str:
+    """Put an error's text into one line, without links to manuals."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith("See https"))

@@ -1,0 +1,195 @@
+"""The DataModule that all sources share: validation split, loaders, augmentation on the device."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from lightning import LightningDataModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cifar_lightning.data.augmentation import Kind, kind
+from cifar_lightning.data.batches import Batch, ImageBatches, IndexBatches, Normalize
+from cifar_lightning.data.images import ImageData, Split, stratified_split
+from cifar_lightning.errors import bad_value
+
+SplitName = Literal["train", "val", "test"]
+
+
+def epochs_done(trainer: Trainer) -> int:
+    """Count the finished epochs, right also while a continued run is being set up."""
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    return int(progress.processed)
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """Batches for training, validation and testing from any source of images.
+
+    Args:
+        name: What the results table calls the data set.
+        num_classes: Has to agree with what is read.
+        val_fraction: Share of the training images held out to choose the checkpoint; 0 trains on
+            all of them, and the last checkpoint is the chosen one.
+        split_seed: Of the held-out split; not the training's, so all seeds share the split.
+        batch_size: Of training, per process.
+        eval_batch_size: Of validation and testing, per process.
+        num_workers: Processes that cut batches; 0 is usually fastest.
+        device: Where the images lie: ``cpu``, or ``gpu`` for the device of the training.
+        seed: Of the training order.
+        mean: Per channel, of pixels in [0, 1].
+        std: Per channel.
+        augment: Transforms while training. Those of single images come first, then those of
+            uint8 batches, then those that depend on how much of the training is done, then, after
+            normalising, those that mix images; each in order.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        num_classes: int,
+        val_fraction: float,
+        split_seed: int,
+        batch_size: int,
+        eval_batch_size: int,
+        num_workers: int,
+        seed: int,
+        mean: list[float],
+        std: list[float],
+        device: str = "cpu",
+        augment: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.num_classes = num_classes
+        self.val_fraction = val_fraction
+        self.split_seed = split_seed
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.device = device
+        self.seed = seed
+        self.normalize = Normalize(mean, std)
+        self.augment: dict[Kind, list[Callable[..., Any]]] = {each: [] for each in Kind}
+        for transform in (augment or {}).values():
+            self.augment[kind(transform)].append(transform)
+        self._places: dict[tuple[str, torch.device], Batch] = {}
+
+    @abstractmethod
+    def read(self) -> ImageData:
+        """Read the whole data set into memory."""
+
+    @cached_property
+    def images(self) -> ImageData:
+        """The data set, read when it is first asked for.
+
+        Raises:
+            UserError: If it can't be read or does not fit the configuration.
+        """
+        images = self.read()
+        if len(images.classes) != self.num_classes:
+            raise bad_value(
+                "data.num_classes", self.num_classes, f"{len(images.classes)}, the classes found"
+            )
+        return images
+
+    @cached_property
+    def indices(self) -> dict[SplitName, Tensor]:
+        """Where each split's images are: train and val in ``images.train``, test in its own.
+
+        Raises:
+            UserError: If a split is too small to work with.
+        """
+        labels = self.images.train.labels
+        train, val = stratified_split(labels, self.val_fraction, self.split_seed)
+        if (self.val_fraction > 0 and len(val) == 0) or len(train) == 0:
+            raise bad_value("data.val_fraction", self.val_fraction, "what leaves images in both")
+        return {"train": train, "val": val, "test": torch.arange(len(self.images.test.labels))}
+
+    def check_batches(self, processes: int) -> None:
+        """See that an epoch has at least one step.
+
+        Args:
+            processes: Of the training; each takes batches of its own.
+
+        Raises:
+            UserError: If the training split is too small for that.
+        """
+        images = len(self.indices["train"])
+        if self.batch_size * processes > images:
+            split = f" (the training split has {images} images)"
+            most = f"{images // processes} for {processes} processes" if processes > 1 else images
+            raise bad_value("batch_size", self.batch_size, f"2 to {most}{split}")
+
+    def loader(self, split: SplitName) -> DataLoader[Batch]:
+        """Make the loader of one split; its batches are uint8."""
+        training = split == "train"
+        trainer = self.trainer
+        place = torch.device("cpu")
+        if self.device == "gpu" and trainer is not None:
+            place = trainer.strategy.root_device
+        images, labels = self._placed("test" if split == "test" else "train", place)
+        sampler = IndexBatches(
+            self.indices[split].to(place),
+            self.batch_size if training else self.eval_batch_size,
+            shuffle=training,
+            seed=self.seed,
+            # With workers the first batches are drawn before Lightning calls `set_epoch`.
+            epoch=epochs_done(trainer) if trainer else 0,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+        return DataLoader(
+            ImageBatches(
+                images,
+                labels,
+                self.augment[Kind.PER_IMAGE] if training else (),
+            ),
+            batch_size=None,  # an element is a batch already
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available() and place.type == "cpu",
+            # Its own, so that making an iterator draws nothing from the global one.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def _placed(self, name: Literal["train", "test"], place: torch.device) -> Batch:
+        """Give all images and labels of an official split, copied to their place only once."""
+        if (name, place) not in self._places:
+            split: Split = getattr(self.images, name)
+            self._places[name, place] = split.images.to(place), split.labels.to(place)
+        return self._places[name, place]
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self.loader("train")
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self.loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self.loader("test")
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment (in training) and normalise a batch that already lies on its device."""
+        if self.trainer is not None and self.trainer.training:
+            epochs = int(self.trainer.max_epochs or 0)
+            return self.augmented(batch, self.trainer.current_epoch / epochs)
+        images, labels = batch
+        return self.normalize(images), labels
+
+    def augmented(self, batch: Batch, progress: float = 1.0) -> Batch:
+        """Augment and normalise a batch as the training sees it when so much of it is done."""
+        images, labels = batch
+        for transform in self.augment[Kind.BATCHED]:
+            images = transform(images)
+        for resize in self.augment[Kind.PROGRESSIVE]:
+            images = resize(images, progress)
+        images = self.normalize(images)
+        for mix in self.augment[Kind.MIXING]:
+            images, labels = mix(images, labels)
+        return images, labels

@@ -1,0 +1,72 @@
+"""Finding a finished run by its ID, its name or its folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from cifar_lightning.errors import UserError, bad_value, unknown_name
+from cifar_lightning.runs.run import RUNS, Run, copied, left_out
+
+log = logging.getLogger(__name__)
+
+
+def find_run(outputs: Path, query: str, key: str = "run") -> Path:
+    """Find the folder of one finished run.
+
+    Args:
+        outputs: Where to look.
+        query: An ID, the beginning of a run's name, or a folder.
+        key: What the query was given for, to name it in errors.
+
+    Raises:
+        UserError: If there is none, more than one, or it is not finished.
+    """
+    if os.path.isfile(Path(query) / Run.FILE):  # noqa: PTH113  # also of what can't be a path
+        folder, run = Path(query), load_run(Path(query))
+    else:
+        runs = dict(_whole_runs(outputs))
+        found = [folder for folder, run in runs.items() if query in (run.label, run.name)]
+        found = found or [f for f, run in runs.items() if query and run.name.startswith(query)]
+        if not found:
+            names = {name for run in runs.values() for name in (run.label, run.name)}
+            raise unknown_name(f"{key}={query}", f"run in {outputs}", query, names)
+        if len(found) > 1:
+            names = {runs[folder].name for folder in found}
+            raise bad_value(key, query, f"one of {', '.join(sorted(names))}: it means them all")
+        folder, run = found[0], runs[found[0]]
+    if run.status != "finished":
+        raise UserError(f"{key}={query}: {run.name} is {run.status}, needed is a finished run")
+    return folder
+
+
+def _whole_runs(outputs: Path) -> Iterator[tuple[Path, Run]]:
+    folders = sorted((outputs / RUNS).iterdir()) if (outputs / RUNS).is_dir() else []
+    for folder in folders:
+        try:
+            run = Run.load(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except ValueError as error:
+            log.warning("%s", left_out(folder / Run.FILE, error))
+            continue
+        if run.name == folder.name:
+            yield folder, run
+        else:
+            log.warning("%s", copied(folder, run))
+
+
+def load_run(folder: Path) -> Run:
+    """Read the run of a folder that the user, or a record, has named.
+
+    Raises:
+        UserError: If it is missing or damaged.
+    """
+    try:
+        return Run.load(folder)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder / Run.FILE}: there is no such file") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / Run.FILE}: damaged ({error})") from error

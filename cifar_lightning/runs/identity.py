@@ -1,0 +1,143 @@
+"""A run's identity: the part of its configuration that changes the weights, and its name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from cifar_lightning.config.components import MACHINE
+from cifar_lightning.config.schema import CONF_DIR, NAMING_GROUPS, TrainConfig
+
+MAX_EXACT = 2**53  # integers up to here are exact as floats
+
+# Where a training is computed, what it is called and what follows it: none of it changes the
+# trained weights, so none of it is in a run's identity. Everything else is.
+NEUTRAL = {
+    *MACHINE,
+    "benchmark",
+    "channels_last",
+    "compile",
+    "id",
+    "outputs",
+    "rerun",
+    "data.eval_batch_size",
+    "data.md5",
+    "optim.foreach",
+    "optim.fused",
+    "trainer.accelerator",
+    "trainer.benchmark",
+    "trainer.detect_anomaly",
+    "trainer.deterministic",
+    "trainer.devices",  # enters as the number of processes
+    "trainer.enable_autolog_hparams",
+    "trainer.log_every_n_steps",
+    "trainer.num_nodes",
+    "trainer.profiler",
+    "trainer.strategy",
+}
+
+
+def training_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep of a resolved configuration what changes the trained weights.
+
+    A value of None says that an optional feature is off and is left out, so that adding such a
+    feature renames no old run.
+    """
+
+    def kept(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        result = {}
+        for key, value in node.items():
+            if prefix + key in NEUTRAL or value is None:
+                continue
+            result[key] = kept(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        return result
+
+    training: dict[str, Any] = _canonical(kept(config, ""), "")
+    training["augment"] = list(training["augment"].items())  # transforms work in this order
+    trainer = config["trainer"]
+    processes = [count_devices(trainer.get("devices", 1)), trainer.get("num_nodes", 1)]
+    if processes != [1, 1]:
+        training["processes"] = processes
+    return training
+
+
+def count_devices(devices: Any) -> Any:
+    """Count what ``trainer.devices`` names: a number, or a list as in ``[0,1]`` or ``"0,1"``."""
+    if isinstance(devices, list):
+        return len(devices)
+    if isinstance(devices, str) and "," in devices:
+        return len([one for one in devices.split(",") if one.strip()])
+    if isinstance(devices, str) and devices.strip().isdecimal():
+        return int(devices)
+    return devices
+
+
+def _canonical(value: Any, key: str) -> Any:
+    """Write equal numbers alike: 1 and 1.0 are one value, true is another.
+
+    A number has the type that the files in ``conf`` give its key; where none does, it is an integer
+    if it has no fraction.
+    """
+    if isinstance(value, Mapping):
+        prefix = f"{key}." if key else ""
+        return {name: _canonical(one, f"{prefix}{name}") for name, one in value.items()}
+    if isinstance(value, list):
+        return [_canonical(one, key) for one in value]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    if key in _float_keys():
+        return float(value) if abs(value) < MAX_EXACT else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+@cache
+def _float_keys() -> frozenset[str]:
+    """List the keys, with their group, that a file in ``conf`` gives a number with a fraction."""
+
+    def found(node: Any, key: str) -> Iterator[str]:
+        if isinstance(node, dict):
+            for name, inner in node.items():
+                yield from found(inner, f"{key}.{name}")
+        elif isinstance(node, float):
+            yield key
+        elif isinstance(node, list):
+            for inner in node:
+                yield from found(inner, key)
+
+    keys = {option.name for option in fields(TrainConfig) if "float" in str(option.type)}
+    for path in CONF_DIR.glob("*/*.yaml"):
+        if path.parent.name not in ("experiment", "hydra"):
+            keys |= {*found(OmegaConf.to_container(OmegaConf.load(path)), path.parent.name)}
+    return frozenset(keys)
+
+
+def run_name(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
+    """Name a run: ``<model>-<optim>-<scheduler>-e<epochs>-s<seed>-<8 hex>``.
+
+    Args:
+        config: Resolved and checked.
+        choices: The option chosen in each group.
+    """
+    hexdigest = _digest(training_config(config))
+    parts = [choices[group] for group in NAMING_GROUPS]
+    return "-".join([*parts, f"e{config['epochs']}", f"s{config['seed']}", hexdigest])
+
+
+def group_name(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
+    """Name what runs that differ only in the seed have in common; arguments as for `run_name`."""
+    training = training_config(config)
+    training["data"] = {key: value for key, value in training["data"].items() if key != "seed"}
+    del training["seed"]
+    parts = [choices[group] for group in NAMING_GROUPS]
+    return "-".join([*parts, f"e{config['epochs']}", _digest(training)])
+
+
+def _digest(training: Mapping[str, Any]) -> str:
+    canonical = json.dumps(training, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]

@@ -1,0 +1,132 @@
+"""From a composed configuration to a run: its settings as plain values, and its name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_lightning.config.rules import check
+from cifar_lightning.config.schema import CONF_DIR, NAMING_GROUPS, SCHEMAS, plain
+from cifar_lightning.errors import UserError, bad_value
+from cifar_lightning.runs.find import find_run, load_run
+from cifar_lightning.runs.folder import HYDRA, check_ours, run_folder
+from cifar_lightning.runs.identity import run_name
+from cifar_lightning.runs.run import RUNS
+
+
+def resolve(composed: DictConfig) -> dict[str, Any]:
+    """Make plain containers of the task's part of a composed configuration.
+
+    A teacher becomes the name of its run, however it was given: by what it is, it is part of the
+    student's identity.
+
+    Raises:
+        UserError: If a needed value is missing, or there is no such teacher.
+    """
+    config = plain(composed)
+    if config["distill"] is not None:
+        outputs, given = Path(config["outputs"]), str(config["distill"]["teacher"])
+        folder = find_run(outputs, given, "distill.teacher")
+        if folder.resolve().parent != (outputs / RUNS).resolve():
+            raise UserError(f"distill.teacher={given}: needed is a run in {outputs / RUNS}")
+        if load_run(folder).name != folder.name:
+            raise UserError(f"distill.teacher={given}: needed is a run in its own folder")
+        config["distill"]["teacher"] = folder.name
+    _resolve_devices(config["trainer"])
+    return config
+
+
+def _resolve_devices(trainer: dict[str, Any]) -> None:
+    """Turn ``trainer.devices=auto`` and ``-1`` into the number of this machine's devices.
+
+    How many processes train is part of a run's identity.
+
+    Raises:
+        UserError: If there is no number of them.
+    """
+    devices = trainer.get("devices", 1)
+    if str(devices).strip() not in ("auto", "-1"):
+        return
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has decided
+        trainer["devices"] = int(os.environ["LOCAL_WORLD_SIZE"])
+        return
+    import torch  # only here is it needed to name a run
+
+    accelerator, gpus = trainer.get("accelerator", "auto"), torch.cuda.device_count()
+    if gpus and accelerator in ("auto", "gpu", "cuda"):
+        trainer["devices"] = gpus
+    elif str(devices).strip() == "auto" and accelerator not in ("cuda", "tpu", "hpu"):
+        trainer["devices"] = 1  # a CPU and Apple's GPU are one device each
+    elif accelerator in ("auto", "cpu"):
+        raise bad_value("trainer.devices", devices, "auto or a number of processes on a CPU")
+
+
+def register() -> None:
+    """Make the schemas and the ``run_name`` resolver known to Hydra."""
+    store = ConfigStore.instance()
+    for name, schema in SCHEMAS.items():
+        store.store(name=name, node=schema)
+    OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
+    OmegaConf.register_new_resolver("checked_places", _check_places, replace=True)
+
+
+def _resolve_run_name(_root_: DictConfig) -> str:
+    """Check the whole configuration and name its run.
+
+    Hydra asks for the name before it makes the run's folder, so a mistake leaves nothing behind.
+    """
+    config = resolve(_root_)
+    check(config)
+    hydra = _root_.get("hydra") or HydraConfig.get()
+    choices = hydra.runtime.choices
+    for group in NAMING_GROUPS:
+        if not isinstance(choices.get(group), str):
+            raise UserError(f"{group}: needs exactly one option, say {group}=...")
+    name = run_name(config, choices)
+    outputs = Path(config["outputs"])
+    check_ours(outputs, run_folder(outputs, name))
+    return name
+
+
+# Of Hydra's settings, those that decide where it writes, and where relative paths begin.
+PLACES = ("run.dir", "sweep.dir", "sweep.subdir", "output_subdir", "job.chdir")
+
+
+def _check_places(_root_: DictConfig) -> bool:
+    """Refuse other folders than ours before Hydra makes any.
+
+    The values are compared as they are written: in a multirun they can't be resolved yet.
+    """
+    own = OmegaConf.create({"hydra": {"output_subdir": HYDRA}})
+    for name in ("train", str(_root_.hydra.job.config_name)):
+        if (path := CONF_DIR / f"{name}.yaml").exists():
+            own.merge_with(OmegaConf.load(path))
+    for key in PLACES:
+        given = _written(_root_, f"hydra.{key}")
+        if given != _written(own, f"hydra.{key}") and not _is_the_same(key, given, _root_):
+            raise UserError(
+                f"hydra.{key}={given}: can't be changed; outputs=... says where files go"
+            )
+    return True
+
+
+def _is_the_same(key: str, given: Any, root: DictConfig) -> bool:
+    """Tell whether a setting comes to the same, as those that Lightning gives its processes."""
+    if key == "run.dir" and root.hydra.mode != RunMode.MULTIRUN:
+        ours = run_folder(Path(root.outputs), _resolve_run_name(root))
+        return Path(str(given)).absolute() == ours.absolute()
+    return key == "output_subdir" and given is None
+
+
+def _written(config: DictConfig, key: str) -> Any:
+    """Read a value without resolving what it refers to."""
+    node = OmegaConf.to_container(config.hydra)
+    for part in key.split(".")[1:]:
+        node = node[part]  # type: ignore[index,call-overload]
+    return node

@@ -1,0 +1,89 @@
+"""The jobs of a sweep: composed, resolved and checked before the first one starts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, open_dict
+
+from cifar_lightning.config import rules, user_errors
+from cifar_lightning.errors import UserError
+from cifar_lightning.runs import identity, resolve
+from cifar_lightning.runs.completed import finished
+from cifar_lightning.runs.folder import run_folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a multirun.
+
+    Attributes:
+        overrides: Of the command line, this job's values in place of the sweep's.
+        label: The overrides in which it differs from the other jobs.
+        config: Resolved.
+        folder: The run's.
+    """
+
+    overrides: tuple[str, ...]
+    label: str
+    config: dict[str, Any]
+    folder: Path
+
+    @property
+    def done(self) -> bool:
+        return finished(self.folder, self.config) is not None
+
+    @property
+    def benchmark(self) -> str:
+        return json.dumps(self.config["benchmark"], sort_keys=True)
+
+
+def jobs(
+    job_overrides: Sequence[Sequence[str]], compose: Callable[[Sequence[str]], DictConfig]
+) -> list[Job]:
+    """Compose, resolve and check every job; jobs that come to the same thing are one.
+
+    Args:
+        job_overrides: Of each job.
+        compose: Makes a job's configuration.
+
+    Raises:
+        UserError: With a line for every mistake in any of them.
+    """
+    counts = Counter(override for overrides in job_overrides for override in overrides)
+    found: dict[tuple[Path, str], Job] = {}
+    mistakes: dict[str, None] = {}
+    for number, overrides in enumerate(job_overrides):
+        varied = [text for text in overrides if counts[text] < len(job_overrides)]
+        try:
+            composed = compose(overrides)
+            with open_dict(composed):
+                composed.hydra.job.id = composed.hydra.job.num = number
+            config = resolve.resolve(composed)
+            rules.check(config)
+            name = identity.run_name(config, composed.hydra.runtime.choices)
+            folder = run_folder(Path(config["outputs"]), name)
+            job = Job(tuple(overrides), " ".join(varied) or name, config, folder)
+            if not job.done:
+                from cifar_lightning.training.experiment import (
+                    build,  # torch: only where there is work
+                )
+
+                build(config, folder)
+        except Exception as error:
+            known = user_errors.explain(error)
+            if known is None:
+                raise
+            mistakes[str(known)] = None
+        else:
+            found.setdefault((folder, job.benchmark), job)
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    if not found:
+        raise UserError("-m: this sweep has no jobs")
+    return list(found.values())

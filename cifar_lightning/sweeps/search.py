@@ -1,0 +1,247 @@
+"""A search for the settings with the best validation accuracy; its trials are ordinary runs.
+
+The test split has no say: a trial's value is its run's ``val_acc``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_lightning.config import rules
+from cifar_lightning.errors import RunFailed, UserError, bad_value
+from cifar_lightning.runs import identity
+from cifar_lightning.runs.run import Run
+from cifar_lightning.sweeps import executors, jobs, run
+from cifar_lightning.sweeps.space import (
+    OWN_KEYS,
+    Space,
+    as_override,
+    concerns,
+    draw_settings,
+    flatten_space,
+    range_ends,
+)
+from cifar_lightning.system.files import check_inside
+from cifar_lightning.system.locks import alone
+
+log = logging.getLogger(__name__)
+
+STUDIES = "tune.db"  # in the outputs
+SHOWN = 5  # of the best trials
+HOPELESS_AFTER = 3  # trials, all of them failed for the same reason
+KILLED_WITH_SEARCH = 3  # times, and a trial is taken up no more
+# Endings that a trial's own settings can bring about. A mistake in a key of the space is another;
+# whatever else ends a trial, such as a full disk, would end the next one, too.
+OF_SETTINGS = {"not_finite", "crashed", "killed"}
+LEFT = "left"  # a trial that an error or a signal ended in good order; one killed with us has none
+KILLED = "killed"  # how often the search was killed in this trial
+
+
+def search(cfg: DictConfig) -> None:
+    """Run trials until there are ``n_trials``, those of earlier commands included.
+
+    Args:
+        cfg: Composed from ``conf/tune.yaml``.
+
+    Raises:
+        UserError: If the space or the configuration is wrong, or Optuna is not installed.
+        RunFailed: If no trial ended well.
+        Interrupted: If the user stopped it; the same command again goes on.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError("tune.py needs Optuna: pip install 'cifar-lightning[tune]'") from error
+    space = flatten_space(OmegaConf.to_container(cfg.space, resolve=True))  # type: ignore[arg-type]
+    rules.check({"n_trials": cfg.n_trials})
+    given = [
+        override
+        for override in HydraConfig.get().overrides.task
+        if override.lstrip("+~").partition("=")[0].partition(".")[0] not in OWN_KEYS
+    ]
+    base = _checked(given, space)
+    outputs = Path(base.config["outputs"])
+    outputs.mkdir(parents=True, exist_ok=True)
+    check_inside(outputs, outputs / STUDIES)
+    name = _study_name(base, space)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with alone(outputs / f".{name}.lock", f"another process is at the study {name}"):
+        study = optuna.create_study(
+            storage=f"sqlite:///{outputs.resolve() / STUDIES}",
+            study_name=name,
+            direction="maximize",
+            load_if_exists=True,
+        )
+        ended = _take_up(study)
+        log.info("study %s: %d of %d trials are done", name, ended, cfg.n_trials)
+        for number in range(ended, cfg.n_trials):
+            # Another seed each time, or a search that goes on would draw the same again.
+            seed = base.config["seed"] + number
+            study.sampler = optuna.samplers.TPESampler(seed=seed)
+            trial = study.ask()
+            overrides = [as_override(key, value) for key, value in draw_settings(trial, space)]
+            log.info("trial %d of %d: %s", number + 1, cfg.n_trials, " ".join(overrides))
+            try:
+                ended_as = _run([*given, *overrides], space)
+            except BaseException:
+                trial.set_user_attr(LEFT, True)  # by its own will, so it can go on
+                raise
+            if isinstance(ended_as, Run):
+                trial.set_user_attr("run", ended_as.name)
+                study.tell(trial, ended_as.val_acc)
+            else:
+                log.warning("this trial failed: %s", ended_as.text)
+                trial.set_user_attr("reason", ended_as.text)
+                trial.set_user_attr("cause", ended_as.cause)
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                _end_if_hopeless(study)
+        _show(study)
+
+
+@dataclass(frozen=True)
+class _Untrainable:
+    """Why a trial's settings can't be trained.
+
+    Attributes:
+        cause: The same for trials that fail alike.
+        text: For people.
+    """
+
+    cause: str
+    text: str
+
+
+def _run(overrides: list[str], space: Space) -> Run | _Untrainable:
+    """Train one trial.
+
+    Returns:
+        Its run; or why these settings can't be trained.
+
+    Raises:
+        UserError: If the user made a mistake that is not one of this trial's settings.
+        RunFailed: If it failed otherwise; the same command again takes the trial up.
+        Interrupted: If the user stopped it.
+    """
+    try:
+        (job,) = _jobs([overrides])
+    except UserError as error:  # the settings without a draw were right
+        return _Untrainable(f"refused {error.key}", str(error))
+    for failure in run.attempt([job], executors.ThisMachine(1)):
+        record = _record(job.folder)
+        if record is not None and record.status == "finished":
+            break  # trained and tested; what failed came after
+        if failure.kind in OF_SETTINGS:
+            return _Untrainable(failure.kind, failure.reason)
+        if failure.kind == UserError.kind:
+            if any(concerns(failure.key, key) for key in space):
+                return _Untrainable(f"refused {failure.key}", failure.reason)
+            raise UserError(failure.reason)
+        raise RunFailed(failure.reason)
+    return Run.load(job.folder)
+
+
+def _record(folder: Path) -> Run | None:
+    try:
+        return Run.load(folder)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _take_up(study: Any) -> int:
+    """Begin again with the trials that an earlier command left; return how many have ended.
+
+    Their runs have the same names again, and so continue. A trial in which the search was killed
+    again and again, perhaps for want of memory, has failed.
+    """
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        killed = trial.user_attrs.get(KILLED, 0) + (LEFT not in trial.user_attrs)
+        study.tell(trial.number, state=TrialState.FAIL)
+        if killed < KILLED_WITH_SEARCH:
+            again = {"instead_of": trial.number, KILLED: killed}
+            study.enqueue_trial(trial.params, user_attrs=again)
+    trials = study.get_trials()
+    finished = [trial for trial in trials if trial.state.is_finished()]
+    return len(finished) - sum("instead_of" in trial.user_attrs for trial in trials)
+
+
+def _end_if_hopeless(study: Any) -> None:
+    """End a search whose every trial failed for one and the same reason.
+
+    Raises:
+        RunFailed: If it is one.
+    """
+    trials = study.get_trials()
+    failed = [trial for trial in trials if "cause" in trial.user_attrs]
+    done = any(trial.value is not None for trial in trials)
+    causes = {trial.user_attrs["cause"] for trial in failed}
+    if not done and len(failed) >= HOPELESS_AFTER and len(causes) == 1:
+        raise RunFailed(
+            f"{study.study_name}: all {len(failed)} trials failed for the same reason; the last "
+            f"one: {failed[-1].user_attrs['reason']}"
+        )
+
+
+def _checked(given: list[str], space: Space) -> jobs.Job:
+    """See that the space and its ends are allowed; return the job without a draw from it."""
+    if not space:
+        raise bad_value("space", "{}", "at least one key with low and high, or choices")
+    ends = [
+        as_override(key, value) for key, entry in space.items() for value in range_ends(key, entry)
+    ]
+    jobs = _jobs([given, *([*given, end] for end in ends)])
+    for job in jobs:
+        if job.config["data"]["val_fraction"] == 0:
+            raise bad_value("data.val_fraction", 0, "above 0: held-out images judge the trials")
+    return jobs[0]
+
+
+def _jobs(job_overrides: list[list[str]]) -> list[jobs.Job]:
+    return jobs.jobs(
+        job_overrides,
+        lambda overrides: hydra.compose("train", list(overrides), return_hydra_config=True),
+    )
+
+
+def _study_name(base: jobs.Job, space: Space) -> str:
+    """Name the study after everything that its trials share, so other settings make another."""
+    shared = [identity.training_config(base.config), space]
+    digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{base.folder.name.rpartition('-')[0]}-{digest}"
+
+
+def _show(study: Any) -> None:
+    """Show what failed, the best trials, and the overrides of the best."""
+    from optuna.trial import TrialState
+
+    trials = study.get_trials()
+    taken_up = {trial.user_attrs.get("instead_of") for trial in trials}
+    for trial in trials:
+        if trial.state == TrialState.FAIL and trial.number not in taken_up:
+            reason = trial.user_attrs.get("reason", "the search was killed in it again and again")
+            log.warning("failed: %s: %s", _settings(trial), reason)
+    done = [trial for trial in trials if trial.value is not None]
+    if not done:
+        raise RunFailed(f"{study.study_name}: no trial ended well")
+    done.sort(key=lambda trial: trial.value, reverse=True)
+    for trial in done[:SHOWN]:
+        log.info("%.2f %% val acc  %s  %s", trial.value, trial.user_attrs["run"], _settings(trial))
+    best = " ".join(as_override(key, value) for key, value in done[0].params.items())
+    log.info("best: %s", best)
+
+
+def _settings(trial: Any) -> str:
+    return " ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else as_override(key, value)
+        for key, value in trial.params.items()
+    )

@@ -1,0 +1,70 @@
+"""The space of a search: its ranges, checked before the first trial."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cifar_lightning.errors import bad_value, unknown_name
+
+OWN_KEYS = ("n_trials", "space")
+RANGE_KEYS = ("low", "high", "log", "choices")
+Space = Mapping[str, Mapping[str, Any]]
+
+
+def draw_settings(trial: Any, space: Space) -> Iterator[tuple[str, Any]]:
+    """Let a trial draw a value of each range."""
+    for key, entry in space.items():
+        if "choices" in entry:
+            yield key, trial.suggest_categorical(key, entry["choices"])
+        else:
+            low, high = entry["low"], entry["high"]
+            whole = isinstance(low, int) and isinstance(high, int)
+            suggest = trial.suggest_int if whole else trial.suggest_float
+            yield key, suggest(key, low, high, log=entry.get("log", False))
+
+
+def as_override(key: str, value: Any) -> str:
+    """Write a setting as the command line takes it."""
+    return f"{key}={'null' if value is None else value}"
+
+
+def flatten_space(node: Mapping[str, Any], prefix: str = "") -> Space:
+    """Name every range of the space by its key in the configuration, such as ``optim.lr``."""
+    space: dict[str, Mapping[str, Any]] = {}
+    for key, value in node.items():
+        if not isinstance(value, Mapping) or not value:
+            raise bad_value(
+                f"space.{prefix}{key}", value, "{low: ..., high: ...}, {choices: [...]}"
+            )
+        if set(value) & set(RANGE_KEYS):
+            space[prefix + key] = value
+        else:
+            space |= flatten_space(value, f"{prefix}{key}.")
+    return space
+
+
+def range_ends(key: str, entry: Mapping[str, Any]) -> list[Any]:
+    """Tell the values between which a range lies, or all of its choices."""
+    for name in entry:
+        if name not in RANGE_KEYS:
+            raise unknown_name(f"space.{key}.{name}", "key", name, RANGE_KEYS)
+    if "choices" in entry:
+        choices = entry["choices"]
+        if not isinstance(choices, list) or not choices or len(entry) > 1:
+            raise bad_value(f"space.{key}", entry, "{choices: [...]} with at least one")
+        return choices
+    low, high = entry.get("low"), entry.get("high")
+    numbers = [v for v in (low, high) if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(numbers) < 2 or numbers[0] >= numbers[1]:
+        raise bad_value(f"space.{key}", entry, "numbers, low below high")
+    if entry.get("log") and numbers[0] <= 0:
+        raise bad_value(f"space.{key}.low", low, "a number above 0 where log is true")
+    return numbers
+
+
+def concerns(refused: str | None, key: str) -> bool:
+    """Tell whether a refused key is one of the space's, lies in it, or holds it."""
+    return refused is not None and (
+        f"{refused}.".startswith(f"{key}.") or key.startswith(refused + ".")
+    )

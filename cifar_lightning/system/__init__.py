@@ -1,0 +1,1 @@
+"""Files, locks, signals, streams, cores, and what machine this is."""

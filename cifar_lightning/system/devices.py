@@ -1,0 +1,47 @@
+"""The devices that torch finds here, and their names."""
+
+from __future__ import annotations
+
+import torch
+
+from cifar_lightning.errors import bad_value
+from cifar_lightning.system import environment
+
+
+def device_name(device: torch.device) -> str:
+    """Name the hardware for people and tables."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu = environment.processor().title
+    return cpu if device.type == "cpu" else f"{cpu} ({device.type})"
+
+
+def hardware_slug(device: torch.device) -> str:
+    """Make the hardware's identity fit for a file name."""
+    if device.type == "cuda":
+        return environment.slug(device_name(device))
+    cpu = environment.processor().slug
+    return cpu if device.type == "cpu" else f"{cpu}-{device.type}"
+
+
+def find_device(name: str) -> torch.device:
+    """Find a device by name; ``auto`` takes a GPU where there is one.
+
+    Raises:
+        UserError: If it is not there.
+    """
+    there = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        there.append("mps")
+    there.append("cpu")
+    wanted = {"auto": there[0], "cuda": "cuda:0", "gpu": "cuda:0"}.get(name, name)
+    if wanted not in there:
+        raise bad_value("device", name, f"auto, {', '.join(there)} on this machine")
+    return torch.device(wanted)
+
+
+def device_key(device: torch.device) -> str:
+    """Identify a device on this machine: a GPU by its UUID, the CPU as one."""
+    if device.type == "cuda":
+        return f"gpu-{torch.cuda.get_device_properties(device).uuid}"
+    return device.type

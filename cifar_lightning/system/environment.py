@@ -1,0 +1,183 @@
+"""Where a number comes from: code, versions, machine."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
+
+from cifar_lightning.system.cores import usable_cores
+
+GIT_TIMEOUT_S = 10  # a file system that hangs, or a prompt, ends nothing
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
+# The widest that a processor has decides which kernels run on it.
+VECTORS = ("amx_tile", "avx512f", "avx2", "avx", "sse4_2", "sve2", "sve", "asimd", "neon", "vsx")
+CPU_INFO = Path("/proc/cpuinfo")
+BOARD = Path("/proc/device-tree/model")
+
+
+@dataclass(frozen=True)
+class Code:
+    """The git commit, and whether the tree had changes; both None outside a checkout."""
+
+    commit: str | None = None
+    dirty: bool | None = None
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What a CPU is, as far as the operating system tells.
+
+    Attributes:
+        name: The maker's, for people. Several generations may share it.
+        vendor: On ARM the number of the implementer.
+        family: None on ARM.
+        model: On ARM the part numbers of its cores.
+        vector: The widest vector instructions.
+        board: Where the board has a name, as on a Raspberry Pi.
+    """
+
+    name: str
+    vendor: str | None = None
+    family: str | None = None
+    model: str | None = None
+    stepping: str | None = None
+    vector: str | None = None
+    board: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Its name in tables, which tells generations and boards apart."""
+        told = [f"family {self.family}"] if self.family else []
+        told += [f"model {self.model}"] if self.model else []
+        name = self.board or self.name
+        return f"{name} ({' '.join(told)})" if told else name
+
+    @property
+    def slug(self) -> str:
+        """Its identity as part of a file name, such as ``amd-epyc-25-17-1-avx512f``."""
+        parts = [self.board or self.name, self.family, self.model, self.stepping, self.vector]
+        return slug("-".join(part for part in parts if part))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The computer, without its name or address.
+
+    Attributes:
+        cores: That the process may use.
+        device: Where a training was computed, for people.
+        threads: With which a training was computed on the CPU; how sums are split among them
+            changes how they are rounded.
+    """
+
+    system: str
+    processor: Processor
+    cores: int | None
+    device: str | None = None
+    threads: Annotated[int, Meta(ge=1, le=2**20)] | None = None
+
+
+def slug(text: str) -> str:
+    """Make a text fit for a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unknown"
+
+
+def code() -> Code:
+    """Tell the state of the code."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=GIT_TIMEOUT_S,
+        ).stdout.strip()
+
+    try:
+        return Code(git("rev-parse", "HEAD"), bool(git("status", "--porcelain")))
+    except (OSError, subprocess.SubprocessError):
+        return Code()
+
+
+def version(package: str) -> str | None:
+    """Tell a package's version; None if it is not installed, ``unknown`` if it is not told."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+    except Exception:  # whatever a damaged installation gives; nothing is computed with it
+        return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Tell the versions of Python and of the packages that can change a result."""
+    return {"python": platform.python_version()} | {
+        name: version(name) or "unknown" for name in PACKAGES
+    }
+
+
+def machine(device: str | None = None, threads: int | None = None) -> Machine:
+    """Describe the computer."""
+    return Machine(
+        system=f"{platform.system()} {platform.machine()}",
+        processor=processor(),
+        cores=usable_cores(),
+        device=device,
+        threads=threads,
+    )
+
+
+@cache
+def processor() -> Processor:
+    """Tell this computer's CPU."""
+    try:
+        text = CPU_INFO.read_text(errors="replace")
+    except OSError:
+        text = ""
+    try:
+        board = BOARD.read_text(errors="replace").strip("\0\n ") or None
+    except OSError:
+        board = None
+    return parse_processor(text, board)
+
+
+def parse_processor(text: str, board: str | None = None) -> Processor:
+    """Read what Linux says of the CPU.
+
+    Args:
+        text: Of ``/proc/cpuinfo``; empty on other systems.
+        board: The board's name, if it has one.
+    """
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        values = found.setdefault(key.strip(), [])
+        if value.strip() not in values:
+            values.append(value.strip())
+
+    def first(key: str) -> str | None:
+        return next(iter(found.get(key, [])), None) or None
+
+    flags = (first("flags") or first("Features") or "").split()
+    # The parts of one ARM chip's large and small cores differ.
+    parts = "-".join(sorted(found.get("CPU part", []))) or None
+    name = first("model name") or first("Model") or platform.processor() or platform.machine()
+    return Processor(
+        name=name or "unknown",
+        vendor=first("vendor_id") or first("CPU implementer"),
+        family=first("cpu family"),
+        model=first("model") or parts,
+        stepping=first("stepping") or first("CPU revision"),
+        vector=next((vector for vector in VECTORS if vector in flags), None),
+        board=board,
+    )

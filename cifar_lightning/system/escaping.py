@@ -1,0 +1,138 @@
+"""Text of files, made harmless for whoever reads it next: one function for each reader.
+
+Ids, class names, file names, reasons and errors can come from other people's files. Records keep
+them as they are; what writes them for a reader escapes them, and shows the rest unchanged.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+# What a terminal obeys instead of showing: C0 with ESC, DEL, C1, marks that change the direction of
+# writing, the two other line ends, and halves of surrogate pairs, which stand for bytes of a file
+# name that are no UTF-8. Tab and line feed are kept where a text may have several lines.
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+_CONTROL_OR_BREAK = re.compile(f"[\\t\\n]|{_CONTROL.pattern}")
+_SHORT = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
+
+
+def _code(match: re.Match[str]) -> str:
+    character = match.group()
+    number = ord(character)
+    if 0xDC80 <= number <= 0xDCFF:  # a byte that could not be decoded
+        return f"\\x{number - 0xDC00:02x}"
+    return _SHORT.get(character) or (f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}")
+
+
+def visible(text: object) -> str:
+    r"""Show control characters of a name or a reason as ``\x1b``; the result is one line."""
+    return _CONTROL_OR_BREAK.sub(_code, str(text))
+
+
+def terminal(text: str) -> str:
+    """Show control characters of a text of several lines; tabs and line feeds stay."""
+    return _CONTROL.sub(_code, text)
+
+
+# User and password, then what follows the path; each may be a token.
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*://)(?:[^\s/?#]*@)?([^\s?#,;\]]*)(?:[?#]\S*)?", re.I)
+
+
+def without_secrets(text: str) -> str:
+    """Show of each address in a text its scheme, host and path: the rest may be a password."""
+    return _ADDRESS.sub(r"\1\2", text)
+
+
+class LogFormatter(logging.Formatter):
+    """Escapes every message for a terminal.
+
+    A message is one line, whatever the names in it; a text of ours of several lines, such as a
+    table, begins with a line feed.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, logging's name
+        if not str(record.msg).startswith("\n"):
+            record.message = visible(record.message)
+        return super().formatMessage(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return terminal(super().format(record))
+
+
+# A tag, a comment, an address, an entity. No backslash: not every Markdown reader takes one here.
+_HTML = re.compile(r"<(?=[A-Za-z/!?])|&(?=#?\w+;)")
+_ENTITIES = {"<": "&lt;", "&": "&amp;"}
+
+# What CommonMark, and GitHub's struck-out text, formulas and bare addresses, would read as
+# markup. Underlines within a word, as in `channels_last`, are none.
+_MARKUP = re.compile(
+    r"""
+    \\(?=[!-/:-@\[-`{-~]|$)             # a backslash before punctuation
+    | [`*$]
+    | (?<![^\W_])_+ | _+(?![^\W_])
+    | (?<=\S)~+ | ~+(?=\S)
+    | \](?=[(\[])                       # a link's middle
+    | !(?=\[)
+    | :(?=//) | (?<=\bwww)\.
+    """,
+    re.VERBOSE,
+)
+
+# And at the beginning of a line: headings, quotations, lists, rules, boxes to tick, definitions.
+_MARKUP_AT_BEGINNING = re.compile(
+    r"\s*(?:[#>]|[-+](?=\s+\S)|-(?=-)|=(?==)|\d{1,9}(?=[.)]\s)|\[(?=[ xX]\]|\^|.*\]:))"
+)
+
+
+def markdown(text: object) -> str:
+    """Escape a sentence so that a Markdown reader shows it as it is."""
+    line = visible(text)
+    escaped = _MARKUP.sub(lambda match: "".join(f"\\{sign}" for sign in match.group()), line)
+    escaped = _HTML.sub(lambda match: _ENTITIES[match.group()], escaped)
+    beginning = _MARKUP_AT_BEGINNING.match(escaped)
+    if beginning is None:
+        return escaped
+    end = beginning.end()
+    if escaped[end - 1].isdigit():  # of a numbered list it is the point that counts
+        return f"{escaped[:end]}\\{escaped[end:]}"
+    return f"{escaped[: end - 1]}\\{escaped[end - 1 :]}"
+
+
+def markdown_cell(text: object) -> str:
+    """Escape a cell of a table."""
+    return markdown(text).replace("|", r"\|")
+
+
+def markdown_code(text: object) -> str:
+    """Set a name in a code span; one with a backtick becomes escaped text."""
+    line = visible(text)
+    return markdown(line) if "`" in line or not line.strip() else f"`{line}`"
+
+
+def markdown_block(text: str, language: str) -> str:
+    """Fence a text of several lines, however many backticks it holds."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{terminal(text).rstrip()}\n{fence}"
+
+
+def csv_cell(value: Any) -> Any:
+    """Make a CSV cell that no spreadsheet computes; numbers stay numbers.
+
+    An apostrophe before what would begin a formula is what OWASP's page on CSV injection advises.
+    """
+    if not isinstance(value, str):
+        return value
+    cell = visible(value)
+    if len(cell.strip()) < 2 or not cell.lstrip().startswith(("=", "+", "-", "@")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell

@@ -1,0 +1,136 @@
+"""Files that are complete or not there, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Mapping
+from io import BufferedReader
+from pathlib import Path
+
+from cifar_lightning.errors import UserError, chain
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file in one step: readers see the old or the new content, never a part.
+
+    The content is on the disk, not only in the system's memory, before the old file goes.
+
+    Args:
+        path: Its folder is made if needed.
+        content: Text is written as UTF-8.
+
+    Raises:
+        OSError: If it can't be written; the old file is still there then.
+    """
+    write_all(path.parent, {path.name: content})
+
+
+def write_all(folder: Path, contents: Mapping[str, str | bytes]) -> None:
+    """Replace several files as `write_atomically` does, after all of them are on the disk.
+
+    Args:
+        folder: Is made if needed.
+        contents: By the files' names.
+
+    Raises:
+        OSError: If one can't be written; all old files are still there then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = {name: folder / f".{name}.{os.getpid()}" for name in contents}
+    try:
+        for name, content in contents.items():
+            with temporary[name].open("wb") as stream:
+                stream.write(content.encode() if isinstance(content, str) else content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for name, path in temporary.items():
+            path.replace(folder / name)
+    except BaseException:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+        raise
+    # The new names have to reach the disk, too.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading.
+
+    Opening a pipe would wait for a writer, and some devices never end.
+
+    Raises:
+        OSError: If it can't be read, or is a folder, a pipe, a device or a socket.
+    """
+    # Without O_NONBLOCK, opening a pipe waits; for regular files it has no meaning.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def check_inside(outputs: Path, path: Path) -> None:
+    """See that what is written below the outputs folder stays there, and follows no link out of it.
+
+    Args:
+        outputs: The folder.
+        path: Of a file or folder, perhaps not there yet. One that does not lie below the outputs is
+            the user's own choice.
+
+    Raises:
+        UserError: If a link leads out of it.
+    """
+    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(outputs)):  # noqa: PTH100
+        return
+    # Not `Path.resolve`, which raises where links go round in a circle.
+    target = Path(os.path.realpath(path))
+    if not target.is_relative_to(os.path.realpath(outputs)):
+        raise UserError(f"{path}: leads out of {outputs}, to {target}; remove this link")
+
+
+def check_replaceable(path: Path) -> None:
+    """See that this user can write a file, or replace the one that is there.
+
+    Raises:
+        UserError: If not.
+    """
+    folder = path.parent
+    reason = None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        reason = f"{folder} can't be written to"
+    elif path.is_dir() and not path.is_symlink():
+        reason = "it is a folder"
+    elif path.exists() and folder.stat().st_mode & stat.S_ISVTX:
+        # In a sticky folder only the owners replace a file.
+        user, owners = os.geteuid(), {path.lstat().st_uid, folder.stat().st_uid}
+        if user != 0 and user not in owners:
+            reason = f"it is another user's, and {folder} is sticky"
+    if reason:
+        raise UserError(f"{path}: can't be replaced: {reason}")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes were writing; call it where nobody else is writing."""
+    for path in folder.glob(".*.*"):
+        if is_unfinished(path):
+            path.unlink(missing_ok=True)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Tell by its name whether a process is, or was, writing a file."""
+    return re.fullmatch(r"\..+\.\d+", path.name) is not None
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Tell whether an error comes from a full disk or a used-up quota."""
+    return any(
+        isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT)
+        for link in chain(error)
+    )

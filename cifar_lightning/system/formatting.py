@@ -1,0 +1,18 @@
+"""Durations and paths as people read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as people say them: ``45 s``, ``12 min``, ``1 h 40 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def relative(path: Path) -> Path:
+    """Shorten a path that lies below the current folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,163 @@
+"""The one way in for what files say: regular files of limited size, decoded as typed plain data.
+
+A record may come from anybody. What comes through here has the types that it is declared with,
+holds no interpolation, and names nothing to call but at the top of a component.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import msgspec
+
+MAX_BYTES = 128 * 2**20  # of a record: a million samples take 20 MB
+MAX_WEIGHTS = 8 * 2**30
+MAX_REASON = 200  # characters
+MAX_DEPTH = 16  # of lists and mappings in one another
+MAX_HEADER = 2**20  # of the metadata in front of weights
+T = TypeVar("T")
+
+
+class Unreadable(ValueError):
+    """What a file holds is not what it should be; the text says why, in one short line."""
+
+    def __init__(self, reason: object) -> None:
+        line = " ".join(str(reason).split())
+        super().__init__(line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]}...")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading, and nothing else: a FIFO would wait for its writer for ever.
+
+    Raises:
+        Unreadable: If there is something else, or it can't be opened.
+        FileNotFoundError: If there is nothing.
+    """
+    try:
+        # Without waiting, whatever lies there; a file that takes its place meanwhile is seen, too.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise Unreadable("a link to nothing") from error
+        raise
+    except NotADirectoryError:
+        raise
+    except (OSError, ValueError) as error:
+        raise Unreadable(getattr(error, "strerror", None) or str(error)) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Unreadable("not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """Read a regular file; errors as `open_regular`, and if it is larger than ``limit`` bytes."""
+    with open_regular(path) as stream:
+        try:
+            content = stream.read(limit + 1)
+        except (OSError, MemoryError) as error:
+            raise Unreadable(str(error) or "too large for the memory") from error
+    if len(content) > limit:
+        raise Unreadable(f"larger than {limit / 1e6:.0f} MB")
+    return content
+
+
+def decode(content: bytes | str, kind: type[T]) -> T:
+    """Decode JSON as a type, such as a dataclass.
+
+    Raises:
+        Unreadable: If it is no JSON or of another type; the text says where.
+    """
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except RecursionError as error:
+        raise Unreadable("nested too deeply") from error
+    except (ValueError, OverflowError, MemoryError) as error:  # msgspec's errors are ValueErrors
+        raise Unreadable(error) from error
+
+
+def convert(value: object, kind: type[T]) -> T:
+    """Check plain data against a type; errors as `decode`."""
+    try:
+        return msgspec.convert(value, kind)
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise Unreadable(error) from error
+
+
+def encode(record: Any) -> str:
+    """Write a record as JSON that `decode` reads: text as UTF-8, and what is no number as null."""
+    plain = msgspec.to_builtins(record)
+    text = json.dumps(plain, indent=1, ensure_ascii=False)
+    if "NaN" in text or "Infinity" in text:
+        nulled = json.loads(text, parse_constant=lambda _: None)
+        text = json.dumps(nulled, indent=1, ensure_ascii=False)
+    # Half of a character, as in names of files that are no UTF-8, has no place in JSON.
+    return text.encode(errors="replace").decode() + "\n"
+
+
+def check_plain(value: object, components: Sequence[str] = ()) -> None:
+    """See that nothing in decoded data could be resolved, or called where nobody calls.
+
+    Args:
+        value: Mappings, lists, dataclasses and what is in them.
+        components: Names of mappings at the top, which are built again from what they say: a
+            ``_target_`` is allowed at their top alone.
+
+    Raises:
+        Unreadable: If a text or key holds an interpolation (``${``), a component names something
+            to call further down, or it is nested too deeply.
+    """
+    for place, one in _walk(value):
+        if isinstance(one, str) and "${" in one:
+            raise Unreadable(f"{'.'.join(place)}: holds an interpolation")
+        key = place[-1] if place else ""
+        special = key.startswith("_") and key.endswith("_") and place[0] in components
+        if special and (len(place) > 2 or key != "_target_"):
+            raise Unreadable(f"{'.'.join(place)}: names what to call inside a component")
+
+
+def _walk(value: object) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Yield all that data hold, with its place; keys as texts, too. Without recursion."""
+    left: list[tuple[tuple[str, ...], object]] = [((), value)]
+    while left:
+        place, one = left.pop()
+        yield place, one
+        if len(place) > MAX_DEPTH:
+            raise Unreadable("nested too deeply")
+        if is_dataclass(one) and not isinstance(one, type):
+            one = vars(one)
+        if isinstance(one, Mapping):
+            for key, inner in one.items():
+                yield (*place, str(key)), str(key)
+                left.append(((*place, str(key)), inner))
+        elif isinstance(one, list | tuple):
+            # Most of them are samples.
+            left += [
+                ((*place, str(index)), inner)
+                for index, inner in enumerate(one)
+                if not isinstance(inner, float | int)
+            ]
+
+
+def metadata(content: bytes) -> dict[str, str]:
+    """Take the metadata out of the bytes of a safetensors file.
+
+    Raises:
+        Unreadable: If it is no such file.
+    """
+    size = int.from_bytes(content[:8], "little")
+    if not 2 <= size <= MAX_HEADER or len(content) < 8 + size:
+        raise Unreadable("no safetensors file")
+    return decode(content[8 : 8 + size], _Header).metadata
+
+
+class _Header(msgspec.Struct):
+    """The part of a safetensors header that says what the tensors are for."""
+
+    metadata: dict[str, str] = msgspec.field(name="__metadata__", default_factory=dict)

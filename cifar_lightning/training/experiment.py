@@ -1,0 +1,173 @@
+"""Everything a training run is made of, built from its configuration."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer, seed_everything
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+
+from cifar_lightning.config import components
+from cifar_lightning.data.module import ImageDataModule
+from cifar_lightning.errors import bad_value
+from cifar_lightning.runs.folder import CHECKPOINTS
+from cifar_lightning.runs.run import Run
+from cifar_lightning.training.callbacks import (
+    AtomicCheckpoints,
+    AveragedWeights,
+    Benchmark,
+    EpochSeed,
+    FiniteLoss,
+    MovableCheckpoint,
+    NameInCheckpoints,
+    StopWhenAsked,
+)
+from cifar_lightning.training.components import (
+    GIVEN,
+    build_teacher,
+    check_devices,
+    construct,
+    try_optimizer,
+)
+from cifar_lightning.training.module import ImageClassifier
+from cifar_lightning.training.pictures import MisclassifiedImages, TrainingImages
+from cifar_lightning.training.progress import RunProgressBar
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything a training is made of."""
+
+    folder: Path
+    data: ImageDataModule
+    classifier: ImageClassifier
+    trainer: Trainer
+    best: ModelCheckpoint | None
+    last: ModelCheckpoint
+    timer: Timer
+    benchmark: Benchmark
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one process, or the first of several: it alone writes files."""
+        return bool(self.trainer.is_global_zero)
+
+    @property
+    def chosen(self) -> ModelCheckpoint:
+        """The checkpoint that is tested: the best one, or without validation the last one."""
+        return self.best or self.last
+
+    def save(self, record: Run) -> Run:
+        return record.save(self.folder) if self.leads else record
+
+
+def build(config: dict[str, Any], folder: Path) -> Experiment:
+    """Build every part from a resolved configuration; reads no data.
+
+    Raises:
+        UserError: If a component's keys or values are wrong.
+    """
+    _quiet()
+    for name, given in GIVEN.items():
+        if config[name] is not None:
+            components.check_component(name, config[name], given)
+    check_devices(config)
+    seed_everything(config["seed"], verbose=False)
+    backbone = construct("model", config["model"])
+    optimizer = construct("optim", config["optim"])
+    scheduler = construct("scheduler", config["scheduler"])
+    try_optimizer(optimizer, scheduler, backbone)
+    augment = {key: construct(f"augment.{key}", node) for key, node in config["augment"].items()}
+    data = construct("data", config["data"], augment=augment)
+    classifier = ImageClassifier(
+        backbone,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        label_smoothing=config["label_smoothing"],
+        channels_last=config["channels_last"],
+        compile=config["compile"],
+        distillation=build_teacher(config),
+    )
+    checkpoints = folder / CHECKPOINTS
+    # Written after validation, best first: last.ckpt then knows the best one so far.
+    best, last = (
+        MovableCheckpoint(
+            dirpath=checkpoints,
+            filename=filename,
+            monitor=monitor,
+            mode="max",
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
+        )
+        for filename, monitor in (("best", "val/acc"), ("last", None))
+    )
+    validates = config["data"]["val_fraction"] > 0
+    averaging = [AveragedWeights(config["ema"])] if config["ema"] is not None else []
+    timer = Timer()
+    benchmark = construct("benchmark", config["benchmark"])
+    trainer = construct(
+        "trainer",
+        config["trainer"],
+        callbacks=[
+            EpochSeed(config["seed"]),
+            NameInCheckpoints(folder.name),
+            StopWhenAsked(),
+            FiniteLoss(),
+            TrainingImages(),
+            MisclassifiedImages(),
+            RunProgressBar(),
+            timer,
+            *averaging,
+            *([best] if validates else ()),
+            last,
+        ],
+        default_root_dir=str(folder),
+        enable_model_summary=False,
+        logger=False,  # `fit` knows where its curves begin
+        num_sanity_val_steps=0,
+        plugins=_plugins(),
+        use_distributed_sampler=False,
+        **({} if validates else {"limit_val_batches": 0}),
+    )
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        # Its processes begin inside `fit`, when it is too late to agree on where to begin.
+        raise bad_value("trainer.strategy", config["trainer"]["strategy"], "auto, ddp or the like")
+    return Experiment(
+        folder, data, classifier, trainer, best if validates else None, last, timer, benchmark
+    )
+
+
+def _plugins() -> list[Any]:
+    """Whole checkpoints; and under SLURM no checkpoint in mid-epoch when time runs out."""
+    plugins: list[Any] = [AtomicCheckpoints()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return plugins
+
+
+def training_device(experiment: Experiment) -> torch.device:
+    """Tell the device that a training run computes on."""
+    return experiment.trainer.strategy.root_device
+
+
+def _quiet() -> None:
+    """Keep Lightning's general advice off the console; what matters is said in our own words."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).handlers.clear()  # the root's get it, too
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # their reports
+    for message in (
+        ".*exists and is not empty.*",  # a continued run's checkpoints
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*LeafSpec.*",
+        ".*sync_dist=True.*",  # the metrics are over all processes already
+    ):
+        warnings.filterwarnings("ignore", message)

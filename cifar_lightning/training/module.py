@@ -1,0 +1,180 @@
+"""The LightningModule: loss, metrics and optimizer around a backbone that it is handed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, cast
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import SumMetric
+
+from cifar_lightning.data.batches import Batch
+from cifar_lightning.training.distillation import Distillation
+
+Stage = Literal["train", "val", "test"]
+
+
+class ImageClassifier(LightningModule):
+    """Trains a backbone with cross-entropy.
+
+    Losses and counts stay on the device and are read once an epoch, so no step waits for it.
+
+    Args:
+        backbone: Maps (B, 3, 32, 32) to (B, num_classes).
+        optimizer: Called with parameter groups.
+        scheduler: Called with the optimizer and ``total_steps``; stepped once per batch.
+        label_smoothing: Of the training loss; validation and test losses go without.
+        channels_last: Memory format while training.
+        compile: Compile the backbone for training.
+        distillation: Mixes a teacher into the training loss.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
+        scheduler: Callable[..., LRScheduler],
+        label_smoothing: float,
+        channels_last: bool,
+        compile: bool,
+        distillation: Distillation | None = None,
+    ) -> None:
+        super().__init__()
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.backbone = backbone.to(memory_format=memory_format)
+        if compile:
+            # In place: unlike torch.compile(backbone) it leaves the checkpoint's keys alone.
+            self.backbone.compile()
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.label_smoothing = label_smoothing
+        self.distillation = distillation
+        # Over all processes. What is no number is found by `callbacks.FiniteLoss`.
+        # NOTE: torchmetrics 1.9's MeanMetric forgets its weights with this strategy.
+        self.sums = nn.ModuleDict(
+            {name: SumMetric(nan_strategy="disable") for name in ("loss", "correct", "images")}
+        )
+        self._steps: dict[Stage, list[tuple[Tensor, Tensor, int]]] = {
+            "train": [],
+            "val": [],
+            "test": [],
+        }
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.backbone(images)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss, _ = self._step(batch, "train", self.label_smoothing)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        _, logits = self._step(batch, "test")
+        return {"logits": logits}
+
+    def _step(
+        self, batch: Batch, stage: Stage, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the loss and the logits, and keep what the metrics are made of."""
+        images, labels = batch
+        logits = self(images)
+        loss = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        if stage == "train" and self.distillation is not None:
+            loss = self.distillation(images, logits, loss)
+        # Mixed images have a share of each class; the largest one is the label.
+        classes = labels if labels.ndim == 1 else labels.argmax(1)
+        # Kept as they are: updating two metrics here takes ten times as long.
+        correct = (logits.detach().argmax(1) == classes).sum()
+        self._steps[stage].append((loss.detach(), correct, len(labels)))
+        return loss, logits
+
+    def _epoch_metrics(self, stage: Stage) -> dict[str, Any]:
+        """Make a stage's metrics out of its steps, over all processes."""
+        if self._steps[stage]:  # another process may have all images of a tiny split
+            losses, correct, counts = zip(*self._steps[stage], strict=True)
+            images = torch.tensor(counts, device=losses[0].device)
+            parts = {
+                "loss": torch.stack(losses) * images,
+                "correct": torch.stack(correct).float(),
+                "images": images.float(),
+            }
+            for name, part in parts.items():
+                cast(SumMetric, self.sums[name]).update(part)
+            self._steps[stage].clear()
+        sums = {}
+        for name, metric in self.sums.items():
+            sums[name] = cast(SumMetric, metric).compute()
+            cast(SumMetric, metric).reset()
+        return {
+            f"{stage}/loss": sums["loss"] / sums["images"],
+            f"{stage}/acc": sums["correct"] / sums["images"],
+        }
+
+    def on_train_epoch_start(self) -> None:
+        self._steps["train"].clear()  # of an epoch that was interrupted
+
+    def on_train_epoch_end(self) -> None:
+        values = self._epoch_metrics("train")
+        values["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log_dict(values, logger=False)
+        # Lightning would write them after the checkpoint. A run killed in between would go on with
+        # the next epoch, and this one's points were lost.
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.trainer.global_step - 1)
+            logger.save()
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self._epoch_metrics("val"))
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self._epoch_metrics("test"))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(parameter_groups(self.backbone))
+        scheduler = self.scheduler(optimizer, total_steps=self._total_steps())
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _total_steps(self) -> int:
+        """Count the optimizer's steps in the whole training.
+
+        NOTE: Lightning's ``estimated_stepping_batches`` would make the training iterator here,
+        before a checkpoint is restored; with workers, a continued run would then begin with the
+        first epoch's images.
+        """
+        trainer = self.trainer
+        batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        limit = trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return math.ceil(batches / trainer.accumulate_grad_batches) * int(trainer.max_epochs or 0)
+
+
+def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
+    """Keep weight decay off BatchNorm and biases, which have one dimension.
+
+    Args:
+        network: Its learnable parameters are divided.
+
+    Returns:
+        Two groups: weights of convolutions and linear layers, decayed as the optimizer says, and
+        everything else with ``weight_decay`` 0.
+    """
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
+        {
+            "params": [parameter for parameter in parameters if parameter.ndim <= 1],
+            "weight_decay": 0.0,
+        },
+    ]

@@ -1,0 +1,236 @@
+"""One training run from its configuration to its rows: fit, test, measure."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning import Trainer
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save as to_bytes
+from torch.utils.tensorboard import SummaryWriter
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from cifar_lightning.comparison import tensorboard
+from cifar_lightning.config import schema
+from cifar_lightning.errors import Interrupted, NotFinite, RunFailed, reason_of
+from cifar_lightning.runs import identity, resolve
+from cifar_lightning.runs.completed import show, show_again
+from cifar_lightning.runs.folder import LOCK, TENSORBOARD, WEIGHTS
+from cifar_lightning.runs.measurement import Measurement
+from cifar_lightning.runs.run import Network, Run
+from cifar_lightning.runs.table import write_table
+from cifar_lightning.system import escaping, event_files, signals
+from cifar_lightning.system.files import write_atomically
+from cifar_lightning.system.locks import alone
+from cifar_lightning.system.openmp_waiting import computing
+from cifar_lightning.training.experiment import Experiment, build, training_device
+from cifar_lightning.training.resume import Start, begin, classify_failure, record_failure
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig) -> None:
+    """Bring the configured run to its rows of the results table.
+
+    Whatever is done already is not done again: a finished run is shown, an interrupted one
+    continued. Of several processes the first one decides, and the others do the same.
+
+    Args:
+        cfg: Composed and checked by `config.check`.
+
+    Raises:
+        UserError: If the configuration or the input is wrong; nothing was trained then.
+        RunFailed: If the training failed; ``run.json`` says why.
+        Interrupted: If the user stopped it.
+    """
+    config = resolve.resolve(cfg)
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    choices = {key: str(hydra.runtime.choices[key]) for key in schema.NAMING_GROUPS}
+    experiment = build(config, folder)
+    with ExitStack() as stack:
+        stack.enter_context(computing())
+        if experiment.leads:
+            stack.enter_context(alone(folder / LOCK, f"{folder.name}: another process is at it"))
+        try:
+            _run(experiment, config, choices)
+        except BaseException as error:
+            ending = classify_failure(experiment, error, config)
+            if ending is None:
+                raise
+            if experiment.leads:
+                record_failure(experiment, ending, Path(config["outputs"]))
+            elif isinstance(ending, Interrupted | NotFinite):
+                return  # the first process says so for all
+            raise ending from error
+
+
+def _run(experiment: Experiment, config: dict[str, Any], choices: dict[str, str]) -> None:
+    start = begin(experiment, config, choices) if experiment.leads else None
+    if experiment.trainer.world_size > 1:
+        start = _agree(experiment.trainer, start)
+    assert start is not None
+    trained = start.record.status == "finished"
+    if not trained:
+        with signals.deferred():
+            test(experiment, fit(experiment, start))
+    if experiment.leads:
+        _complete(experiment, config, trained)
+
+
+def _complete(experiment: Experiment, config: dict[str, Any], trained: bool) -> None:
+    """Do what follows a finished training: measure what is missing, draw, write the table, show.
+
+    None of it can take the training back: what goes wrong is said in the end, and the same command
+    does it again.
+
+    Args:
+        experiment: Of the run, which is finished.
+        config: Resolved.
+        trained: Whether it was finished already when this command began.
+
+    Raises:
+        RunFailed: If something went wrong.
+        Interrupted: If a signal came; what was measured is in the table.
+    """
+    folder, outputs = experiment.folder, Path(config["outputs"])
+    failures: list[str] = []
+
+    @contextmanager
+    def tried(what: str) -> Iterator[None]:
+        try:
+            yield
+        except Interrupted:
+            raise
+        except Exception as error:
+            log.debug("%s failed", what, exc_info=True)
+            failures.append(f"{what}: {reason_of(error)}")
+
+    measurements: list[Measurement] = []
+    try:
+        with tried("measuring"), signals.deferred():
+            measurements = experiment.benchmark.measure(
+                folder, experiment.data, training_device(experiment)
+            )
+    finally:
+        if measurements or not trained:
+            with tried("drawing for TensorBoard"):
+                tensorboard.draw(folder)
+        with tried("writing the table"):
+            write_table(outputs)
+    failures += [f"measuring {one.variant}: {one.reason}" for one in measurements if one.failed]
+    with tried("showing the rows"):
+        if trained:
+            show_again(folder, Run.load(folder), config)
+        else:
+            show(folder)
+    if failures:
+        raise RunFailed(
+            f"{folder.name}: trained and tested, but {'; '.join(failures)}; "
+            "the same command again does what is missing"
+        )
+
+
+def fit(experiment: Experiment, start: Start) -> Run:
+    """Train to the end and write the chosen backbone's weights."""
+    trainer, record = experiment.trainer, start.record
+    trainer.logger = _logger(experiment.folder, start)
+    with logging_redirect_tqdm():
+        trainer.fit(
+            experiment.classifier,
+            datamodule=experiment.data,
+            ckpt_path=str(start.checkpoint) if start.checkpoint else None,
+            weights_only=True,
+        )
+    score = experiment.best.best_model_score if experiment.best else None
+    if experiment.leads:
+        chosen = experiment.chosen.best_model_path
+        state = torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"]
+        prefix = "backbone."
+        weights = {
+            key.removeprefix(prefix): tensor.contiguous()
+            for key, tensor in state.items()
+            if key.startswith(prefix)
+        }
+        content = to_bytes(weights, Network.of(record).metadata)
+        write_atomically(experiment.folder / WEIGHTS, content)
+        record = replace(record, weights=sha256(content).hexdigest())
+    return experiment.save(
+        replace(
+            record,
+            val_acc=None if score is None else percent(float(score)),
+            train_seconds=experiment.timer.time_elapsed("train"),
+        )
+    )
+
+
+def test(experiment: Experiment, record: Run) -> Run:
+    """Test the chosen checkpoint once; from here on the run is finished, whatever follows."""
+    (metrics,) = experiment.trainer.test(
+        experiment.classifier,
+        datamodule=experiment.data,
+        ckpt_path=experiment.chosen.best_model_path,
+        weights_only=True,
+        verbose=False,
+    )
+    return experiment.save(
+        replace(record, status="finished", test_acc=percent(metrics["test/acc"]))
+    )
+
+
+def percent(share: float) -> float:
+    """Turn a float32 share into percent without its rounding error."""
+    return round(100 * share, 4)
+
+
+def _agree(trainer: Trainer, start: Start | None) -> Start:
+    """Start the other processes, unless something else did, and tell them where to begin."""
+    strategy = trainer.strategy
+    assert strategy.launcher is not None
+    # The same launching happens again, without new processes, when the trainer fits.
+    strategy.launcher.launch(strategy.setup_environment, trainer=trainer)
+    agreed = strategy.broadcast(start)
+    assert agreed is not None
+    if not trainer.is_global_zero:
+        logging.getLogger().setLevel(logging.ERROR)
+    return agreed
+
+
+class _Curves(TensorBoardLogger):
+    """Leaves out the machine's name, and the epoch's number, which Lightning adds to everything."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> SummaryWriter:
+        if self._experiment is None:
+            self._experiment = event_files.Writer(self.log_dir, **self._kwargs)
+        return self._experiment
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics({k: v for k, v in metrics.items() if k != "epoch"}, step)
+
+
+def _logger(folder: Path, start: Start) -> TensorBoardLogger:
+    """Write TensorBoard's files; what a killed process wrote beyond ``start.step`` is dropped."""
+    logger = _Curves(
+        folder,
+        name="",
+        version=TENSORBOARD,
+        purge_step=start.step if start.checkpoint else None,
+    )
+    if start.checkpoint is None:
+        # Without paths and addresses: curves are passed on.
+        shown = identity.training_config(start.record.config)
+        text = OmegaConf.to_yaml(OmegaConf.create(shown))
+        logger.experiment.add_text("configuration", escaping.markdown_block(text, "yaml"))
+    return logger

@@ -1,0 +1,144 @@
+"""ONNX Runtime, and the ONNX export that it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cifar_lightning.variants.context import EXAMPLE_SHAPE, Build, Unsupported
+from cifar_lightning.variants.precision import matmul_precision
+
+MAX_EXPORT_ERROR = 1e-3  # of logits, between ONNX Runtime and torch in fp32
+
+
+def use_onnx(build: Build) -> None:
+    """Export to ONNX and run with ONNX Runtime."""
+    ort = import_onnxruntime(build.device)
+    start = time.perf_counter()
+    path = build.folder() / "model.onnx"
+    export_onnx(build.network, path)
+    run_onnx(build, ort, path, start)
+    if build.notes["max_abs_difference"] > MAX_EXPORT_ERROR:
+        raise RuntimeError(f"ONNX Runtime's logits differ by {build.notes['max_abs_difference']}")
+
+
+def import_onnxruntime(device: torch.device) -> Any:
+    """Import what export and execution need.
+
+    Raises:
+        Unsupported: If a package is missing, or its build for this device.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise Unsupported(f"needs {error.name}: pip install 'cifar-lightning[onnx]'") from error
+    if device.type not in ("cpu", "cuda"):
+        raise Unsupported("needs a CPU or a CUDA GPU")
+    if _provider(device) not in onnxruntime.get_available_providers():
+        raise Unsupported("needs ONNX Runtime for GPUs: pip install onnxruntime-gpu")
+    return onnxruntime
+
+
+def _provider(device: torch.device) -> str:
+    return "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
+
+
+def export_onnx(network: nn.Module, path: Path) -> None:
+    """Write ONNX with the weights inside, a free batch size, ``images`` in and ``logits`` out.
+
+    What the exporter says beside it, such as the files on this machine that it traced, is left out.
+    """
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    images = torch.randn(2, *EXAMPLE_SHAPE[1:])
+    # NOTE: torch.export reads the older `allow_tf32`, which raises while all switches are `ieee`.
+    with silenced(), matmul_precision("tf32"):
+        program = torch.onnx.export(
+            network.cpu(),
+            (images,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
+        assert program is not None
+        ClearMetadataAndDocStringPass()(program.model)
+        program.save(path)
+
+
+def run_onnx(build: Build, ort: Any, path: Path, start: float) -> None:
+    """Let ONNX Runtime do the calls, with torch's number of threads."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    provider: Any = _provider(build.device)
+    if build.device.type == "cuda":
+        # One stream for both, so that input is ready and events around a call time the call. Not
+        # torch's default one: its handle is 0, which ONNX Runtime reads as "none given".
+        stream = torch.cuda.Stream(build.device)
+        build.stack.enter_context(torch.cuda.stream(stream))
+        settings = {
+            "device_id": build.device.index or 0,
+            "user_compute_stream": str(stream.cuda_stream),
+            "use_tf32": "0",
+        }
+        provider = (provider, settings)
+    session = ort.InferenceSession(path, options, providers=[provider])
+    if _provider(build.device) not in session.get_providers():
+        raise Unsupported(f"{_provider(build.device)} could not be started")
+    reference = build.network.cpu()
+    classes = reference(torch.zeros(EXAMPLE_SHAPE)).shape[1]
+
+    def on_cpu(images: Tensor) -> Tensor:
+        (logits,) = session.run(None, {"images": images.numpy()})
+        return torch.from_numpy(logits)
+
+    def on_gpu(images: Tensor) -> Tensor:
+        images = images.contiguous()
+        logits = torch.empty(len(images), classes, device=images.device)
+        binding = session.io_binding()
+        for bind, name, tensor in (
+            (binding.bind_input, "images", images),
+            (binding.bind_output, "logits", logits),
+        ):
+            bind(name, "cuda", images.device.index or 0, "float32", tensor.shape, tensor.data_ptr())
+        session.run_with_iobinding(binding)
+        return logits
+
+    build.forward = on_gpu if build.device.type == "cuda" else on_cpu
+    build.preparation_s = time.perf_counter() - start
+    build.size_bytes = path.stat().st_size
+    images = torch.randn(8, *EXAMPLE_SHAPE[1:], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = build.forward(images.to(build.device)).cpu()
+        difference = float((found - reference(images)).abs().max())
+    build.notes |= {"onnxruntime": ort.__version__, "max_abs_difference": difference}
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Keep exporters' progress off the console; what they raise comes through."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,97 @@
+"""Switches of precision and algorithms, and the proof that fp32 is fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+IEEE_BELOW = 1e-5  # relative error of a convolution; TF32's is 1e-4 and more
+
+# NOTE: three switches, one by one. The global one has not reached convolutions in some releases,
+# and once all three are set, touching the older `allow_tf32` raises.
+_PRECISION_SWITCHES: tuple[Any, ...] = (
+    torch.backends.cudnn.conv,  # type: ignore[attr-defined]  # made at run time
+    torch.backends.cudnn.rnn,
+    torch.backends.cuda.matmul,
+)
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Set how products of fp32 numbers are computed on a GPU, and restore it."""
+    before = [switch.fp32_precision for switch in _PRECISION_SWITCHES]
+    try:
+        for switch in _PRECISION_SWITCHES:
+            switch.fp32_precision = precision
+        yield
+    finally:
+        for switch, value in zip(_PRECISION_SWITCHES, before, strict=True):
+            switch.fp32_precision = value
+
+
+@contextmanager
+def fastest_algorithms() -> Iterator[None]:
+    """Let cuDNN look for the fastest algorithm of each convolution; the warm-up pays for it.
+
+    A training's determinism ends here: it would slow what is measured after it, and only there.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    strict = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        cudnn.benchmark, cudnn.deterministic = True, False
+        torch.use_deterministic_algorithms(False)
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
+        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+
+
+def flags() -> dict[str, object]:
+    """Tell every switch that decides how a network is computed, as it is now."""
+    conv, rnn, matmul = _PRECISION_SWITCHES
+    return {
+        "cudnn.conv.fp32_precision": conv.fp32_precision,
+        "cudnn.rnn.fp32_precision": rnn.fp32_precision,
+        "cuda.matmul.fp32_precision": matmul.fp32_precision,
+        "cudnn.benchmark": torch.backends.cudnn.benchmark,
+        "cudnn.deterministic": torch.backends.cudnn.deterministic,
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "threads": torch.get_num_threads(),
+        "inference_mode": torch.is_inference_mode_enabled(),
+    }
+
+
+def convolution_error(device: torch.device) -> float:
+    """Compare one dense convolution with float64: about 1e-7 in fp32, 1e-4 and more in TF32.
+
+    Returns:
+        The largest absolute error over the largest absolute value, under the flags as they are.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(8, 128, 16, 16, generator=generator)
+    weights = torch.randn(128, 128, 3, 3, generator=generator)
+    exact = nn.functional.conv2d(images.double(), weights.double(), padding=1)
+    found = nn.functional.conv2d(images.to(device), weights.to(device), padding=1)
+    return float((found.cpu().double() - exact).abs().max() / exact.abs().max())
+
+
+def prove(name: str, error: float) -> None:
+    """See that fp32 was fp32 and TF32 was TF32.
+
+    Args:
+        name: The variant that ran.
+        error: What `convolution_error` found under it.
+
+    Raises:
+        RuntimeError: If they contradict each other.
+    """
+    found = "ieee" if error < IEEE_BELOW else "tf32"
+    wanted = "tf32" if "tf32" in name.split("+") else "ieee"
+    if found != wanted:
+        raise RuntimeError(f"a convolution ran in {found}, not {wanted} (error {error:.1e})")

@@ -1,0 +1,120 @@
+"""All parts of variants, and how a variant is prepared from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from cifar_lightning.errors import bad_value, unknown_name
+from cifar_lightning.system import environment
+from cifar_lightning.variants.compile import use_compile
+from cifar_lightning.variants.context import Build, Kind, Prepared, weights_size
+from cifar_lightning.variants.cuda_graph import use_cuda_graph
+from cifar_lightning.variants.eager import (
+    autocast_to,
+    cast_to,
+    fold_batchnorm,
+    keep_fp32,
+    use_channels_last,
+    use_tf32,
+)
+from cifar_lightning.variants.int8 import use_int8
+from cifar_lightning.variants.onnx import use_onnx
+from cifar_lightning.variants.precision import fastest_algorithms, matmul_precision
+
+PARTS: dict[str, tuple[Kind, Callable[[Build], None]]] = {
+    "fused": (Kind.GRAPH, fold_batchnorm),
+    "fp32": (Kind.NUMBERS, keep_fp32),
+    "tf32": (Kind.NUMBERS, use_tf32),
+    "fp16": (Kind.NUMBERS, cast_to(torch.float16)),
+    "bf16": (Kind.NUMBERS, cast_to(torch.bfloat16)),
+    "autocast_fp16": (Kind.NUMBERS, autocast_to(torch.float16)),
+    "autocast_bf16": (Kind.NUMBERS, autocast_to(torch.bfloat16)),
+    "channels_last": (Kind.MEMORY, use_channels_last),
+    "compile": (Kind.EXECUTION, use_compile),
+    "cuda_graph": (Kind.EXECUTION, use_cuda_graph),
+    "onnx": (Kind.EXECUTION, use_onnx),
+    "int8": (Kind.EXECUTION, use_int8),
+}
+
+# ONNX Runtime lays out memory itself, and is given the network in fp32.
+_ALONE = {"onnx", "int8"}
+
+
+def check(name: str, key: str = "variants") -> str:
+    """See that a variant exists and makes sense.
+
+    Args:
+        name: Parts joined by ``+``.
+        key: Where the user wrote it.
+
+    Returns:
+        The name with its parts in their order, and without an ``fp32`` that says nothing.
+
+    Raises:
+        UserError: If a part does not exist or parts exclude each other.
+    """
+    parts = name.split("+")
+    for part in parts:
+        if part not in PARTS:
+            raise unknown_name(f"{key}={name}", "variant", part, PARTS)
+    parts.sort(key=lambda part: PARTS[part][0])
+    kinds = [PARTS[part][0] for part in parts]
+    for first, second, a, b in zip(parts, parts[1:], kinds, kinds[1:], strict=False):
+        if a == b:
+            raise bad_value(key, name, f"one of {first} and {second}")
+    if alone := _ALONE.intersection(parts):
+        allowed = {"fused", "fp32", *alone}
+        for part in parts:
+            if part not in allowed:
+                raise bad_value(key, name, f"{alone.pop()} without {part}")
+    return "+".join(part for part in parts if part != "fp32" or len(parts) == 1)
+
+
+def engines(name: str) -> dict[str, str]:
+    """Tell the versions of what executes a variant, as far as they are installed."""
+    packages = ["torch"]
+    if _ALONE.intersection(name.split("+")):
+        packages += ["onnxruntime", "onnxruntime-gpu", "onnxscript"]
+    found = {package: environment.version(package) for package in packages}
+    return {package: version for package, version in found.items() if version is not None}
+
+
+@contextmanager
+def prepare(
+    name: str, backbone: nn.Module, device: torch.device, calibration: Callable[[], Tensor]
+) -> Iterator[Prepared]:
+    """Make a variant ready; when the context ends, every flag is as it was before.
+
+    Args:
+        name: As `check` accepts it.
+        backbone: Fresh, in fp32 on the CPU; it may be changed.
+        device: Where to run.
+        calibration: Gives normalised training images (N, 3, 32, 32) on the CPU; called only by
+            variants that need them.
+
+    Raises:
+        Unsupported: If this device or installation can't run it.
+        UserError: If there is no such variant.
+    """
+    parts = check(name).split("+")
+    with ExitStack() as stack:
+        stack.enter_context(matmul_precision("ieee"))
+        stack.enter_context(fastest_algorithms())
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+        network = backbone.eval()
+        build = Build(network, network, device, calibration, stack)
+        for kind in Kind:
+            if kind == Kind.NUMBERS and not _ALONE.intersection(parts):
+                build.network.to(device)
+            for part in parts:
+                if PARTS[part][0] == kind:
+                    PARTS[part][1](build)
+        if build.size_bytes is None:
+            build.size_bytes = weights_size(build.network, build.folder())
+        eager = all(PARTS[part][0] != Kind.EXECUTION for part in parts)
+        yield Prepared(build.forward, build.size_bytes, build.preparation_s, build.notes, eager)
