@@ -76,7 +76,7 @@ def rows(device: torch.device, protocol: str) -> Iterator[str]:
                         partial(forward, image), device, PROTOCOLS[protocol], load.sample
                     )
                     error = precision.convolution_error(device)
-                    precision.prove(name, error)
+                    precision.verify_precision(name, error)
             except context.Unsupported as reason:
                 yield f"| {label} | {name} | - | - | - | - | - | - | {reason} |"
                 continue

@@ -44,7 +44,7 @@ BATCHES: DataLoader[Batch] = DataLoader(
 )
 
 
-class Prepared(ImageDataModule):
+class PreparedModel(ImageDataModule):
     """Gives the same batches to our own training."""
 
     def read(self) -> ImageData:
@@ -118,7 +118,7 @@ def ours() -> float:
         experiment.classifier.backbone = network()
         watch = Stopwatch()
         experiment.trainer.callbacks.append(watch)  # type: ignore[attr-defined]
-        experiment.trainer.fit(experiment.classifier, datamodule=Prepared(**settings))
+        experiment.trainer.fit(experiment.classifier, datamodule=PreparedModel(**settings))
         return watch.ms
 
 

@@ -53,9 +53,9 @@ class ProcessLauncher(Launcher):
         return []  # each job's outcome is in its own folder
 
     def _places(self) -> Any:
-        from cifar_lightning.sweeps.executors import ThisMachine
+        from cifar_lightning.sweeps.executors import LocalExecutor
 
-        return ThisMachine(self.n_jobs)
+        return LocalExecutor(self.n_jobs)
 
 
 class SlurmLauncher(ProcessLauncher):

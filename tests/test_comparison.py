@@ -10,15 +10,15 @@ from test_results import LATENCY, MEASUREMENT, RUN, place, with_seed
 from cifar_lightning.comparison.changes import changes, effect
 from cifar_lightning.comparison.collect import compare
 from cifar_lightning.comparison.entry import Conditions, Entry, Estimate
-from cifar_lightning.comparison.leaderboard import Arena
+from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.comparison.verdict import verdict
-from cifar_lightning.config.rules import FOLLOWING
+from cifar_lightning.config.rules import DERIVED_KEYS
 from cifar_lightning.config.schema import CONF_DIR
 from cifar_lightning.errors import UserError
-from cifar_lightning.runs.identity import NEUTRAL, run_name
+from cifar_lightning.runs.identity import NON_IDENTITY_KEYS, run_name
 from cifar_lightning.runs.measurement import Repeat
 from cifar_lightning.runs.recipes import recipe
-from cifar_lightning.runs.results import Recorded
+from cifar_lightning.runs.results import RunResults
 
 CONDITIONS = Conditions("digits", "f" * 16, "A CPU", 1, "perf_counter", "full", 1)
 
@@ -27,7 +27,7 @@ def recorded(tmp_path, *pairs):
     """Write runs with measurements and read them again."""
     for run, *measurements in pairs:
         place(tmp_path, run, *measurements)
-    return [Recorded.read(path) for path in sorted((tmp_path / "runs").iterdir())]
+    return [RunResults.read(path) for path in sorted((tmp_path / "runs").iterdir())]
 
 
 def a_run(label, seed=0, fingerprint="f" * 16, **config):
@@ -62,8 +62,8 @@ def entry(label, acc, mean, width=0.1, images=1000, variant="fp32", **changed):
     return Entry(label, (run,), (one,))
 
 
-def arena(*entries):
-    return Arena(CONDITIONS.name, CONDITIONS, tuple(entries), entries[0])
+def leaderboard(*entries):
+    return Leaderboard(CONDITIONS.name, CONDITIONS, tuple(entries), entries[0])
 
 
 # --- Intervals ------------------------------------------------------------------------------
@@ -102,11 +102,11 @@ def test_an_unknown_interval_ties_with_everything():
     old = entry("old", 99, 0.1, confusion=None, mean_ci_ms=None)
     good = entry("good", 50, 9.0)
     assert not old.accuracy.known
-    assert old.accuracy.ties_with(good.accuracy)
-    assert old.mean_ms.ties_with(good.mean_ms)
+    assert old.accuracy.overlaps(good.accuracy)
+    assert old.mean_ms.overlaps(good.mean_ms)
     assert old.accuracy.reach == (0.0, 0.0)
-    assert len(arena(old, good).front) == 2
-    assert "was not recorded: measure it again" in verdict(arena(old, good), 85).advice
+    assert len(leaderboard(old, good).front) == 2
+    assert "was not recorded: measure it again" in verdict(leaderboard(old, good), 85).advice
 
 
 def test_fresh_processes_widen_a_latencys_interval():
@@ -135,10 +135,10 @@ def test_what_differs_in_conditions_never_meets(tmp_path):
             (other, measured(other)),
         )
     )
-    assert [len(arena.entries) for arena in found.arenas] == [1] * 7
-    assert len({arena.conditions for arena in found.arenas}) == 7
-    assert len({arena.conditions.slug for arena in found.arenas}) == 7
-    assert len({arena.name for arena in found.arenas}) == 7
+    assert [len(leaderboard.entries) for leaderboard in found.leaderboards] == [1] * 7
+    assert len({leaderboard.conditions for leaderboard in found.leaderboards}) == 7
+    assert len({leaderboard.conditions.slug for leaderboard in found.leaderboards}) == 7
+    assert len({leaderboard.name for leaderboard in found.leaderboards}) == 7
 
 
 def test_other_processors_and_torch_versions_are_other_leaderboards(tmp_path):
@@ -150,10 +150,10 @@ def test_other_processors_and_torch_versions_are_other_leaderboards(tmp_path):
         run = a_run(f"r{number}", epochs=4 + number)
         environment = replace(MEASUREMENT.environment, versions={"torch": torch})
         pairs.append((run, measured(run, hardware=hardware, environment=environment)))
-    found = compare(recorded(tmp_path, *pairs)).arenas
-    assert [len(arena.entries) for arena in found] == [1] * 3
-    names = {arena.name for arena in found}
-    assert len(names) == len({arena.conditions.slug for arena in found}) == 3
+    found = compare(recorded(tmp_path, *pairs)).leaderboards
+    assert [len(leaderboard.entries) for leaderboard in found] == [1] * 3
+    names = {leaderboard.name for leaderboard in found}
+    assert len(names) == len({leaderboard.conditions.slug for leaderboard in found}) == 3
     assert any("torch 3" in name for name in names)
     assert any("epyc-25-17-1-avx512f" in name for name in names)
 
@@ -171,7 +171,7 @@ def test_other_recipes_and_engines_are_other_candidates(tmp_path):
         run = a_run("a", seed)
         one = measured(run, variant="int8", recipe=parts, engines=engines)
         pairs.append((run, measured(run), one))
-    (found,) = compare(recorded(tmp_path, *pairs)).arenas
+    (found,) = compare(recorded(tmp_path, *pairs)).leaderboards
     assert {entry.name: len(entry.runs) for entry in found.entries} == {
         "a fp32": 4,
         "a int8 (int8 recipe 1, onnxruntime 1.31)": 1,
@@ -183,7 +183,7 @@ def test_other_recipes_and_engines_are_other_candidates(tmp_path):
 def test_seeds_are_one_entry_and_data_seeds_do_not_matter(tmp_path):
     runs = [a_run("a", seed) for seed in (0, 1, 2)]
     pairs = [(run, measured(run, acc)) for run, acc in zip(runs, (89.0, 90.0, 91.0), strict=True)]
-    (found,) = compare(recorded(tmp_path, *pairs)).arenas
+    (found,) = compare(recorded(tmp_path, *pairs)).leaderboards
     (only,) = found.entries
     assert (only.label, len(only.runs)) == ("a", 3)
     assert only.accuracy.mean == pytest.approx(90.0)
@@ -195,7 +195,7 @@ def test_seeds_without_a_common_id_are_named_after_the_first(tmp_path):
     first, second = a_run(None, 0), replace(a_run(None, 1), started="2027-01-01T00:00:00+00:00")
     (found,) = compare(
         recorded(tmp_path, (first, measured(first)), (second, measured(second)))
-    ).arenas
+    ).leaderboards
     assert found.entries[0].label == f"{first.label}+1"
 
 
@@ -203,7 +203,7 @@ def test_one_id_for_two_groups_is_told_apart(tmp_path):
     first, second = a_run("a"), a_run("a", epochs=9)
     (found,) = compare(
         recorded(tmp_path, (first, measured(first)), (second, measured(second)))
-    ).arenas
+    ).leaderboards
     assert len({one.label for one in found.entries}) == 2
 
 
@@ -211,7 +211,7 @@ def test_a_run_measured_twice_under_the_same_conditions_counts_once(tmp_path):
     run = a_run("a")
     one = recorded(tmp_path / "here", (run, measured(run)))
     two = recorded(tmp_path / "there", (run, measured(run)))
-    (found,) = compare([*one, *two]).arenas
+    (found,) = compare([*one, *two]).leaderboards
     assert [len(e.runs) for e in found.entries] == [1]
 
 
@@ -220,28 +220,28 @@ def test_what_can_not_be_ranked_is_apart(tmp_path, status):
     run = a_run("a")
     bad = measured(run, variant="int8", status=status, reason="why")
     found = compare(recorded(tmp_path, (run, measured(run), bad)))
-    assert [e.variant for e in found.arenas[0].entries] == ["fp32"]
+    assert [e.variant for e in found.leaderboards[0].entries] == ["fp32"]
     assert [(row["variant"], row["status"]) for row in found.apart] == [("int8", status)]
 
 
 def test_failed_and_unmeasured_runs_are_apart(tmp_path):
     failed = replace(a_run("a"), status="failed", error="out of luck")
     found = compare(recorded(tmp_path, (failed,), (a_run("b", epochs=9),)))
-    assert not found.arenas
+    assert not found.leaderboards
     assert {row["id"] for row in found.apart} == {"a", "b"}
 
 
 def test_the_baseline_is_its_plain_variant(tmp_path):
     runs = [a_run("a"), a_run("b", epochs=9)]
     pairs = [(run, measured(run, variant="fused"), measured(run)) for run in runs]
-    (found,) = compare(recorded(tmp_path, *pairs), "b").arenas
+    (found,) = compare(recorded(tmp_path, *pairs), "b").leaderboards
     assert found.baseline.name == "b fp32"
     with pytest.raises(UserError, match="baseline=c: no such row"):
         compare(recorded(tmp_path, *pairs), "c")
     with pytest.raises(UserError, match="baseline=net: allowed is one of a, b: it means them all"):
         compare(recorded(tmp_path, *pairs), "net")
     # A filter does not take the baseline away.
-    (only,) = compare(recorded(tmp_path, *pairs), "b", lambda _, one: one.label == "a").arenas
+    (only,) = compare(recorded(tmp_path, *pairs), "b", lambda _, one: one.label == "a").leaderboards
     assert (only.baseline.name, [e.label for e in only.entries]) == ("b fp32", ["a", "a"])
 
 
@@ -254,13 +254,16 @@ def test_names_are_those_of_the_runs_that_were_measured_there(tmp_path):
             (second, measured(second), measured(second, device="Z", hardware="z")),
         )
     )
-    assert [arena.entries[0].label for arena in found.arenas] == [f"{first.label}+1", second.label]
+    assert [leaderboard.entries[0].label for leaderboard in found.leaderboards] == [
+        f"{first.label}+1",
+        second.label,
+    ]
 
 
 def test_two_data_sets_of_one_name_are_told_apart(tmp_path):
     runs = [a_run("a"), a_run("b", fingerprint="e" * 16, epochs=9)]
     found = compare(recorded(tmp_path, *((run, measured(run)) for run in runs)))
-    assert len({arena.name for arena in found.arenas}) == 2
+    assert len({leaderboard.name for leaderboard in found.leaderboards}) == 2
 
 
 # --- Ranks, front, verdict ------------------------------------------------------------------
@@ -268,9 +271,9 @@ def test_two_data_sets_of_one_name_are_told_apart(tmp_path):
 
 def test_overlapping_intervals_share_a_rank():
     entries = [entry("a", 90, 1.0), entry("b", 90, 1.1), entry("c", 90, 2.0)]
-    ranks = [arena(*entries).rank(e, lambda one: one.mean_ms, highest=False) for e in entries]
+    ranks = [leaderboard(*entries).rank(e, lambda one: one.mean_ms, highest=False) for e in entries]
     assert ranks == [(1, True), (1, True), (3, False)]
-    ranks = [arena(*entries).rank(e, lambda one: one.accuracy, highest=True) for e in entries]
+    ranks = [leaderboard(*entries).rank(e, lambda one: one.accuracy, highest=True) for e in entries]
     assert ranks == [(1, True)] * 3
 
 
@@ -278,14 +281,14 @@ def test_the_front_holds_what_nothing_makes_needless():
     fast, accurate = entry("fast", 80, 1.0), entry("accurate", 95, 3.0)
     slow, tied = entry("slow", 79, 2.0), entry("tied", 80, 1.05)
     rather = entry("rather", 81, 2.0, width=0.01)  # perhaps more accurate than fast, surely slower
-    found = arena(fast, accurate, slow, tied, rather)
+    found = leaderboard(fast, accurate, slow, tied, rather)
     assert found.front == [fast, tied, rather, accurate]
-    assert found.dominators == {slow: fast}
+    assert found.dominated_by == {slow: fast}
 
 
 def test_an_imprecise_row_makes_no_precise_one_needless():
     noisy, fast = entry("noisy", 99, 1.15, width=3.0), entry("fast", 90, 0.15, width=0.001)
-    assert arena(noisy, fast).front == [fast, noisy]
+    assert leaderboard(noisy, fast).front == [fast, noisy]
 
 
 points = st.tuples(
@@ -296,14 +299,14 @@ points = st.tuples(
 @settings(deadline=None)
 @given(st.lists(points, min_size=1, max_size=12))
 def test_every_front_is_sound(drawn):
-    found = arena(*(entry(str(i), *values) for i, values in enumerate(drawn)))
+    found = leaderboard(*(entry(str(i), *values) for i, values in enumerate(drawn)))
     assert found.front
-    for one, better in found.dominators.items():
+    for one, better in found.dominated_by.items():
         assert better.accuracy.mean >= one.accuracy.mean
         assert better.mean_ms.mean <= one.mean_ms.mean
         assert better.accuracy.mean > one.accuracy.mean or better.mean_ms.mean < one.mean_ms.mean
     fastest = min(found.entries, key=lambda one: one.mean_ms.high)
-    assert not any(one.mean_ms.surely_below(fastest.mean_ms) for one in found.entries)
+    assert not any(one.mean_ms.significantly_below(fastest.mean_ms) for one in found.entries)
     for one in found.entries:
         rank, _ = found.rank(one, lambda e: e.mean_ms, highest=False)
         assert 1 <= rank <= len(found.entries)
@@ -313,7 +316,7 @@ def test_every_front_is_sound(drawn):
 
 
 def test_the_verdict_takes_the_fastest_that_is_accurate_enough():
-    found = arena(entry("rough", 80, 0.5), entry("good", 90, 1.0), entry("best", 95, 3.0))
+    found = leaderboard(entry("rough", 80, 0.5), entry("good", 90, 1.0), entry("best", 95, 3.0))
     told = verdict(found, 85)
     assert told.advice.startswith("Take good fp32: 90.00 % (87.98 to 91.71) in 1.000 ms")
     assert "fastest of 2 rows with at least 85 %" in told.advice
@@ -323,7 +326,7 @@ def test_the_verdict_takes_the_fastest_that_is_accurate_enough():
 
 
 def test_the_verdict_names_what_is_uncertain():
-    found = arena(
+    found = leaderboard(
         entry("a", 90, 1.0), entry("b", 92, 1.05), entry("c", 70, 2.0), entry("d", 89, 0.5)
     )
     told = verdict(found, 89.5)
@@ -336,11 +339,13 @@ def test_the_verdict_names_what_is_uncertain():
 
 
 def test_one_network_at_two_speeds_is_the_machines_doing():
-    found = arena(
+    found = leaderboard(
         entry("a", 90, 1.0, model={"width": 1}), entry("b", 90, 2.0, model={"width": 1}, epochs=9)
     )
     assert "b fp32 and a fp32 are one network, yet differ by 100 %" in verdict(found, 85).advice
-    others = arena(entry("a", 90, 1.0, model={"width": 1}), entry("b", 90, 2.0, model={"width": 2}))
+    others = leaderboard(
+        entry("a", 90, 1.0, model={"width": 1}), entry("b", 90, 2.0, model={"width": 2})
+    )
     assert "one network" not in verdict(others, 85).advice
 
 
@@ -407,4 +412,6 @@ def test_following_keys_are_those_that_interpolate():
                     stack += [(f"{prefix}.{key}", value) for key, value in node.items()]
                 elif isinstance(node, str) and node.startswith("${"):
                     found[prefix] = node[2:-1]
-    assert {key: source for key, source in found.items() if key not in NEUTRAL} == FOLLOWING
+    assert {
+        key: source for key, source in found.items() if key not in NON_IDENTITY_KEYS
+    } == DERIVED_KEYS

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
-from test_comparison import a_run, arena, entry, measured
+from test_comparison import a_run, entry, leaderboard, measured
 from test_results import place
 
 from cifar_lightning.cli import report as report_command
@@ -223,8 +223,8 @@ def test_the_report_of_hostile_runs(tmp_path, call):
         assert not obeyed(script.replace(get_plotlyjs(), ""))
     seen = Page(page)
     assert "img" not in seen.tags
-    arenas = 1 + len(HOSTILE) // 2
-    assert seen.tags.count("script") == arenas + 2  # a plot each, the library, the sorting
+    leaderboards = 1 + len(HOSTILE) // 2
+    assert seen.tags.count("script") == leaderboards + 2  # a plot each, the library, the sorting
     assert not obeyed(page.replace(get_plotlyjs(), ""))
     for path in folder.glob("*.svg"):
         ElementTree.parse(path)  # a control character would end it
@@ -250,7 +250,7 @@ def test_the_card_of_a_hostile_run(tmp_path):
 
 
 def test_plots_show_names_as_text():
-    named = arena(*(entry(text, 90 - n, 1 + n / 9) for n, text in enumerate(HOSTILE)))
+    named = leaderboard(*(entry(text, 90 - n, 1 + n / 9) for n, text in enumerate(HOSTILE)))
     count = len(HOSTILE)
     confusion = [[5 * (row == column) for column in range(count)] for row in range(count)]
     expected = [escaping.visible(text) for text in HOSTILE]

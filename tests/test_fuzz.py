@@ -102,7 +102,7 @@ def accept(override, folder):
 def test_wrong(override, composing, tmp_path):
     with pytest.raises(Exception) as refused:
         accept(override, tmp_path)
-    known = user_errors.explain(refused.value)
+    known = user_errors.to_user_error(refused.value)
     assert isinstance(known, UserError), refused.value
     (line,) = str(known).splitlines()
     assert line

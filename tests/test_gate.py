@@ -21,7 +21,7 @@ from cifar_lightning.errors import UserError
 from cifar_lightning.runs.completed import finished, show
 from cifar_lightning.runs.find import find_run
 from cifar_lightning.runs.measurement import Measurement
-from cifar_lightning.runs.results import Recorded, rows_of
+from cifar_lightning.runs.results import RunResults, rows_of
 from cifar_lightning.runs.run import Network, Run
 from cifar_lightning.runs.table import write_table
 from cifar_lightning.system import untrusted
@@ -100,18 +100,22 @@ def dump(record):
 
 def read_by_all(outputs, folder, config):
     """Do what every command does with records, and see that the other run is as it was."""
-    recorded = Recorded.read_all(outputs)
+    recorded = RunResults.read_all(outputs)
     rows = write_table(outputs)
     others = [row for row in rows if row["id"] == "other"]
     assert len(others) == 1
     assert others[0]["lat_mean_ms"] == MEASUREMENT.latency.mean_ms
     assert find_run(outputs, "other").name == RUN.name
     found = collect.compare(recorded)
-    assert any(entry.label == "other" for arena in found.arenas for entry in arena.entries)
-    for arena in found.arenas:
-        verdict.verdict(arena, 85.0)
-        list(section._change_lines(arena))
-        columns.in_order(arena, "test_acc")
+    assert any(
+        entry.label == "other"
+        for leaderboard in found.leaderboards
+        for entry in leaderboard.entries
+    )
+    for leaderboard in found.leaderboards:
+        verdict.verdict(leaderboard, 85.0)
+        list(section._change_lines(leaderboard))
+        columns.in_order(leaderboard, "test_acc")
     section.apart(found)
     with suppress(UserError):
         finished(folder, config)
@@ -172,7 +176,7 @@ def test_changed_records(outputs, folder, resolved, caplog, monkeypatch, tmp_pat
     assert refused > 100
     assert kept > 10
     assert not (tmp_path / HARM).exists()
-    assert Recorded.read_all(outputs)
+    assert RunResults.read_all(outputs)
 
 
 def test_drawing_changed_records(outputs, folder, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation, Text
 from PIL import Image
-from test_comparison import arena, entry
+from test_comparison import entry, leaderboard
 
 from cifar_lightning.comparison import plots, scatter
 
@@ -22,7 +22,7 @@ def test_labels_cover_neither_each_other_nor_the_points(seed):
         entry(f"network-{i}", 90 + rng.normal(0, 0.3), 1 + rng.uniform(0, 0.2), width=0.001)
         for i in range(12)
     ]
-    figure = scatter.accuracy_latency(arena(*entries), 85)
+    figure = scatter.accuracy_latency(leaderboard(*entries), 85)
     boxes = [Text.get_window_extent(label) for label in labels_of(figure)]
     assert len(boxes) == 12
     for number, box in enumerate(boxes):
@@ -34,13 +34,13 @@ def test_labels_cover_neither_each_other_nor_the_points(seed):
 
 
 def test_the_choice_is_bold():
-    figure = scatter.accuracy_latency(arena(entry("a", 90, 2.0), entry("b", 80, 1.0)), 85)
+    figure = scatter.accuracy_latency(leaderboard(entry("a", 90, 2.0), entry("b", 80, 1.0)), 85)
     weights = {label.get_text(): label.get_fontweight() for label in labels_of(figure)}
     assert weights == {"a fp32": "bold", "b fp32": "normal"}
 
 
 def figures():
-    found = arena(entry("a", 90, 2.0), entry("b", 80, 0.1))
+    found = leaderboard(entry("a", 90, 2.0), entry("b", 80, 0.1))
     curve = plots.Curve("a", [2.0, 1.0], [50.0, 60.0])
     once = plots.Curve("b", [2.0], [])
     confusion = [[5, 1], [0, 0]]

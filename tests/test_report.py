@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
-from test_comparison import a_run, arena, entry, measured
+from test_comparison import a_run, entry, leaderboard, measured
 from test_results import place
 from torch.utils.tensorboard import SummaryWriter
 
@@ -154,7 +154,7 @@ def test_filters_and_sorting(reported):
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_every_column_sorts_best_first(name):
-    found = arena(entry("a", 90, 1.0), entry("b", 80, 2.0, epochs=9), entry("c", 85, 0.5))
+    found = leaderboard(entry("a", 90, 1.0), entry("b", 80, 2.0, epochs=9), entry("c", 85, 0.5))
     column = COLUMNS[name]
     values = [column.value(found, one) for one in in_order(found, name)]
     texts = [value for value in values if isinstance(value, str | bool)]

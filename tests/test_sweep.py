@@ -42,8 +42,8 @@ class Scripts:
 
     apart = False
 
-    def __init__(self, scripts, at_once=1):
-        self.scripts, self.at_once = scripts, at_once
+    def __init__(self, scripts, max_parallel=1):
+        self.scripts, self.max_parallel = scripts, max_parallel
 
     def start(self, job, overrides, slot, output):
         with output.open("ab") as stream:
@@ -218,7 +218,7 @@ def test_a_gpu_and_a_share_of_the_cores_for_each(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-abc")
     monkeypatch.setattr(executors, "usable_cores", lambda: 8)
-    place = executors.ThisMachine(2)
+    place = executors.LocalExecutor(2)
     shares = [place.environment(job(tmp_path), slot) for slot in range(3)]
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["3", "GPU-abc", "3"]
     assert shares[0]["OMP_NUM_THREADS"] == "4"

@@ -205,7 +205,7 @@ def test_flags_are_restored_when_preparing_fails(monkeypatch):
     def fail(build):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(PARTS, "fp32", (Kind.NUMBERS, fail))
+    monkeypatch.setitem(PARTS, "fp32", (Kind.PRECISION, fail))
     before = flags()
     with pytest.raises(KeyboardInterrupt), prepare("fp32", network(), CPU, calibration):
         pass
@@ -230,12 +230,12 @@ def test_the_proof_tells_fp32_from_tf32():
 
 
 def test_a_wrong_precision_is_found_out():
-    precision.prove("fp32", 1e-7)
-    precision.prove("fused+tf32", 1e-3)
+    precision.verify_precision("fp32", 1e-7)
+    precision.verify_precision("fused+tf32", 1e-3)
     with pytest.raises(RuntimeError, match="ran in tf32, not ieee"):
-        precision.prove("fp32", 1e-3)
+        precision.verify_precision("fp32", 1e-3)
     with pytest.raises(RuntimeError, match="ran in ieee, not tf32"):
-        precision.prove("tf32", 1e-7)
+        precision.verify_precision("tf32", 1e-7)
 
 
 def test_a_trainings_determinism_does_not_slow_a_measurement():
@@ -302,7 +302,7 @@ def test_adding_a_variant_takes_one_line(monkeypatch):
         inner = build.forward
         build.forward = lambda images: 2 * inner(images)
 
-    monkeypatch.setitem(PARTS, "doubled", (Kind.EXECUTION, doubled))
+    monkeypatch.setitem(PARTS, "doubled", (Kind.RUNTIME, doubled))
     assert check("doubled+fused") == "fused+doubled"
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():

@@ -183,7 +183,7 @@ def _measure(
 
 
 def _fill(
-    blank: Measurement, prepared: context.Prepared, data: ImageDataModule, device: torch.device
+    blank: Measurement, prepared: context.PreparedModel, data: ImageDataModule, device: torch.device
 ) -> Measurement:
     """Evaluate and time a variant that is ready to be called."""
     protocol = PROTOCOLS[blank.protocol]
@@ -207,7 +207,7 @@ def _fill(
         cudnn=torch.backends.cudnn.version(),
         device=device_key(device),
     )
-    precision.prove(blank.variant, error)
+    precision.verify_precision(blank.variant, error)
     share = load.mean
     disturbed = share is not None and share > DISTURBED_ABOVE
     return replace(
@@ -229,7 +229,9 @@ def _fill(
     )
 
 
-def _replayed_ms(prepared: context.Prepared, image: Tensor, protocol: Protocol) -> float | None:
+def _replayed_ms(
+    prepared: context.PreparedModel, image: Tensor, protocol: Protocol
+) -> float | None:
     """Time an eager pass replayed as a CUDA graph: the device's work without the launches."""
     if image.device.type != "cuda" or not prepared.eager:
         return None

@@ -35,7 +35,7 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """How much longer the first of two calls takes than the second, measured in turns.
 
     Attributes:
@@ -101,7 +101,7 @@ def compare_latencies(
     device: torch.device,
     protocol: Protocol,
     between: Callable[[], None] = lambda: None,
-) -> Difference:
+) -> PairedDifference:
     """Time two calls in turns, so that whatever the machine does meets both alike.
 
     Who goes first changes with every pair. It stops by the protocol's rule for the mean, with the
@@ -147,7 +147,7 @@ def compare_latencies(
             narrow = half <= protocol.mean_tolerance * statistics.fmean(firsts)
             enough = len(differences) >= protocol.samples and elapsed >= protocol.sampling_s
             if (enough and narrow) or elapsed >= protocol.sampling_max_s:
-                return Difference(statistics.fmean(differences), half, len(differences))
+                return PairedDifference(statistics.fmean(differences), half, len(differences))
 
 
 def warm_up(

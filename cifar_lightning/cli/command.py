@@ -136,7 +136,7 @@ def _known(error: Exception) -> CifarLightningError | None:
         return error
     if is_disk_full(error):
         return RunFailed("no space left; free some, and give the same command again")
-    if explained := user_errors.explain(error):
+    if explained := user_errors.to_user_error(error):
         return explained
     if isinstance(error, OSError) and error.filename:
         line = f"{error.filename}: {error.strerror}"

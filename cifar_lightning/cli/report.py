@@ -50,9 +50,9 @@ def main(cfg: DictConfig) -> None:
     comparison = compare(recorded, config["baseline"], keep)
     if not any(one.lines for one in recorded):
         raise UserError(f"outputs={','.join(map(str, outputs))}: nothing that can be read")
-    if not comparison.arenas and config["filter"]:
+    if not comparison.leaderboards and config["filter"]:
         raise bad_value("filter", ",".join(config["filter"]), "what at least one row fulfils")
-    sections = [Section.of(arena, sort, min_acc) for arena in comparison.arenas]
+    sections = [Section.of(leaderboard, sort, min_acc) for leaderboard in comparison.leaderboards]
     details = draw_details(comparison, recorded, config["detail"], min_acc)
     to = Path(config["to"]) if config["to"] else outputs[0] / "report"
     check_inside(outputs[0], to)

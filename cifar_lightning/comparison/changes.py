@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from cifar_lightning.comparison.entry import Entry
-from cifar_lightning.config.rules import FOLLOWING
+from cifar_lightning.config.rules import DERIVED_KEYS
 from cifar_lightning.config.schema import CONF_DIR, NAMING_GROUPS
 from cifar_lightning.runs.identity import training_config
 from cifar_lightning.runs.run import Run
@@ -61,7 +61,7 @@ def settings(run: Run) -> dict[str, Any]:
         return {
             key: kept(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
             for key, value in node.items()
-            if prefix + key not in FOLLOWING and prefix + key != "seed"
+            if prefix + key not in DERIVED_KEYS and prefix + key != "seed"
         }
 
     training = training_config(run.config)
@@ -89,8 +89,8 @@ def show_value(value: Any) -> str:
 def effect(base: Entry, entry: Entry) -> str:
     """Tell what the changes did to accuracy, latency and size."""
     points = entry.accuracy.mean - base.accuracy.mean
-    tie = " (tie)" if entry.accuracy.ties_with(base.accuracy) else ""
-    slow = " (tie)" if entry.mean_ms.ties_with(base.mean_ms) else ""
+    tie = " (tie)" if entry.accuracy.overlaps(base.accuracy) else ""
+    slow = " (tie)" if entry.mean_ms.overlaps(base.mean_ms) else ""
     share = 100 * (entry.mean_ms.mean / base.mean_ms.mean - 1)
     told = f"accuracy {points:+.2f} points{tie}, latency {share:+.0f} %{slow}"
     if not (entry.size_mb and base.size_mb):

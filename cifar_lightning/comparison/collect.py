@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from cifar_lightning.comparison.entry import Conditions, Entry, Making
-from cifar_lightning.comparison.leaderboard import Arena
+from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.errors import bad_value, unknown_name
 from cifar_lightning.runs.identity import group_name
 from cifar_lightning.runs.measurement import Measurement
-from cifar_lightning.runs.results import Recorded, Row
+from cifar_lightning.runs.results import Row, RunResults
 from cifar_lightning.runs.run import Run
 
 
@@ -19,11 +19,11 @@ class Comparison:
     """All there is: rows to be ranked, by their conditions, and rows that can't be.
 
     Attributes:
-        arenas: Their names differ.
+        leaderboards: Their names differ.
         apart: Rows that failed, were disturbed, are unsupported or not measured.
     """
 
-    arenas: tuple[Arena, ...]
+    leaderboards: tuple[Leaderboard, ...]
     apart: tuple[Row, ...]
 
 
@@ -33,9 +33,9 @@ Groups = dict[tuple[str, str, Making], dict[str, tuple[Run, Measurement]]]
 
 
 def compare(
-    recorded: Iterable[Recorded], baseline: str | None = None, keep: Keep = lambda *_: True
+    recorded: Iterable[RunResults], baseline: str | None = None, keep: Keep = lambda *_: True
 ) -> Comparison:
-    """Sort all rows into arenas.
+    """Sort all rows into leaderboards.
 
     Args:
         recorded: Runs with their rows.
@@ -59,7 +59,7 @@ def compare(
             alike = met.setdefault(_conditions(one.run, measurement), {}).setdefault(group, {})
             alike[one.run.name] = one.run, measurement
     names = _names(met)
-    arenas: list[Arena] = []
+    leaderboards: list[Leaderboard] = []
     everything: list[Entry] = []
     for conditions, groups in sorted(met.items()):
         labels, notes = _labels(groups), _notes(groups)
@@ -74,14 +74,14 @@ def compare(
         ]
         everything += entries
         name = names[conditions]
-        meant = [entry for entry in entries if baseline is not None and entry.answers_to(baseline)]
+        meant = [entry for entry in entries if baseline is not None and entry.matches(baseline)]
         # Without one, the first row's network.
         base = plainest(meant or [one for one in entries if one.label == entries[0].label])
         if kept := tuple(entry for entry in entries if keep(conditions, entry)):
-            arenas.append(Arena(name, conditions, kept, base))
+            leaderboards.append(Leaderboard(name, conditions, kept, base))
     if baseline is not None and everything:
         entries_of(everything, baseline, "baseline")
-    return Comparison(tuple(arenas), tuple(apart))
+    return Comparison(tuple(leaderboards), tuple(apart))
 
 
 def _conditions(run: Run, measurement: Measurement) -> Conditions:
@@ -162,7 +162,7 @@ def entries_of(entries: Iterable[Entry], query: str, key: str) -> list[Entry]:
         UserError: If there is none, or several networks are meant.
     """
     entries = list(entries)
-    found = [entry for entry in entries if entry.answers_to(query)]
+    found = [entry for entry in entries if entry.matches(query)]
     if not found:
         raise unknown_name(f"{key}={query}", "row", query, {entry.label for entry in entries})
     if len({entry.group for entry in found}) > 1:

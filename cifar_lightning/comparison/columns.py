@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cifar_lightning.comparison.entry import Conditions, Entry, Estimate
-from cifar_lightning.comparison.leaderboard import Arena
+from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.errors import bad_value, unknown_name
 from cifar_lightning.runs.run import MEGA
 
@@ -27,38 +27,38 @@ class Column:
         numeric: Whether it is a number.
     """
 
-    value: Callable[[Arena, Entry], Any]
+    value: Callable[[Leaderboard, Entry], Any]
     header: str | None = None
-    text: Callable[[Arena, Entry], str] | None = None
+    text: Callable[[Leaderboard, Entry], str] | None = None
     highest: bool = False
     numeric: bool = True
 
-    def shown(self, arena: Arena, entry: Entry) -> str:
+    def shown(self, leaderboard: Leaderboard, entry: Entry) -> str:
         if self.text is not None:
-            return self.text(arena, entry)
-        value = self.value(arena, entry)
+            return self.text(leaderboard, entry)
+        value = self.value(leaderboard, entry)
         return "-" if value is None else str(value)
 
 
-def _accuracy_rank(arena: Arena, entry: Entry) -> tuple[int, bool]:
-    return arena.rank(entry, lambda one: one.accuracy, highest=True)
+def _accuracy_rank(leaderboard: Leaderboard, entry: Entry) -> tuple[int, bool]:
+    return leaderboard.rank(entry, lambda one: one.accuracy, highest=True)
 
 
-def _latency_rank(arena: Arena, entry: Entry) -> tuple[int, bool]:
-    return arena.rank(entry, lambda one: one.mean_ms, highest=False)
+def _latency_rank(leaderboard: Leaderboard, entry: Entry) -> tuple[int, bool]:
+    return leaderboard.rank(entry, lambda one: one.mean_ms, highest=False)
 
 
 def _rank_text(rank: tuple[int, bool]) -> str:
     return f"{rank[0]}{'=' * rank[1]}"
 
 
-def _accuracy(arena: Arena, entry: Entry) -> str:
+def _accuracy(leaderboard: Leaderboard, entry: Entry) -> str:
     estimate = entry.accuracy
     std = "" if estimate.std is None else f" ± {estimate.std:.2f}"
     return f"{estimate.mean:.2f}{std}"
 
 
-def _latency(arena: Arena, entry: Entry) -> str:
+def _latency(leaderboard: Leaderboard, entry: Entry) -> str:
     std = "" if entry.mean_ms.std is None else f" ± {entry.mean_ms.std:.3f}"
     return f"{entry.mean_ms.mean:.3f}{std}{'' if entry.converged else ' ~'}"
 
@@ -73,12 +73,12 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _speedup(arena: Arena, entry: Entry) -> float:
-    return arena.baseline.mean_ms.mean / entry.mean_ms.mean
+def _speedup(leaderboard: Leaderboard, entry: Entry) -> float:
+    return leaderboard.baseline.mean_ms.mean / entry.mean_ms.mean
 
 
-def _place(arena: Arena, entry: Entry) -> str:
-    better = arena.dominators.get(entry)
+def _place(leaderboard: Leaderboard, entry: Entry) -> str:
+    better = leaderboard.dominated_by.get(entry)
     return "front" if better is None else f"behind {better.name}"
 
 
@@ -148,13 +148,13 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
-def in_order(arena: Arena, sort: str) -> list[Entry]:
-    """Sort an arena's entries by a column, the best first; what has no value comes last."""
+def in_order(leaderboard: Leaderboard, sort: str) -> list[Entry]:
+    """Sort an leaderboard's entries by a column, the best first; what has no value comes last."""
     column = COLUMNS[sort.removeprefix("-")]
     reverse = column.highest != sort.startswith("-")
-    known = [e for e in arena.entries if column.value(arena, e) is not None]
-    rest = [e for e in arena.entries if column.value(arena, e) is None]
-    return sorted(known, key=lambda e: column.value(arena, e), reverse=reverse) + rest
+    known = [e for e in leaderboard.entries if column.value(leaderboard, e) is not None]
+    rest = [e for e in leaderboard.entries if column.value(leaderboard, e) is None]
+    return sorted(known, key=lambda e: column.value(leaderboard, e), reverse=reverse) + rest
 
 
 def check_sort(sort: str) -> None:
@@ -174,7 +174,7 @@ def make_filter(conditions: Sequence[str]) -> Callable[[Conditions, Entry], bool
     Raises:
         UserError: If one can't be read, names no column, or compares a text with a number.
     """
-    tests: list[Callable[[Arena, Entry], bool]] = []
+    tests: list[Callable[[Leaderboard, Entry], bool]] = []
     for condition in conditions:
         match = re.fullmatch(r"\s*(-?\w+)\s*(>=|<=|!=|=)\s*(.*?)\s*", condition)
         if match is None:
@@ -186,25 +186,27 @@ def make_filter(conditions: Sequence[str]) -> Callable[[Conditions, Entry], bool
         tests.append(_test(condition, name, sign, text))
 
     def keep(conditions: Conditions, entry: Entry) -> bool:
-        arena = Arena(conditions.name, conditions, (entry,), entry)
-        return all(test(arena, entry) for test in tests)
+        leaderboard = Leaderboard(conditions.name, conditions, (entry,), entry)
+        return all(test(leaderboard, entry) for test in tests)
 
     return keep
 
 
-def _test(condition: str, name: str, sign: str, text: str) -> Callable[[Arena, Entry], bool]:
+def _test(condition: str, name: str, sign: str, text: str) -> Callable[[Leaderboard, Entry], bool]:
     column, holds = COLUMNS[name], OPERATORS[sign]
     if not column.numeric:
         if sign not in ("=", "!="):
             raise bad_value("filter", condition, f"{name}=... or {name}!=...: it is a text")
-        return lambda arena, entry: holds(str(column.value(arena, entry)).lower(), text.lower())
+        return lambda leaderboard, entry: holds(
+            str(column.value(leaderboard, entry)).lower(), text.lower()
+        )
     try:
         number = float(text)
     except ValueError as error:
         raise bad_value("filter", condition, f"{name}{sign} and a number") from error
 
-    def test(arena: Arena, entry: Entry) -> bool:
-        value = column.value(arena, entry)
+    def test(leaderboard: Leaderboard, entry: Entry) -> bool:
+        value = column.value(leaderboard, entry)
         return value is not None and holds(value, number)
 
     return test

@@ -74,11 +74,11 @@ class Estimate:
             below, above = max(half, below), max(half, above)
         return cls(mean, max(mean - below, 0.0), min(mean + above, highest), std, n)
 
-    def surely_below(self, other: Estimate) -> bool:
+    def significantly_below(self, other: Estimate) -> bool:
         return self.high < other.low
 
-    def ties_with(self, other: Estimate) -> bool:
-        return not self.surely_below(other) and not other.surely_below(self)
+    def overlaps(self, other: Estimate) -> bool:
+        return not self.significantly_below(other) and not other.significantly_below(self)
 
 
 def _student(n: int) -> float:
@@ -193,7 +193,7 @@ class Entry:
     def classes(self) -> list[str]:
         return self.runs[0].class_names(len(self.measurements[0].confusion or ()))
 
-    def answers_to(self, query: str) -> bool:
+    def matches(self, query: str) -> bool:
         """Tell whether it is meant by an ID, a name with its variant or a run's beginning."""
         return query in (self.label, self.name) or any(
             query == run.label or run.name.startswith(query) for run in self.runs

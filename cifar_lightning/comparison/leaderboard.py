@@ -10,11 +10,11 @@ from cifar_lightning.comparison.entry import Conditions, Entry, Estimate
 
 
 @dataclass(frozen=True)
-class Arena:
+class Leaderboard:
     """Entries that may be ranked together, and the one that the others are compared with.
 
     Attributes:
-        name: Of the conditions, with the data's fingerprint where another arena has the same.
+        name: Of the conditions, with the data's fingerprint where another leaderboard has the same.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Arena:
         """Rank an entry behind all that are surely better.
 
         Args:
-            entry: One of the arena's.
+            entry: One of the leaderboard's.
             of: The figure to rank by.
             highest: Whether a high one is good.
 
@@ -38,12 +38,13 @@ class Arena:
         mine = of(entry)
         others = [of(other) for other in self.entries if other is not entry]
         better = sum(
-            mine.surely_below(other) if highest else other.surely_below(mine) for other in others
+            mine.significantly_below(other) if highest else other.significantly_below(mine)
+            for other in others
         )
-        return better + 1, any(mine.ties_with(other) for other in others)
+        return better + 1, any(mine.overlaps(other) for other in others)
 
     @cached_property
-    def dominators(self) -> dict[Entry, Entry]:
+    def dominated_by(self) -> dict[Entry, Entry]:
         """For each entry that another one makes needless, that other one.
 
         Its means are at least as good in both accuracy and latency, and one of them is surely
@@ -59,7 +60,7 @@ class Arena:
     @property
     def front(self) -> list[Entry]:
         """What no other entry makes needless, the fastest first."""
-        kept = [entry for entry in self.entries if entry not in self.dominators]
+        kept = [entry for entry in self.entries if entry not in self.dominated_by]
         return sorted(kept, key=_speed)
 
     def choice(self, min_acc: float) -> Entry | None:
@@ -76,5 +77,6 @@ def _speed(entry: Entry) -> tuple[float, float]:
 def _dominates(one: Entry, other: Entry) -> bool:
     as_good = one.accuracy.mean >= other.accuracy.mean and one.mean_ms.mean <= other.mean_ms.mean
     return as_good and (
-        other.accuracy.surely_below(one.accuracy) or one.mean_ms.surely_below(other.mean_ms)
+        other.accuracy.significantly_below(one.accuracy)
+        or one.mean_ms.significantly_below(other.mean_ms)
     )

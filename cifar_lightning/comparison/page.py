@@ -15,7 +15,7 @@ from cifar_lightning.comparison import plots
 from cifar_lightning.comparison.collect import Comparison
 from cifar_lightning.comparison.columns import SHOWN, Column
 from cifar_lightning.comparison.entry import Entry, Estimate
-from cifar_lightning.comparison.leaderboard import Arena
+from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.comparison.section import Section, apart
 from cifar_lightning.system import environment, escaping
 
@@ -24,10 +24,10 @@ LOG_TICKS = [digit * 10.0**power for power in range(-4, 5) for digit in (1, 2, 5
 
 def interactive(section: Section, min_acc: float, number: int) -> Markup:
     """Draw accuracy against latency so that points can be hovered and zoomed."""
-    arena = section.arena
-    networks = [entry.network for entry in arena.entries]
+    leaderboard = section.leaderboard
+    networks = [entry.network for entry in leaderboard.entries]
     figure = go.Figure()
-    front = arena.front
+    front = leaderboard.front
     figure.add_scatter(
         x=[entry.mean_ms.mean for entry in front],
         y=[entry.accuracy.mean for entry in front],
@@ -46,10 +46,10 @@ def interactive(section: Section, min_acc: float, number: int) -> Markup:
             mode="markers",
             marker={"size": 11, "color": plots.color_of(network, networks)},
             name=str(escape(escaping.visible(network))),
-            text=[_hover(arena, entry) for entry in entries],
+            text=[_hover(leaderboard, entry) for entry in entries],
             hovertemplate="%{text}<extra></extra>",
         )
-    wide = plots.wide(arena)
+    wide = plots.wide(leaderboard)
     figure.update_layout(
         xaxis={
             "title": "mean latency at batch 1 (ms)",
@@ -69,8 +69,8 @@ def interactive(section: Section, min_acc: float, number: int) -> Markup:
         legend={"orientation": "h", "y": 1.08},
         height=460,
     )
-    low = min(e.accuracy.mean - e.accuracy.reach[0] for e in arena.entries)
-    high = max(e.accuracy.mean + e.accuracy.reach[1] for e in arena.entries)
+    low = min(e.accuracy.mean - e.accuracy.reach[0] for e in leaderboard.entries)
+    high = max(e.accuracy.mean + e.accuracy.reach[1] for e in leaderboard.entries)
     if low < min_acc < high:
         figure.add_hline(y=min_acc, line={"dash": "dot", "width": 1, "color": plots.GRID})
     drawn = figure.to_html(
@@ -92,10 +92,10 @@ def _errors(estimates: Sequence[Estimate]) -> dict[str, Any]:
     }
 
 
-def _hover(arena: Arena, entry: Entry) -> str:
+def _hover(leaderboard: Leaderboard, entry: Entry) -> str:
     lines = [f"<b>{escape(escaping.visible(entry.name))}</b>"]
     lines += [
-        f"{column.header}: {escape(escaping.visible(column.shown(arena, entry)))}"
+        f"{column.header}: {escape(escaping.visible(column.shown(leaderboard, entry)))}"
         for name, column in SHOWN.items()
         if name not in ("id", "variant")
     ]
@@ -111,7 +111,7 @@ def page(
     """Make the self-contained page.
 
     Args:
-        sections: One for each arena.
+        sections: One for each leaderboard.
         comparison: For the rows that are not ranked.
         details: File names of further figures, each with its heading and drawing.
         min_acc: In percent.
@@ -135,16 +135,19 @@ def page(
     return templates.get_template("report.html.jinja").render(
         sections=[
             {
-                "name": section.arena.name,
+                "name": section.leaderboard.name,
                 "verdict": section.verdict,
                 "changes": section.changes,
-                "baseline": section.arena.baseline.name,
+                "baseline": section.leaderboard.baseline.name,
                 "rows": [
                     {
-                        "front": entry not in section.arena.dominators,
-                        "chosen": entry is section.arena.choice(min_acc),
+                        "front": entry not in section.leaderboard.dominated_by,
+                        "chosen": entry is section.leaderboard.choice(min_acc),
                         "cells": [
-                            (column.shown(section.arena, entry), _sortable(column, section, entry))
+                            (
+                                column.shown(section.leaderboard, entry),
+                                _sortable(column, section, entry),
+                            )
                             for column in SHOWN.values()
                         ],
                     }
@@ -164,5 +167,5 @@ def page(
 
 
 def _sortable(column: Column, section: Section, entry: Entry) -> str:
-    value = column.value(section.arena, entry)
+    value = column.value(section.leaderboard, entry)
     return "" if value is None else str(value)

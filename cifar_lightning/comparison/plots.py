@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from cifar_lightning.comparison.leaderboard import Arena
+from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.system.escaping import terminal, visible
 
 INK = "#1f2328"  # of text and axes; `svg` can make it follow the page
@@ -81,15 +81,15 @@ def draw_legend(
     )
 
 
-def wide(arena: Arena) -> bool:
+def wide(leaderboard: Leaderboard) -> bool:
     """Tell whether the latencies lie so far apart that they want a logarithmic axis."""
-    values = [entry.mean_ms.mean for entry in arena.entries]
+    values = [entry.mean_ms.mean for entry in leaderboard.entries]
     return max(values) > 5 * min(values)
 
 
-def scale_latency(axes: Axes, arena: Arena) -> None:
+def scale_latency(axes: Axes, leaderboard: Leaderboard) -> None:
     """Let the axis of latencies be logarithmic where they differ much."""
-    if wide(arena):
+    if wide(leaderboard):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
@@ -101,9 +101,9 @@ def color_of(network: str, networks: Sequence[str]) -> str:
     return COLORS[sorted(set(networks)).index(network) % len(COLORS)]
 
 
-def latency_distributions(arena: Arena) -> Figure:
+def latency_distributions(leaderboard: Leaderboard) -> Figure:
     """Draw every entry's samples: the box holds half of them, the whiskers 5 % to 95 %."""
-    entries = sorted(arena.entries, key=lambda entry: -entry.mean_ms.mean)
+    entries = sorted(leaderboard.entries, key=lambda entry: -entry.mean_ms.mean)
     figure, axes = new_figure(1.0 + 0.35 * len(entries))
     networks = [entry.network for entry in entries]
     boxes = axes.boxplot(
@@ -124,9 +124,9 @@ def latency_distributions(arena: Arena) -> Figure:
     axes.set_yticks(
         range(1, len(entries) + 1), [visible(entry.name) for entry in entries], fontsize=8
     )
-    scale_latency(axes, arena)
+    scale_latency(axes, leaderboard)
     axes.set_xlabel("latency at batch 1 (ms): median, half of the samples, 5 % to 95 %; | mean")
-    axes.set_title(visible(arena.name), fontsize=10)
+    axes.set_title(visible(leaderboard.name), fontsize=10)
     return figure
 
 

@@ -16,14 +16,16 @@ from cifar_lightning.comparison.page import page
 from cifar_lightning.comparison.section import Section, table_csv
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.folder import TENSORBOARD
-from cifar_lightning.runs.results import Recorded
+from cifar_lightning.runs.results import RunResults
 from cifar_lightning.runs.run import RUNS
 from cifar_lightning.system.files import write_all
 
 log = logging.getLogger(__name__)
 
-# What the plots of arenas are called, strictly enough to spare other people's files.
-OF_ARENAS = re.compile(r"(accuracy-)?latency-.+-protocol(-version-\d+)?-[0-9a-f]{8}\.(png|svg)")
+# What the plots of leaderboards are called, strictly enough to spare other people's files.
+LEADERBOARD_PLOTS = re.compile(
+    r"(accuracy-)?latency-.+-protocol(-version-\d+)?-[0-9a-f]{8}\.(png|svg)"
+)
 
 
 def read_curve(folder: Path, label: str) -> plots.Curve | None:
@@ -57,7 +59,7 @@ def detailed(comparison: Comparison, query: str | None, min_acc: float) -> Entry
         UserError: If the one asked for is not there, is several, or its confusions were not
             recorded.
     """
-    entries = [entry for arena in comparison.arenas for entry in arena.entries]
+    entries = [entry for leaderboard in comparison.leaderboards for entry in leaderboard.entries]
     if query is not None:
         found = entries_of(entries, query, "detail")
         known = [entry for entry in found if entry.confusion is not None]
@@ -65,13 +67,14 @@ def detailed(comparison: Comparison, query: str | None, min_acc: float) -> Entry
             raise UserError(f"detail={query}: its confusion matrix was not recorded; measure again")
         return plainest(known)
     choices = [
-        arena.choice(min_acc) or max(arena.entries, key=lambda entry: entry.accuracy.mean)
-        for arena in comparison.arenas
+        leaderboard.choice(min_acc)
+        or max(leaderboard.entries, key=lambda entry: entry.accuracy.mean)
+        for leaderboard in comparison.leaderboards
     ]
     return next((one for one in [*choices, *entries] if one.confusion is not None), None)
 
 
-def read(outputs: Sequence[Path]) -> list[Recorded]:
+def read(outputs: Sequence[Path]) -> list[RunResults]:
     """Read every run below several folders.
 
     Raises:
@@ -81,14 +84,14 @@ def read(outputs: Sequence[Path]) -> list[Recorded]:
     for folder in outputs:
         if not (folder / RUNS).is_dir():
             raise UserError(f"outputs={folder}: there is no folder {RUNS} in it; train a run first")
-        recorded += Recorded.read_all(folder)
+        recorded += RunResults.read_all(folder)
     if not any(one.lines or one.damaged for one in recorded):
         raise UserError(f"outputs={','.join(map(str, outputs))}: no finished run in it")
     return recorded
 
 
 def draw_details(
-    comparison: Comparison, recorded: Sequence[Recorded], query: str | None, min_acc: float
+    comparison: Comparison, recorded: Sequence[RunResults], query: str | None, min_acc: float
 ) -> dict[str, tuple[str, Figure]]:
     """Draw what belongs to runs rather than to a ranking."""
     details = {}
@@ -96,8 +99,8 @@ def draw_details(
         run.name: entry.label
         if len(entry.runs) == 1
         else f"{entry.label}, seed {run.config['seed']}"
-        for arena in comparison.arenas
-        for entry in arena.entries
+        for leaderboard in comparison.leaderboards
+        for entry in leaderboard.entries
         for run in entry.runs
     }
     folders = {one.run.name: one.folder for one in recorded if one.run is not None}
@@ -109,9 +112,11 @@ def draw_details(
     if entry is not None and entry.confusion is not None:
         classes = entry.classes
         confusions = {entry.name: entry.confusion}
-        arena = next(arena for arena in comparison.arenas if entry in arena.entries)
-        if arena.baseline is not entry and arena.baseline.confusion is not None:
-            confusions[arena.baseline.name] = arena.baseline.confusion
+        leaderboard = next(
+            leaderboard for leaderboard in comparison.leaderboards if entry in leaderboard.entries
+        )
+        if leaderboard.baseline is not entry and leaderboard.baseline.confusion is not None:
+            confusions[leaderboard.baseline.name] = leaderboard.baseline.confusion
         details["classes"] = "Accuracy per class", plots.class_accuracies(confusions, classes)
         details["confusion"] = (
             f"What {entry.name} confuses",
@@ -138,5 +143,5 @@ def write_report(
     write_all(to, files | {"index.html": page(sections, comparison, details, min_acc)})
     for earlier in to.glob("*latency-*"):
         # Perhaps of rows that are no longer there.
-        if OF_ARENAS.fullmatch(earlier.name) and earlier.name not in files:
+        if LEADERBOARD_PLOTS.fullmatch(earlier.name) and earlier.name not in files:
             earlier.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from cifar_lightning.comparison.entry import Entry
-from cifar_lightning.comparison.leaderboard import Arena
+from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.comparison.plots import (
     GRID,
     INK,
@@ -27,12 +27,12 @@ from cifar_lightning.comparison.plots import (
 from cifar_lightning.system.escaping import visible
 
 
-def accuracy_latency(arena: Arena, min_acc: float) -> Figure:
+def accuracy_latency(leaderboard: Leaderboard, min_acc: float) -> Figure:
     """Draw accuracy against mean latency with 95 % intervals, the front and its choice."""
     figure, axes = new_figure(5.0)
-    networks = [entry.network for entry in arena.entries]
-    variants = list(dict.fromkeys(entry.variant for entry in arena.entries))
-    for entry in arena.entries:
+    networks = [entry.network for entry in leaderboard.entries]
+    variants = list(dict.fromkeys(entry.variant for entry in leaderboard.entries))
+    for entry in leaderboard.entries:
         x, y = entry.mean_ms, entry.accuracy
         axes.errorbar(
             x.mean,
@@ -46,7 +46,7 @@ def accuracy_latency(arena: Arena, min_acc: float) -> Figure:
             capsize=2,
             zorder=3,
         )
-    front = arena.front
+    front = leaderboard.front
     axes.step(
         [entry.mean_ms.mean for entry in front],
         [entry.accuracy.mean for entry in front],
@@ -56,20 +56,20 @@ def accuracy_latency(arena: Arena, min_acc: float) -> Figure:
         linewidth=1,
         zorder=2,
     )
-    scale_latency(axes, arena)
+    scale_latency(axes, leaderboard)
     axes.margins(0.12, 0.12)
     low, high = axes.get_ylim()
     if low < min_acc < high:
         axes.axhline(min_acc, color=GRID, linewidth=1, linestyle=":")
     axes.set_xlabel("mean latency at batch 1 (ms)")
     axes.set_ylabel("test accuracy (%)")
-    axes.set_title(visible(arena.name), fontsize=10)
+    axes.set_title(visible(leaderboard.name), fontsize=10)
     marks = [
         (network, axes.plot([], [], "o", color=color_of(network, networks))[0])
         for network in dict.fromkeys(networks)
     ]
     draw_legend(figure, marks, "outside lower right")
-    _label_points(figure, axes, arena.entries, arena.choice(min_acc))
+    _label_points(figure, axes, leaderboard.entries, leaderboard.choice(min_acc))
     return figure
 
 

@@ -14,7 +14,7 @@ from cifar_lightning.comparison.changes import changes, effect
 from cifar_lightning.comparison.collect import Comparison
 from cifar_lightning.comparison.columns import COLUMNS, SHOWN, in_order
 from cifar_lightning.comparison.entry import Entry
-from cifar_lightning.comparison.leaderboard import Arena
+from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.comparison.verdict import Verdict, verdict
 from cifar_lightning.runs.markdown import draw_table
 from cifar_lightning.runs.table import csv_value
@@ -23,9 +23,9 @@ from cifar_lightning.system import escaping
 
 @dataclass(frozen=True)
 class Section:
-    """What is said and drawn of one arena."""
+    """What is said and drawn of one leaderboard."""
 
-    arena: Arena
+    leaderboard: Leaderboard
     entries: list[Entry]
     verdict: Verdict
     changes: list[str]
@@ -35,24 +35,24 @@ class Section:
     @property
     def figures(self) -> dict[str, Figure]:
         """The plots by the names of their files."""
-        slug = self.arena.conditions.slug
+        slug = self.leaderboard.conditions.slug
         return {f"accuracy-latency-{slug}": self.scatter, f"latency-{slug}": self.distributions}
 
     @classmethod
-    def of(cls, arena: Arena, sort: str, min_acc: float) -> Section:
+    def of(cls, leaderboard: Leaderboard, sort: str, min_acc: float) -> Section:
         return cls(
-            arena=arena,
-            entries=in_order(arena, sort),
-            verdict=verdict(arena, min_acc),
-            changes=list(_change_lines(arena)),
-            scatter=scatter.accuracy_latency(arena, min_acc),
-            distributions=plots.latency_distributions(arena),
+            leaderboard=leaderboard,
+            entries=in_order(leaderboard, sort),
+            verdict=verdict(leaderboard, min_acc),
+            changes=list(_change_lines(leaderboard)),
+            scatter=scatter.accuracy_latency(leaderboard, min_acc),
+            distributions=plots.latency_distributions(leaderboard),
         )
 
 
-def _change_lines(arena: Arena) -> Iterator[str]:
-    base = arena.baseline
-    for entry in arena.entries:
+def _change_lines(leaderboard: Leaderboard) -> Iterator[str]:
+    base = leaderboard.baseline
+    for entry in leaderboard.entries:
         if entry is base:
             continue
         found = changes(base, entry)
@@ -62,10 +62,10 @@ def _change_lines(arena: Arena) -> Iterator[str]:
 
 
 def table(section: Section) -> str:
-    """Draw an arena's table in Markdown; ``~`` marks means that had not settled."""
+    """Draw an leaderboard's table in Markdown; ``~`` marks means that had not settled."""
     lines = [tuple(str(column.header) for column in SHOWN.values())]
     lines += [
-        tuple(column.shown(section.arena, entry) for column in SHOWN.values())
+        tuple(column.shown(section.leaderboard, entry) for column in SHOWN.values())
         for entry in section.entries
     ]
     return draw_table(lines, [i for i, column in enumerate(SHOWN.values()) if column.numeric])
@@ -78,7 +78,7 @@ def table_csv(sections: Sequence[Section]) -> str:
     writer.writerow(COLUMNS)
     for section in sections:
         for entry in section.entries:
-            values = [column.value(section.arena, entry) for column in COLUMNS.values()]
+            values = [column.value(section.leaderboard, entry) for column in COLUMNS.values()]
             writer.writerow([csv_value(value) for value in values])
     return text.getvalue()
 
@@ -88,13 +88,13 @@ def markdown(sections: Sequence[Section], comparison: Comparison) -> str:
     parts = []
     for section in sections:
         told = section.verdict
-        parts += [f"## {escaping.markdown(section.arena.name)}", ""]
+        parts += [f"## {escaping.markdown(section.leaderboard.name)}", ""]
         parts += [escaping.markdown(told.advice), escaping.markdown(told.front)]
         parts += ["", table(section)]
         if told.needless:
             parts += ["Why not the others:", "", *_listed(told.needless), ""]
         if section.changes:
-            parts += [escaping.markdown(f"Against {section.arena.baseline.name}:"), ""]
+            parts += [escaping.markdown(f"Against {section.leaderboard.baseline.name}:"), ""]
             parts += [*_listed(section.changes), ""]
     if comparison.apart:
         parts += ["## Not ranked", "", *_listed(apart(comparison)), ""]

@@ -15,7 +15,7 @@ from torch.utils.tensorboard.summary import hparams
 from cifar_lightning.comparison import changes, plots
 from cifar_lightning.runs.folder import TENSORBOARD
 from cifar_lightning.runs.measurement import Measurement
-from cifar_lightning.runs.results import Recorded
+from cifar_lightning.runs.results import RunResults
 from cifar_lightning.runs.run import MEGA, Run
 from cifar_lightning.system.event_files import Writer
 
@@ -32,7 +32,7 @@ def draw(folder: Path) -> None:
     Args:
         folder: The run's.
     """
-    recorded = Recorded.read(folder)
+    recorded = RunResults.read(folder)
     if recorded.run is None or recorded.run.status != "finished":
         return
     shown = [one for _, one in recorded.lines if one is not None]

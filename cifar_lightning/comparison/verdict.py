@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from cifar_lightning.comparison.changes import settings
 from cifar_lightning.comparison.entry import Entry, Estimate
-from cifar_lightning.comparison.leaderboard import Arena
+from cifar_lightning.comparison.leaderboard import Leaderboard
 
 
 @dataclass(frozen=True)
@@ -26,27 +26,27 @@ class Verdict:
     needless: list[str]
 
 
-def verdict(arena: Arena, min_acc: float) -> Verdict:
+def verdict(leaderboard: Leaderboard, min_acc: float) -> Verdict:
     """Say which entry to take if at least ``min_acc`` percent are needed."""
     front = ", ".join(
         f"{entry.name} ({entry.accuracy.mean:.2f} %, {entry.mean_ms.mean:.3f} ms)"
-        for entry in arena.front
+        for entry in leaderboard.front
     )
     return Verdict(
-        advice=" ".join(_advice(arena, min_acc)),
+        advice=" ".join(_advice(leaderboard, min_acc)),
         front=f"On the front, from fast to accurate: {front}.",
         needless=[
             f"{entry.name} is not needed: {_advantage(better, entry)}."
-            for entry, better in arena.dominators.items()
+            for entry, better in leaderboard.dominated_by.items()
         ],
     )
 
 
-def _advice(arena: Arena, min_acc: float) -> Iterator[str]:
-    chosen = arena.choice(min_acc)
-    good = [entry for entry in arena.entries if entry.accuracy.mean >= min_acc]
+def _advice(leaderboard: Leaderboard, min_acc: float) -> Iterator[str]:
+    chosen = leaderboard.choice(min_acc)
+    good = [entry for entry in leaderboard.entries if entry.accuracy.mean >= min_acc]
     if chosen is None:
-        best = max(arena.entries, key=lambda entry: entry.accuracy.mean)
+        best = max(leaderboard.entries, key=lambda entry: entry.accuracy.mean)
         yield (
             f"No row reaches {min_acc:g} %; the most accurate is {best.name} with "
             f"{_percent(best.accuracy)}."
@@ -60,28 +60,26 @@ def _advice(arena: Arena, min_acc: float) -> Iterator[str]:
             yield "How sure its accuracy is was not recorded: measure it again."
         elif chosen.accuracy.low < min_acc:
             yield f"Whether it truly reaches {min_acc:g} % is within the uncertainty."
-        if ties := [
-            e.name for e in good if e is not chosen and e.mean_ms.ties_with(chosen.mean_ms)
-        ]:
+        if ties := [e.name for e in good if e is not chosen and e.mean_ms.overlaps(chosen.mean_ms)]:
             yield f"Not slower for sure: {', '.join(ties)}."
     near = [
         entry.name
-        for entry in arena.entries
+        for entry in leaderboard.entries
         if entry.accuracy.mean < min_acc <= entry.accuracy.high and entry.accuracy.known
     ]
     if near:
         yield f"Below {min_acc:g} % only within the uncertainty: {', '.join(near)}."
-    if any(not entry.converged for entry in arena.entries):
+    if any(not entry.converged for entry in leaderboard.entries):
         yield "Means marked ~ had not settled; measure run=A,B compares two in turns."
-    yield from _drift(arena)
+    yield from _drift(leaderboard)
 
 
-def _drift(arena: Arena) -> Iterator[str]:
+def _drift(leaderboard: Leaderboard) -> Iterator[str]:
     """Warn where one network, trained twice, came out at two speeds: weights don't change it."""
     pairs = [
         (slow, fast)
-        for slow, fast in itertools.permutations(arena.entries, 2)
-        if fast.mean_ms.surely_below(slow.mean_ms)
+        for slow, fast in itertools.permutations(leaderboard.entries, 2)
+        if fast.mean_ms.significantly_below(slow.mean_ms)
         and slow.variant == fast.variant
         and settings(slow.runs[0]).get("model") == settings(fast.runs[0]).get("model")
     ]
@@ -106,12 +104,12 @@ def _advantage(better: Entry, entry: Entry) -> str:
     times = entry.mean_ms.mean / better.mean_ms.mean
     accurate = (
         "as accurate within the uncertainty"
-        if better.accuracy.ties_with(entry.accuracy)
+        if better.accuracy.overlaps(entry.accuracy)
         else f"{points:.2f} points more accurate"
     )
     fast = (
         "as fast within the uncertainty"
-        if better.mean_ms.ties_with(entry.mean_ms)
+        if better.mean_ms.overlaps(entry.mean_ms)
         else f"{times:.2f} times as fast"
     )
     return f"{better.name} is {accurate} and {fast}"

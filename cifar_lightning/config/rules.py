@@ -21,7 +21,7 @@ Deviations = Annotated[list[Annotated[float, Meta(gt=0)]], Meta(min_length=3, ma
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 # Keys that follow another one, by interpolation in conf/: that one alone is to be set.
-FOLLOWING = {
+DERIVED_KEYS = {
     "augment.cutmix.num_classes": "data.num_classes",
     "augment.cutout.fill": "data.mean",
     "augment.mixup.num_classes": "data.num_classes",
@@ -37,7 +37,7 @@ def _number(holds: Callable[[Any], bool]) -> Callable[[object], bool]:
     return lambda value: is_number(value) and holds(value)
 
 
-def _whole(holds: Callable[[Any], bool]) -> Callable[[object], bool]:
+def _integer(holds: Callable[[Any], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and holds(value)
 
 
@@ -45,13 +45,13 @@ _POSITIVE = (_number(lambda v: v > 0), "a number above 0")
 _NOT_NEGATIVE = (_number(lambda v: v >= 0), "a number of 0 or more")
 _IN_UNIT = _number(lambda v: 0 < v < 1)
 _BELOW_ONE = (_number(lambda v: 0 <= v < 1), "0 or more, below 1")
-REBUILT = ("model", "data")  # from run.json, when a run is measured again
+REINSTANTIATED_GROUPS = ("model", "data")  # from run.json, when a run is measured again
 
 # Each key that is there must satisfy its rule; the text says what is allowed.
 RULES: dict[str, tuple[Callable[[object], bool], str]] = {
-    "epochs": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
-    "batch_size": (_whole(lambda v: v >= 2), "a whole number of at least 2"),
-    "seed": (_whole(lambda v: 0 <= v < 2**32), "a whole number from 0 to 2^32 - 1"),
+    "epochs": (_integer(lambda v: v >= 1), "a whole number of at least 1"),
+    "batch_size": (_integer(lambda v: v >= 2), "a whole number of at least 2"),
+    "seed": (_integer(lambda v: 0 <= v < 2**32), "a whole number from 0 to 2^32 - 1"),
     "label_smoothing": _BELOW_ONE,
     "ema": (lambda v: v is None or _IN_UNIT(v), "null, or above 0 and below 1"),
     "precision": (lambda v: v in PRECISIONS, ", ".join(PRECISIONS)),
@@ -69,26 +69,26 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "data.val_fraction": _BELOW_ONE,
     "distill.temperature": _POSITIVE,
     "distill.alpha": (_number(lambda v: 0 <= v <= 1), "0 to 1"),
-    "augment.cutout.size": (_whole(lambda v: 1 <= v <= 32), "1 to 32, the image's size"),
-    "augment.progressive.start": (_whole(lambda v: 8 <= v <= 32), "8 to 32, the image's size"),
+    "augment.cutout.size": (_integer(lambda v: 1 <= v <= 32), "1 to 32, the image's size"),
+    "augment.progressive.start": (_integer(lambda v: 8 <= v <= 32), "8 to 32, the image's size"),
     "augment.progressive.until": (_number(lambda v: 0 < v <= 1), "above 0, at most 1"),
     "augment.mixup.alpha": _POSITIVE,
     "augment.cutmix.alpha": _POSITIVE,
     "benchmark.variants": (lambda v: isinstance(v, list), "a list, such as [fp32,onnx]"),
     "benchmark.threads": (
-        lambda v: isinstance(v, list) and bool(v) and all(map(_whole(lambda n: n >= 1), v)),
+        lambda v: isinstance(v, list) and bool(v) and all(map(_integer(lambda n: n >= 1), v)),
         "a list of whole numbers of at least 1, such as [1,2]",
     ),
     "benchmark.protocol": (lambda v: v in list(PROTOCOLS), ", ".join(PROTOCOLS)),
     "data.device": (lambda v: v in ("cpu", "gpu"), "cpu, gpu"),
-    "data.num_workers": (_whole(lambda v: v >= 0), "a whole number of 0 or more"),
-    "data.eval_batch_size": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
-    "data.num_classes": (_whole(lambda v: v >= 2), "a whole number of at least 2"),
+    "data.num_workers": (_integer(lambda v: v >= 0), "a whole number of 0 or more"),
+    "data.eval_batch_size": (_integer(lambda v: v >= 1), "a whole number of at least 1"),
+    "data.num_classes": (_integer(lambda v: v >= 2), "a whole number of at least 2"),
     "data.connect_timeout": _POSITIVE,
-    "n_trials": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
-    "top": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
+    "n_trials": (_integer(lambda v: v >= 1), "a whole number of at least 1"),
+    "top": (_integer(lambda v: v >= 1), "a whole number of at least 1"),
     "min_acc": (_number(lambda v: 0 <= v <= 100), "0 to 100, percent"),
-    "repeats": (_whole(lambda v: v >= 1), "a whole number of at least 1"),
+    "repeats": (_integer(lambda v: v >= 1), "a whole number of at least 1"),
 }
 
 
@@ -99,11 +99,11 @@ def check(config: Mapping[str, Any]) -> None:
         UserError: With the key, the value and what is allowed.
     """
     _check_rules(config)
-    for key, source in FOLLOWING.items():
+    for key, source in DERIVED_KEYS.items():
         for value, wanted in zip(_values(config, key), _values(config, source), strict=False):
             if value != wanted:
                 raise bad_value(key, value, f"{wanted}, which follows from {source}; set that")
-    for name in REBUILT:
+    for name in REINSTANTIATED_GROUPS:
         if name in config:
             check_targets(name, config[name])
     if {"mixup", "cutmix"} <= set(config.get("augment", {})):
@@ -131,7 +131,7 @@ def check_recorded(config: dict[str, Any]) -> None:
             holds what could be resolved or called.
     """
     try:
-        check_plain(config, REBUILT)
+        check_plain(config, REINSTANTIATED_GROUPS)
         for option in fields(TrainConfig):
             if option.name not in config:
                 raise Unreadable(f"{option.name}: missing")

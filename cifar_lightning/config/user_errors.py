@@ -20,7 +20,7 @@ from cifar_lightning.errors import UserError, bad_value, chain, unknown_name
 COMPOSERS = ("hydra", "omegaconf", "antlr4", "yaml")
 
 
-def explain(error: BaseException) -> UserError | None:
+def to_user_error(error: BaseException) -> UserError | None:
     """Turn an error of composing a configuration into one line, or None if it is another.
 
     Hydra and OmegaConf wrap whatever is raised while they work. So it counts where the first error
@@ -38,9 +38,9 @@ def explain(error: BaseException) -> UserError | None:
             options = [name for name in link.options if not name.startswith("_")]
             return unknown_name(f"{group}={option}", "option", option, options)
         if isinstance(link, ConfigKeyError | ConfigAttributeError):
-            return _explain_key(link)
+            return _key_error(link)
         if isinstance(link, ValidationError):
-            return _explain_type(link)
+            return _type_error(link)
         if isinstance(link, OverrideParseException):
             return UserError(f"{link.override}: can't be read ({one_line(link)})")
     for link in links:
@@ -57,7 +57,7 @@ def raised_in_composing(error: BaseException) -> bool:
     return bool(foreign) and foreign[-1] in COMPOSERS
 
 
-def _explain_key(error: OmegaConfBaseException) -> UserError:
+def _key_error(error: OmegaConfBaseException) -> UserError:
     full_key, parent = str(error.full_key or error.key), error.parent_node
     key = full_key.rpartition(".")[2]
     names = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
@@ -68,7 +68,7 @@ def _explain_key(error: OmegaConfBaseException) -> UserError:
     return unknown_name(full_key, "key", key, shown)
 
 
-def _explain_type(error: ValidationError) -> UserError:
+def _type_error(error: ValidationError) -> UserError:
     expected = {"int": "a whole number", "float": "a number", "bool": "true or false"}
     found = (schema.__annotations__.get(str(error.full_key)) for schema in SCHEMAS.values())
     annotation = str(next((one for one in found if one is not None), ""))

@@ -18,7 +18,7 @@ MAX_EXACT = 2**53  # integers up to here are exact as floats
 
 # Where a training is computed, what it is called and what follows it: none of it changes the
 # trained weights, so none of it is in a run's identity. Everything else is.
-NEUTRAL = {
+NON_IDENTITY_KEYS = {
     *MACHINE,
     "benchmark",
     "channels_last",
@@ -53,7 +53,7 @@ def training_config(config: Mapping[str, Any]) -> dict[str, Any]:
     def kept(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         result = {}
         for key, value in node.items():
-            if prefix + key in NEUTRAL or value is None:
+            if prefix + key in NON_IDENTITY_KEYS or value is None:
                 continue
             result[key] = kept(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
         return result

@@ -60,7 +60,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RunResults:
     """A run with what the table shows of it.
 
     Attributes:
@@ -103,10 +103,10 @@ class Recorded:
 
 def rows_of(folder: Path) -> list[Row]:
     """Make the table's rows of one run: one a measurement, and one if it ended without any."""
-    return warned([Recorded.read(folder)])
+    return warned([RunResults.read(folder)])
 
 
-def warned(recorded: Iterable[Recorded]) -> list[Row]:
+def warned(recorded: Iterable[RunResults]) -> list[Row]:
     """Take the rows, and say what is left out."""
     rows = []
     for one in recorded:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from msgspec import Meta
 
-from cifar_lightning.config.rules import REBUILT, Colours, Deviations, check_recorded
+from cifar_lightning.config.rules import REINSTANTIATED_GROUPS, Colours, Deviations, check_recorded
 from cifar_lightning.config.schema import NAMING_GROUPS
 from cifar_lightning.system import environment, untrusted
 from cifar_lightning.system.files import write_atomically
@@ -170,7 +170,7 @@ class Network(Record):
             raise ValueError("it does not say of which network") from error
 
     def check(self) -> None:
-        untrusted.check_plain({"model": self.model}, REBUILT)
+        untrusted.check_plain({"model": self.model}, REINSTANTIATED_GROUPS)
 
     @property
     def metadata(self) -> dict[str, str]:

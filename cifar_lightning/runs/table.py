@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cifar_lightning.runs.markdown import markdown
-from cifar_lightning.runs.results import CSV_COLUMNS, Recorded, Row, warned
+from cifar_lightning.runs.results import CSV_COLUMNS, Row, RunResults, warned
 from cifar_lightning.system import escaping
 from cifar_lightning.system.files import check_replaceable, remove_unfinished, write_atomically
 from cifar_lightning.system.locks import check_lock, locked
@@ -31,7 +31,7 @@ def write_table(outputs: Path) -> list[Row]:
     """
     with locked(outputs / TABLE_LOCK, "waiting for another process that writes the table"):
         remove_unfinished(outputs)
-        rows = warned(Recorded.read_all(outputs))
+        rows = warned(RunResults.read_all(outputs))
         rows.sort(key=lambda row: (row["started"], row["run"], str(row["variant"])))
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
@@ -43,7 +43,7 @@ def write_table(outputs: Path) -> list[Row]:
 
 TABLE_CSV, TABLE_MD = "results.csv", "results.md"
 TABLE_LOCK = ".results.lock"
-WRITTEN = ".results.sha256"  # of the tables written last; others were changed by hand
+TABLE_DIGESTS = ".results.sha256"  # of the tables written last; others were changed by hand
 
 
 def check_table(outputs: Path) -> None:
@@ -53,13 +53,13 @@ def check_table(outputs: Path) -> None:
         UserError: If not.
     """
     check_lock(outputs / TABLE_LOCK)
-    for name in (TABLE_CSV, TABLE_MD, WRITTEN):
+    for name in (TABLE_CSV, TABLE_MD, TABLE_DIGESTS):
         check_replaceable(outputs / name)
 
 
 def _replace_views(outputs: Path, views: Mapping[str, str]) -> None:
     digests = {name: _sha256(text.encode()) for name, text in views.items()}
-    written = outputs / WRITTEN
+    written = outputs / TABLE_DIGESTS
     ours = set(written.read_text().split()) if written.is_file() else set()
     for name, digest in digests.items():
         path = outputs / name

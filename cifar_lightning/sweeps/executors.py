@@ -31,11 +31,11 @@ class Place(Protocol):
     """What starts jobs.
 
     Attributes:
-        at_once: How many at a time.
+        max_parallel: How many at a time.
         apart: Whether training and measuring have to be kept apart.
     """
 
-    at_once: int
+    max_parallel: int
 
     @property
     def apart(self) -> bool: ...
@@ -65,18 +65,18 @@ def _search_path(arguments: Sequence[str]) -> list[str]:
 
 
 @dataclass
-class ThisMachine:
+class LocalExecutor:
     """Processes on this machine; on several GPUs each takes one."""
 
-    at_once: int
+    max_parallel: int
 
     @property
     def apart(self) -> bool:
-        return self.at_once > 1
+        return self.max_parallel > 1
 
     def start(self, job: Job, overrides: Sequence[str], slot: int, output: Path) -> Process:
         told = {VARIABLE: str(outcome_file(output))}
-        if self.at_once == 1:
+        if self.max_parallel == 1:
             return subprocess.Popen(command_line(overrides), env=os.environ | told)
         with output.open("ab") as stream:
             return subprocess.Popen(
@@ -91,7 +91,7 @@ class ThisMachine:
         """Share the machine: a GPU each, and the cores."""
         shares = {}
         if "OMP_NUM_THREADS" not in os.environ:
-            shares["OMP_NUM_THREADS"] = str(max(1, usable_cores() // self.at_once))
+            shares["OMP_NUM_THREADS"] = str(max(1, usable_cores() // self.max_parallel))
         gpus = self._gpus
         if len(gpus) > 1 and job.config["trainer"].get("devices", 1) == 1:
             shares["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]

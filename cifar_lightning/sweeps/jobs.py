@@ -76,7 +76,7 @@ def jobs(
 
                 build(config, folder)
         except Exception as error:
-            known = user_errors.explain(error)
+            known = user_errors.to_user_error(error)
             if known is None:
                 raise
             mistakes[str(known)] = None

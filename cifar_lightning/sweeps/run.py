@@ -28,7 +28,7 @@ from cifar_lightning.runs.markdown import group_means, markdown
 from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import RUNS, Run
 from cifar_lightning.runs.table import write_table
-from cifar_lightning.sweeps.executors import Place, Process, ThisMachine, outcome_file
+from cifar_lightning.sweeps.executors import LocalExecutor, Place, Process, outcome_file
 from cifar_lightning.sweeps.jobs import Job
 from cifar_lightning.system import signals
 from cifar_lightning.system.formatting import duration
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 CONSOLE = schema.CONF_DIR / "hydra" / "job_logging" / "console.yaml"
-LATER = "benchmark.variants=[]"  # trains and tests; the same command without it measures
+SKIP_BENCHMARK = "benchmark.variants=[]"  # trains and tests; the same command without it measures
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,15 @@ def attempt(all_jobs: Sequence[Job], place: Place, merged: int = 0) -> list[Fail
                 take_up(job.folder, earlier, job.config)
     first = list({job.folder: job for job in reversed(missing)}.values())[::-1]
     with signals.deferred():
-        failures = _run_each(first, place, *(("training", LATER) if place.apart else ("running",)))
+        failures = _run_each(
+            first, place, *(("training", SKIP_BENCHMARK) if place.apart else ("running",))
+        )
         broken = {failure.job.folder for failure in failures}
         # What is left only measures: all of it where that was kept apart, else what other jobs of
         # the same runs ask for.
         left = [job for job in missing if job.folder not in broken]
         left = left if place.apart else [job for job in left if job not in first]
-        place = ThisMachine(1) if place.apart else place
+        place = LocalExecutor(1) if place.apart else place
         failures += _run_each(left, place, "measuring", "rerun=false")
     outputs = Path(all_jobs[0].config["outputs"])
     if (outputs / RUNS).exists():
@@ -146,7 +148,7 @@ def _run_each(jobs: Sequence[Job], place: Place, doing: str, *more: str) -> list
     """Run jobs, so many at a time as the place takes; return those that failed."""
     failures: list[Failure] = []
     waiting = deque(enumerate(jobs, 1))
-    free = list(range(min(place.at_once, len(jobs))))
+    free = list(range(min(place.max_parallel, len(jobs))))
     running: list[_Running] = []
     told = False
     with tempfile.TemporaryDirectory() as outputs:

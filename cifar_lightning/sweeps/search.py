@@ -135,7 +135,7 @@ def _run(overrides: list[str], space: Space) -> Run | _Untrainable:
         (job,) = _jobs([overrides])
     except UserError as error:  # the settings without a draw were right
         return _Untrainable(f"refused {error.key}", str(error))
-    for failure in run.attempt([job], executors.ThisMachine(1)):
+    for failure in run.attempt([job], executors.LocalExecutor(1)):
         record = _record(job.folder)
         if record is not None and record.status == "finished":
             break  # trained and tested; what failed came after

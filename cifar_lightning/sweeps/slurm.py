@@ -29,7 +29,7 @@ class Slurm:
         UserError: If submitit is not installed, there is no SLURM or a parameter is unknown.
     """
 
-    at_once = sys.maxsize
+    max_parallel = sys.maxsize
     apart = False
 
     def __init__(self, cluster: str, parameters: dict[str, Any]) -> None:

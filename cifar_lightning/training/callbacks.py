@@ -52,7 +52,7 @@ class NameInCheckpoints(Callback):
         checkpoint[self.KEY] = self.name
 
 
-class StopWhenAsked(Callback):
+class GracefulShutdown(Callback):
     """Ends the work after the current batch when a signal has come.
 
     Nothing is saved then: the end of the last finished epoch is where it goes on.
@@ -77,7 +77,7 @@ class StopWhenAsked(Callback):
         self.on_validation_batch_end(trainer)
 
 
-class FiniteLoss(Callback):
+class TerminateOnNaN(Callback):
     """Ends a training whose loss is no number any more.
 
     The losses are looked at together, so the device is waited for only now and then.
@@ -129,7 +129,7 @@ def _any_process(trainer: Trainer, flag: bool) -> bool:
     return bool(trainer.strategy.reduce_boolean_decision(flag, all=False))
 
 
-class AveragedWeights(WeightAveraging):
+class EMA(WeightAveraging):
     """Keeps an exponential average of the weights; it is validated, chosen, tested and shipped.
 
     Args:
@@ -148,7 +148,7 @@ class AveragedWeights(WeightAveraging):
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
 
-class AtomicCheckpoints(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Replaces a checkpoint only by one that is whole and on the disk."""
 
     def save_checkpoint(
@@ -159,7 +159,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
         write_atomically(Path(path), buffer.getvalue())
 
 
-class MovableCheckpoint(ModelCheckpoint):
+class RelocatableCheckpoint(ModelCheckpoint):
     """Knows its files and its best score also after the outputs were moved.
 
     Checkpoints hold the names of files alone: nothing of where they lay.

@@ -22,7 +22,7 @@ from cifar_lightning.training.module import parameter_groups
 
 # Each component, with the arguments that the code gives it or can't do without: the configuration
 # has no say in those.
-GIVEN: dict[str, tuple[str, ...]] = {
+RESERVED_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "model": (),
     "optim": ("params",),
     "scheduler": ("optimizer", "total_steps"),

@@ -20,17 +20,17 @@ from cifar_lightning.errors import bad_value
 from cifar_lightning.runs.folder import CHECKPOINTS
 from cifar_lightning.runs.run import Run
 from cifar_lightning.training.callbacks import (
-    AtomicCheckpoints,
-    AveragedWeights,
+    EMA,
+    AtomicCheckpointIO,
     Benchmark,
     EpochSeed,
-    FiniteLoss,
-    MovableCheckpoint,
+    GracefulShutdown,
     NameInCheckpoints,
-    StopWhenAsked,
+    RelocatableCheckpoint,
+    TerminateOnNaN,
 )
 from cifar_lightning.training.components import (
-    GIVEN,
+    RESERVED_ARGUMENTS,
     build_teacher,
     check_devices,
     construct,
@@ -74,8 +74,8 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
     Raises:
         UserError: If a component's keys or values are wrong.
     """
-    _quiet()
-    for name, given in GIVEN.items():
+    silence_lightning()
+    for name, given in RESERVED_ARGUMENTS.items():
         if config[name] is not None:
             components.check_component(name, config[name], given)
     check_devices(config)
@@ -98,7 +98,7 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
     checkpoints = folder / CHECKPOINTS
     # Written after validation, best first: last.ckpt then knows the best one so far.
     best, last = (
-        MovableCheckpoint(
+        RelocatableCheckpoint(
             dirpath=checkpoints,
             filename=filename,
             monitor=monitor,
@@ -109,7 +109,7 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         for filename, monitor in (("best", "val/acc"), ("last", None))
     )
     validates = config["data"]["val_fraction"] > 0
-    averaging = [AveragedWeights(config["ema"])] if config["ema"] is not None else []
+    averaging = [EMA(config["ema"])] if config["ema"] is not None else []
     timer = Timer()
     benchmark = construct("benchmark", config["benchmark"])
     trainer = construct(
@@ -118,8 +118,8 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         callbacks=[
             EpochSeed(config["seed"]),
             NameInCheckpoints(folder.name),
-            StopWhenAsked(),
-            FiniteLoss(),
+            GracefulShutdown(),
+            TerminateOnNaN(),
             TrainingImages(),
             MisclassifiedImages(),
             RunProgressBar(),
@@ -146,7 +146,7 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
 
 def _plugins() -> list[Any]:
     """Whole checkpoints; and under SLURM no checkpoint in mid-epoch when time runs out."""
-    plugins: list[Any] = [AtomicCheckpoints()]
+    plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
     return plugins
@@ -157,7 +157,7 @@ def training_device(experiment: Experiment) -> torch.device:
     return experiment.trainer.strategy.root_device
 
 
-def _quiet() -> None:
+def silence_lightning() -> None:
     """Keep Lightning's general advice off the console; what matters is said in our own words."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

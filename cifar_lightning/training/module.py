@@ -55,7 +55,7 @@ class ImageClassifier(LightningModule):
         self.scheduler = scheduler
         self.label_smoothing = label_smoothing
         self.distillation = distillation
-        # Over all processes. What is no number is found by `callbacks.FiniteLoss`.
+        # Over all processes. What is no number is found by `callbacks.TerminateOnNaN`.
         # NOTE: torchmetrics 1.9's MeanMetric forgets its weights with this strategy.
         self.sums = nn.ModuleDict(
             {name: SumMetric(nan_strategy="disable") for name in ("loss", "correct", "images")}

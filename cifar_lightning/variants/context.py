@@ -24,7 +24,7 @@ class Unsupported(Exception):
 
 
 @dataclass
-class Prepared:
+class PreparedModel:
     """A network that is ready to be called.
 
     Attributes:
@@ -54,8 +54,8 @@ class Build:
         calibration: Gives normalised training images (N, 3, 32, 32) on the CPU.
         stack: Ends with the variant.
         size_bytes: Set by a part that ships something else than the network's weights.
-        preparation_s: See `Prepared`.
-        notes: See `Prepared`.
+        preparation_s: See `PreparedModel`.
+        notes: See `PreparedModel`.
     """
 
     network: nn.Module
@@ -80,9 +80,9 @@ class Kind(IntEnum):
     """What a part is about, in the order in which parts work."""
 
     GRAPH = 0  # rewrites the network
-    NUMBERS = 1  # decides what it computes with
-    MEMORY = 2  # decides how tensors lie
-    EXECUTION = 3  # decides what calls it
+    PRECISION = 1  # decides what it computes with
+    MEMORY_FORMAT = 2  # decides how tensors lie
+    RUNTIME = 3  # decides what calls it
 
 
 def _example(build: Build) -> Tensor:

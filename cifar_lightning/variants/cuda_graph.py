@@ -14,7 +14,7 @@ def use_cuda_graph(build: Build) -> None:
     """Capture the forward pass once for each shape of its input and replay it."""
     build.need_gpu()
     inner = build.forward
-    captured: dict[torch.Size, Replay] = {}
+    captured: dict[torch.Size, CapturedGraph] = {}
 
     def forward(images: Tensor) -> Tensor:
         if images.shape not in captured:
@@ -27,7 +27,7 @@ def use_cuda_graph(build: Build) -> None:
 
 
 @dataclass
-class Replay:
+class CapturedGraph:
     """A captured forward pass. Calling it copies the images in and replays it.
 
     Attributes:
@@ -46,7 +46,7 @@ class Replay:
         return self.logits
 
 
-def capture(forward: Forward, images: Tensor) -> Replay:
+def capture(forward: Forward, images: Tensor) -> CapturedGraph:
     """Capture a forward pass for one shape of input.
 
     Raises:
@@ -63,4 +63,4 @@ def capture(forward: Forward, images: Tensor) -> Replay:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             logits = forward(static)
-    return Replay(graph, static, logits)
+    return CapturedGraph(graph, static, logits)

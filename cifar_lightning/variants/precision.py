@@ -81,7 +81,7 @@ def convolution_error(device: torch.device) -> float:
     return float((found.cpu().double() - exact).abs().max() / exact.abs().max())
 
 
-def prove(name: str, error: float) -> None:
+def verify_precision(name: str, error: float) -> None:
     """See that fp32 was fp32 and TF32 was TF32.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cifar_lightning.errors import bad_value, unknown_name
 from cifar_lightning.system import environment
 from cifar_lightning.variants.compile import use_compile
-from cifar_lightning.variants.context import Build, Kind, Prepared, weights_size
+from cifar_lightning.variants.context import Build, Kind, PreparedModel, weights_size
 from cifar_lightning.variants.cuda_graph import use_cuda_graph
 from cifar_lightning.variants.eager import (
     autocast_to,
@@ -27,17 +27,17 @@ from cifar_lightning.variants.precision import fastest_algorithms, matmul_precis
 
 PARTS: dict[str, tuple[Kind, Callable[[Build], None]]] = {
     "fused": (Kind.GRAPH, fold_batchnorm),
-    "fp32": (Kind.NUMBERS, keep_fp32),
-    "tf32": (Kind.NUMBERS, use_tf32),
-    "fp16": (Kind.NUMBERS, cast_to(torch.float16)),
-    "bf16": (Kind.NUMBERS, cast_to(torch.bfloat16)),
-    "autocast_fp16": (Kind.NUMBERS, autocast_to(torch.float16)),
-    "autocast_bf16": (Kind.NUMBERS, autocast_to(torch.bfloat16)),
-    "channels_last": (Kind.MEMORY, use_channels_last),
-    "compile": (Kind.EXECUTION, use_compile),
-    "cuda_graph": (Kind.EXECUTION, use_cuda_graph),
-    "onnx": (Kind.EXECUTION, use_onnx),
-    "int8": (Kind.EXECUTION, use_int8),
+    "fp32": (Kind.PRECISION, keep_fp32),
+    "tf32": (Kind.PRECISION, use_tf32),
+    "fp16": (Kind.PRECISION, cast_to(torch.float16)),
+    "bf16": (Kind.PRECISION, cast_to(torch.bfloat16)),
+    "autocast_fp16": (Kind.PRECISION, autocast_to(torch.float16)),
+    "autocast_bf16": (Kind.PRECISION, autocast_to(torch.bfloat16)),
+    "channels_last": (Kind.MEMORY_FORMAT, use_channels_last),
+    "compile": (Kind.RUNTIME, use_compile),
+    "cuda_graph": (Kind.RUNTIME, use_cuda_graph),
+    "onnx": (Kind.RUNTIME, use_onnx),
+    "int8": (Kind.RUNTIME, use_int8),
 }
 
 # ONNX Runtime lays out memory itself, and is given the network in fp32.
@@ -86,7 +86,7 @@ def engines(name: str) -> dict[str, str]:
 @contextmanager
 def prepare(
     name: str, backbone: nn.Module, device: torch.device, calibration: Callable[[], Tensor]
-) -> Iterator[Prepared]:
+) -> Iterator[PreparedModel]:
     """Make a variant ready; when the context ends, every flag is as it was before.
 
     Args:
@@ -109,12 +109,14 @@ def prepare(
         network = backbone.eval()
         build = Build(network, network, device, calibration, stack)
         for kind in Kind:
-            if kind == Kind.NUMBERS and not _ALONE.intersection(parts):
+            if kind == Kind.PRECISION and not _ALONE.intersection(parts):
                 build.network.to(device)
             for part in parts:
                 if PARTS[part][0] == kind:
                     PARTS[part][1](build)
         if build.size_bytes is None:
             build.size_bytes = weights_size(build.network, build.folder())
-        eager = all(PARTS[part][0] != Kind.EXECUTION for part in parts)
-        yield Prepared(build.forward, build.size_bytes, build.preparation_s, build.notes, eager)
+        eager = all(PARTS[part][0] != Kind.RUNTIME for part in parts)
+        yield PreparedModel(
+            build.forward, build.size_bytes, build.preparation_s, build.notes, eager
+        )
