@@ -5,7 +5,7 @@ ARGS ?=
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train test test-slow gpu-check bench bench-long report docs lint tensorboard clean
+.PHONY: help setup demo train test test-slow gpu-check perf perf-long report docs lint tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -33,14 +33,14 @@ test-slow: setup ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 gpu-check: ## on a machine with a GPU: gpu tests and latencies, with the torch that is there
-	PYTHONPATH=. $(PYTHON) bench/gpu_check.py $(ARGS)
+	PYTHONPATH=. $(PYTHON) perf/gpu_check.py $(ARGS)
 	$(PYTHON) -m pytest -m gpu tests/test_company.py tests/test_latency.py tests/test_variants.py
 
-bench: setup ## measure input, overhead, training and start-up, on a quiet machine: about 20 minutes
-	for part in input overhead startup throughput busy; do $(BIN)/python -m bench.$$part 2>/dev/null || exit 1; done
+perf: setup ## measure input, overhead, training and start-up, on a quiet machine: about 20 minutes
+	for part in input overhead startup throughput busy; do $(BIN)/python -m perf.$$part 2>/dev/null || exit 1; done
 
-bench-long: setup ## time to 80 % and 85 % against the usual recipe: about 2 hours, ARGS="data=..."
-	$(BIN)/python -m bench.time_to_accuracy experiment=b1_progressive epochs=18 $(ARGS)
+perf-long: setup ## time to 80 % and 85 % against the baseline recipe: about 2 hours, ARGS="data=..."
+	$(BIN)/python -m perf.time_to_accuracy experiment=b1_progressive epochs=18 $(ARGS)
 
 report: setup ## compare all runs: tables, plots and outputs/report/index.html
 	$(BIN)/python -m cifar_lightning.report $(ARGS)
@@ -57,5 +57,5 @@ tensorboard: setup ## watch the training curves at http://localhost:6006
 	$(BIN)/tensorboard --logdir outputs/runs $(ARGS)
 
 clean: ## remove caches and the virtual environment; outputs and data stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,24 +2,10 @@
 
     python train.py model=mobilenetv3 optim=sgd
 
-``python train.py --help`` lists every setting.
+``python train.py --help`` lists every setting; the command is in `cifar_lightning.cli.train`.
 """
 
-from omegaconf import DictConfig
-
-from cifar_lightning.cli.command import command
-from cifar_lightning.runs.completed import shown
-
-
-@command("train", texts=("id", "outputs", "distill.teacher"))
-def main(config: DictConfig) -> None:
-    """Bring the configured run to its row of the results table."""
-    if shown(config):
-        return
-    from cifar_lightning.training.run import run  # imports torch: only when there is work
-
-    run(config)
-
+from cifar_lightning.cli.start import train as main
 
 if __name__ == "__main__":
     main()

@@ -1,23 +1,11 @@
-"""Search the settings of a training for the best validation accuracy.
+"""Search the settings of a training run for the best validation accuracy.
 
     python tune.py model=mobilenetv3 n_trials=20
 
-The space is in ``conf/tune.yaml``; everything that ``train.py`` takes can be given, too. Each trial
-is an ordinary run. Killed and given again, it goes on.
+The command is in `cifar_lightning.cli.tune`.
 """
 
-from omegaconf import DictConfig
-
-from cifar_lightning.cli.command import command
-
-
-@command("tune", texts=("id", "outputs", "distill.teacher"), sweeps=False)
-def main(config: DictConfig) -> None:
-    """Run trials until there are ``n_trials`` of them."""
-    from cifar_lightning.sweeps.search import search
-
-    search(config)
-
+from cifar_lightning.cli.start import tune as main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """``python -m cifar_lightning.report``; the command is `cli.report`."""
 
-from cifar_lightning.cli.report import main
+from cifar_lightning.cli.start import report
 
 if __name__ == "__main__":
-    main()
+    report()

@@ -174,7 +174,10 @@ def test_an_archive_with_a_wrong_checksum(command, outputs, tmp_path):
 @pytest.mark.parametrize("moment", ["before the task", "in the task"])
 def test_a_fault_of_ours_is_none_of_the_user(moment, command, outputs, tmp_path, monkeypatch):
     """Hydra wraps what its resolvers raise, so that a fault looks like a mistake."""
-    name = {"before the task": "cifar_lightning.runs.resolve.check", "in the task": "train.shown"}
+    name = {
+        "before the task": "cifar_lightning.runs.resolve.check",
+        "in the task": "cifar_lightning.cli.train.shown",
+    }
 
     def faulty(*arguments):
         raise KeyError("never heard of")
@@ -216,6 +219,78 @@ def test_a_real_mistake_is_answered_at_once(outputs):
     assert done.stderr.startswith("error: epohcs: no such key; did you mean epochs?")
     assert not outputs.exists()
     assert seconds < 5  # it is about 1 s on an idle machine; importing torch alone takes longer
+
+
+DISTURBED = """
+import os, signal, sys
+from cifar_lightning.system import signals
+
+def disturbed(name):
+    os.kill(os.getpid(), getattr(signal, name))
+
+{where}
+from cifar_lightning.cli import start
+start.{command}()
+"""
+# Where a signal strikes: in an import, and in what Hydra calls; what it surfaces as.
+MOMENTS = {
+    "importing": """
+import builtins
+real = builtins.__import__
+def importing(name, *arguments, **settings):
+    if name == "hydra":
+        builtins.__import__ = real
+        disturbed("{signal}")
+    return real(name, *arguments, **settings)
+builtins.__import__ = importing""",
+    "importing, as another error": """
+import builtins
+real = builtins.__import__
+def importing(name, *arguments, **settings):
+    if name == "hydra":
+        builtins.__import__ = real
+        try:
+            disturbed("{signal}")
+        except KeyboardInterrupt:
+            raise ImportError("numpy failed to import") from None
+    return real(name, *arguments, **settings)
+builtins.__import__ = importing""",
+    "composing, as another error": """
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigKeyError
+real = DictConfig.merge_with
+def merge_with(self, *others):
+    try:
+        disturbed("{signal}")
+    except KeyboardInterrupt:
+        raise ConfigKeyError("_invalidate_flags_cache") from None
+DictConfig.merge_with = merge_with""",
+    "composing, swallowed": """
+from omegaconf import DictConfig
+real = DictConfig.merge_with
+def merge_with(self, *others):
+    DictConfig.merge_with = real
+    try:
+        disturbed("{signal}")
+    except KeyboardInterrupt:
+        pass
+    return real(self, *others)
+DictConfig.merge_with = merge_with""",
+}
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_ends_as_a_signal_whatever_it_surfaces_as(moment, name, status, outputs):
+    command = {"SIGINT": "train", "SIGTERM": "measure", "SIGHUP": "train"}[name]
+    code = DISTURBED.format(where=MOMENTS[moment].format(signal=name), command=command)
+    arguments = ["run=B1"] if command == "measure" else TINY
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"outputs={outputs}", *arguments],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (status, "error: interrupted\n")
+    assert not outputs.exists()
 
 
 def test_help_lists_the_groups():

@@ -231,7 +231,7 @@ def test_an_error_ends_it(two_threads, busy):
 def test_a_busy_machine_is_not_much_slower():
     """The real thing: one core burnt by another program, from the start and later."""
     code = """
-import bench.busy as busy
+import perf.busy as busy
 from contextlib import nullcontext
 from cifar_lightning.waiting import computing
 busy.SECONDS = 3.0

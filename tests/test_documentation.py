@@ -36,7 +36,7 @@ NOT_RUN = {
     "other/outputs": "stands for another machine's results",
     "run=A,B": "stands for two runs",
     "...": "stands for more",
-    "bench.": "make bench, on a quiet machine",
+    "perf.": "make perf, on a quiet machine",
 }
 
 
@@ -121,7 +121,7 @@ def test_links_lead_somewhere():
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
         for name in re.findall(
-            r"`((?:tests|conf|cifar_lightning|bench|docs)/[\w/.]+)`", page.read_text()
+            r"`((?:tests|conf|cifar_lightning|perf|docs)/[\w/.]+)`", page.read_text()
         ):
             if not name.endswith(("plainnet.yaml", "jitter.yaml", "invert.yaml")):
                 assert (ROOT / name).exists(), f"{page.name}: {name}"

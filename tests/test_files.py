@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import stat
 import tempfile
 from pathlib import Path
@@ -9,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from cifar_lightning.errors import UserError
-from cifar_lightning.system.files import check_inside, check_replaceable, write_all
+from cifar_lightning.system.files import (
+    check_inside,
+    check_replaceable,
+    is_unfinished,
+    remove_unfinished,
+    write_all,
+)
 from cifar_lightning.system.locks import alone, check_lock, locked
 
 NOBODY = 65534
@@ -180,3 +187,21 @@ def test_what_another_user_owns_in_a_sticky_folder_is_found_before(shared):
     assert as_nobody(lambda: check_replaceable(table)) is None
     shared.chmod(0o755)
     assert "can't be written to" in as_nobody(lambda: check_replaceable(table))
+
+
+def test_only_what_this_project_was_writing_is_removed(tmp_path):
+    """Names that are like ours, folders and links among them, are the user's."""
+    for name in (".backup.2024", ".notes-v1.2", ".results.csv.123", ".cifar-lightning-notes"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".old.2024").mkdir()
+    (tmp_path / ".cifar-lightning-1-folder").mkdir()
+    (tmp_path / ".cifar-lightning-1-link").symlink_to(tmp_path / ".backup.2024")
+    before = {path.name for path in tmp_path.iterdir()}
+    if (child := os.fork()) == 0:  # is killed while it writes
+        os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+        write_all(tmp_path, {"results.csv": "half"})
+    os.waitpid(child, 0)
+    (left,) = {path.name for path in tmp_path.iterdir()} - before
+    assert is_unfinished(tmp_path / left)
+    remove_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == before

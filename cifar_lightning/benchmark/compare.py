@@ -10,7 +10,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -35,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def measure_repeatedly(
-    folder: Path, request: Request, device: torch.device, config: dict[str, Any]
+    folder: Path, request: Request, device: torch.device, repeats: int, data_root: str | None
 ) -> list[Measurement]:
     """Measure in fresh processes, and keep the median one with all their figures."""
     names = ",".join(f"'{name}'" for name in request.variants)
@@ -46,8 +45,8 @@ def measure_repeatedly(
         f"protocol={request.protocol}",
         f"device={device}",
     ]
-    if config["data_root"] is not None:
-        arguments.append(f"data_root='{config['data_root']}'")
+    if data_root is not None:
+        arguments.append(f"data_root='{data_root}'")
     paths = [
         folder / Measurement.file_name(name, hardware_slug(device), threads, request.protocol)
         for name, threads in request.combinations(device)
@@ -55,8 +54,8 @@ def measure_repeatedly(
     taken: dict[Path, list[Measurement]] = {path: [] for path in paths}
     before = {path: path.read_bytes() for path in paths if path.exists()}
     try:
-        for number in range(config["repeats"]):
-            log.info("process %d of %d", number + 1, config["repeats"])
+        for number in range(repeats):
+            log.info("process %d of %d", number + 1, repeats)
             for path in paths:  # so that what is read is this process's
                 path.unlink(missing_ok=True)
             reason = _measured_apart(arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
@@ -40,16 +41,22 @@ def flags_apart(arguments: list[str]) -> tuple[list[str], list[str]]:
     return flags, others
 
 
-def quote_text(argument: str, texts: tuple[str, ...], lists: tuple[str, ...]) -> str:
-    """Put quotes around what Hydra would read as a number, a sweep or nothing at all."""
+def quote_text(argument: str, texts: Collection[str], lists: Collection[str]) -> str:
+    """Put quotes around what Hydra would read as a number, a sweep or nothing at all.
+
+    Args:
+        argument: As it was typed.
+        texts: Keys whose values are texts; several of them, ``id=A,B``, are a sweep.
+        lists: Keys whose values are lists of texts, so ``run=A,B`` is none.
+    """
     key, _, value = argument.partition("=")
     key = key.lstrip("+")
+    if key in lists and re.fullmatch(r"'[^']*'|\"[^\"]*\"", value):
+        return f"{key}=[{value}]"
     special = r"'\"\[\]{}\\" if key in lists else r"'\"\[\]{}()\\"
     if not re.fullmatch(f"[^{special}]+", value) or value == "null":
         return argument  # quoted already, or something else than plain text
+    quoted = ",".join(f"'{part}'" for part in value.split(","))
     if key in texts:
-        parts = value.split(",") if "," in value else [value]  # several are a sweep
-        return argument.removesuffix(value) + ",".join(f"'{part}'" for part in parts)
-    if key in lists:
-        return f"{key}=[{','.join(repr(part) for part in value.split(','))}]"
-    return argument
+        return argument.removesuffix(value) + quoted
+    return f"{key}=[{quoted}]" if key in lists else argument

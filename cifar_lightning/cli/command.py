@@ -11,9 +11,8 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -22,8 +21,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning.cli.arguments import flags_apart, key_positional, quote_text
-from cifar_lightning.config import schema, user_errors
-from cifar_lightning.errors import CifarLightningError, RunFailed, UserError, reason_of
+from cifar_lightning.config import rules, schema, user_errors
+from cifar_lightning.errors import (
+    CifarLightningError,
+    Interrupted,
+    RunFailed,
+    UserError,
+    reason_of,
+)
 from cifar_lightning.runs import resolve
 from cifar_lightning.runs.folder import LOCK, LOG
 from cifar_lightning.runs.run import Run
@@ -33,101 +38,120 @@ from cifar_lightning.system.files import is_disk_full
 from cifar_lightning.system.locks import alone
 from cifar_lightning.system.outcome import Outcome, requested
 
-Task = Callable[[DictConfig], None]
+C = TypeVar("C")
 _started = False
 
 
 def command(
-    config_name: str,
-    texts: tuple[str, ...] = (),
-    lists: tuple[str, ...] = (),
-    sweeps: bool = True,
+    name: str, config: type[C], positional: str | None = None
+) -> Callable[[Callable[[C], None]], Callable[[], None]]:
+    """Make a command out of a function of a typed and checked configuration.
+
+    Args:
+        name: The file in ``conf``, without its ending.
+        config: Its schema: what the function is given.
+        positional: The key, a list of texts, of arguments that come without one.
+    """
+
+    def decorate(task: Callable[[C], None]) -> Callable[[], None]:
+        return entry_point(
+            name, config, lambda composed: task(rules.typed(composed, config)), positional
+        )
+
+    return decorate
+
+
+def entry_point(
+    name: str,
+    config: type,
+    task: Callable[[DictConfig], None],
     positional: str | None = None,
-) -> Callable[[Task], Callable[[], None]]:
+    sweeps: bool = False,
+) -> Callable[[], None]:
     """Make a command out of a function of the composed configuration.
 
     An error of ours ends the command with one line on stderr and its exit status. What a refused
     job had left behind is removed.
 
     Args:
-        config_name: The file in ``conf``, without its ending.
-        texts: Keys whose values are text even where they look like numbers: ``id=1e5``.
-        lists: Keys whose values are lists of such texts, so ``key=a,b`` is no sweep.
+        name: As for `command`.
+        config: The schema: tells which arguments are texts.
+        task: The function.
+        positional: As for `command`.
         sweeps: Whether it can be a multirun.
-        positional: The key, a list of texts, of arguments that come without one.
     """
+    resolve.register()
+    texts, lists = schema.text_keys(config)
+    statuses: list[int] = []
+    outcome_file: Path | None = None
 
-    def decorate(task: Task) -> Callable[[], None]:
-        resolve.register()
-        statuses: list[int] = []
-        outcome_file: Path | None = None
+    def report(error: BaseException) -> None:
+        ending = _ending(error)
+        if not _started or not isinstance(ending, RunFailed):
+            _remove_leftovers()
+        for line in str(ending).split("\n"):
+            print(f"error: {visible(without_secrets(line))}", file=sys.stderr)
+        statuses.append(ending.exit_status)
+        if outcome_file is not None:
+            Outcome.of(ending).write(outcome_file)
 
-        def report(error: CifarLightningError) -> None:
-            for line in str(error).split("\n"):
-                print(f"error: {visible(without_secrets(line))}", file=sys.stderr)
-            statuses.append(error.exit_status)
-            if outcome_file is not None:
-                Outcome.of(error).write(outcome_file)
-
-        @wraps(task)
-        def job(cfg: DictConfig) -> None:
+    def job(composed: DictConfig) -> None:
+        try:
+            signals.check()  # what Hydra called may have swallowed it
             mark_started()
-            try:
-                task(cfg)
-                sys.stdout.flush()
-            except KeyboardInterrupt:
-                _remove_leftovers()
-                raise
-            except Exception as error:  # here, or Hydra says something of its own
-                known = _known(error) or _fault(error)
-                if isinstance(known, UserError):
-                    _remove_leftovers()
-                report(known)
+            task(composed)
+            sys.stdout.flush()
+        except (Exception, KeyboardInterrupt) as error:  # here, or Hydra says something of its own
+            report(error)
 
-        hydra_main = hydra.main(
-            version_base="1.3", config_path=str(schema.CONF_DIR), config_name=config_name
-        )(job)
+    hydra_main = hydra.main(version_base="1.3", config_path=str(schema.CONF_DIR), config_name=name)(
+        job
+    )
 
-        @wraps(task)
-        def main() -> None:
-            streams.secure()
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, instead of printing and exiting with 1
-            global _started
-            nonlocal outcome_file
-            outcome_file = requested()
-            _started = False
-            statuses.clear()
-            HydraConfig.instance().cfg = None
-            if not sweeps and {"-m", "--multirun"} & set(sys.argv[1:]):
-                report(UserError(f"-m: {config_name} takes no sweep"))
-                sys.exit(max(statuses))
-            flags, overrides = flags_apart(sys.argv[1:])
-            if positional is not None:
-                overrides = key_positional(overrides, positional)
-            sys.argv[1:] = flags + [quote_text(override, texts, lists) for override in overrides]
-            # A full disk can't take messages either; the error says it once.
-            logging.raiseExceptions = False
-            try:
-                with signals.handled():
-                    hydra_main()
-            except KeyboardInterrupt:
-                report(signals.error())
-            except Exception as error:
-                known = _known(error) or _fault(error)
-                _remove_leftovers()
-                report(known)
-            if statuses:
-                sys.exit(max(statuses))  # an interruption outranks a mistake, a mistake a failure
+    def main() -> None:
+        global _started
+        nonlocal outcome_file
+        streams.secure()
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, instead of printing and exiting with 1
+        # A full disk can't take messages either; the error says it once.
+        logging.raiseExceptions = False
+        outcome_file = requested()
+        _started = False
+        statuses.clear()
+        HydraConfig.instance().cfg = None
+        try:
+            with signals.handled():
+                if not sweeps and {"-m", "--multirun"} & set(sys.argv[1:]):
+                    raise UserError(f"-m: {name} takes no sweep")
+                flags, overrides = flags_apart(sys.argv[1:])
+                if positional is not None:
+                    overrides = key_positional(overrides, positional)
+                sys.argv[1:] = flags + [quote_text(text, texts, lists) for text in overrides]
+                hydra_main()
+        except (Exception, KeyboardInterrupt) as error:
+            report(error)
+        if statuses:
+            sys.exit(max(statuses))  # an interruption outranks a mistake, a mistake a failure
 
-        return main
-
-    return decorate
+    return main
 
 
 def mark_started() -> None:
     """Say that the work has begun: from here on, an unknown error is none of Hydra's."""
     global _started
     _started = True
+
+
+def _ending(error: BaseException) -> CifarLightningError:
+    """Turn whatever ended a command into one line; a signal that has come outranks the rest.
+
+    Where a signal strikes, libraries raise errors of their own while they tidy up.
+    """
+    if isinstance(error, Interrupted):
+        return error
+    if signals.received() is not None or not isinstance(error, Exception):
+        return signals.error()
+    return _known(error) or _fault(error)
 
 
 def _known(error: Exception) -> CifarLightningError | None:

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning.cli.command import command
+from cifar_lightning.config.schema import ExportConfig
 from cifar_lightning.deploy.export import FORMATS, export
 from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.runs.find import find_run
@@ -24,21 +22,18 @@ from cifar_lightning.system.openmp_waiting import computing
 log = logging.getLogger(__name__)
 
 
-@command("export", texts=("run", "to", "outputs"), sweeps=False)
-def main(cfg: DictConfig) -> None:
+@command("export", ExportConfig)
+def main(config: ExportConfig) -> None:
     """Export a finished run."""
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    if OmegaConf.is_missing(cfg, "run"):
-        raise UserError("run: needs a value, say run=B1")
-    if config["format"] not in FORMATS:
-        raise bad_value("format", config["format"], ", ".join(FORMATS))
-    outputs = Path(config["outputs"])
-    folder = find_run(outputs, config["run"])
-    to = Path(config["to"] or outputs / "exports" / folder.name)
+    if config.format not in FORMATS:
+        raise bad_value("format", config.format, ", ".join(FORMATS))
+    outputs = Path(config.outputs)
+    folder = find_run(outputs, config.run)
+    to = Path(config.to or outputs / "exports" / folder.name)
     check_inside(outputs, to)
     try:
         with computing():
-            path = export(folder, config["format"], to, config["data_root"])
+            path = export(folder, config.format, to, config.data_root)
     except OSError as error:
         if is_disk_full(error):
             raise

@@ -1,6 +1,6 @@
 """Measure a trained run: each variant's accuracy, latency and size, recorded as JSON.
 
-    python -m cifar_lightning.measure run=B1 variants=[fp32,fused,onnx]
+    python -m cifar_lightning.measure run=B1 'variants=[fp32,fused,onnx]'
 
 does it in a fresh process, without training; ``run=A,B`` tells which of two networks is faster by
 timing them in turns.
@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
-
-import torch
-from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning.benchmark.compare import compare, measure_repeatedly
 from cifar_lightning.benchmark.load import load_backbone, load_data
 from cifar_lightning.benchmark.measure import Request, measure
 from cifar_lightning.cli.command import command
 from cifar_lightning.comparison import tensorboard
-from cifar_lightning.config import rules
-from cifar_lightning.errors import RunFailed, UserError, bad_value
+from cifar_lightning.config.schema import MeasureConfig
+from cifar_lightning.errors import RunFailed, bad_value
 from cifar_lightning.runs.find import find_run
 from cifar_lightning.runs.markdown import markdown
 from cifar_lightning.runs.results import rows_of
@@ -34,43 +30,32 @@ from cifar_lightning.system.openmp_waiting import computing
 log = logging.getLogger(__name__)
 
 
-@command("measure", lists=("run",), sweeps=False)
-def main(cfg: DictConfig) -> None:
-    """Measure a finished run, or compare several."""
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    rules.check(config)
-    if OmegaConf.is_missing(cfg, "run"):
-        raise UserError("run: needs a value, say run=B1")
-    request = Request(config["variants"], config["threads"], config["protocol"]).checked()
-    device = find_device(config["device"])
-    outputs = Path(config["outputs"])
-    asked = config["run"] if isinstance(config["run"], list) else [config["run"]]
-    folders = [find_run(outputs, str(query)) for query in asked]
+@command("measure", MeasureConfig)
+def main(config: MeasureConfig) -> None:
+    """Measure a finished run and show its rows, or compare several."""
+    request = Request(config.variants, config.threads, config.protocol).checked()
+    device = find_device(config.device)
+    outputs = Path(config.outputs)
+    folders = [find_run(outputs, query) for query in config.run]
     with signals.deferred(), computing():
-        _answer(config, folders, request, device)
-
-
-def _answer(
-    config: dict[str, Any], folders: list[Path], request: Request, device: torch.device
-) -> None:
-    """Compare several runs, or measure one and show its rows."""
-    outputs = Path(config["outputs"])
-    if len(folders) > 1:
-        if config["repeats"] > 1:
-            raise bad_value("repeats", config["repeats"], "1 where runs are compared")
-        log.info("\n%s", compare(folders, request, device, config["data_root"]))
-        return
-    folder = folders[0]
-    data = load_data(folder, config["data_root"])
-    load_backbone(folder)
-    if config["repeats"] > 1:
-        measurements = measure_repeatedly(folder, request, device, config)
-    else:
-        measurements = measure(folder, data, request, device)
-    tensorboard.draw(folder)
-    # Of a run that was moved elsewhere, `outputs` has no table.
-    if folder.resolve().parent == (outputs / RUNS).resolve():
-        write_table(outputs)
-    log.info("\n%s", markdown(rows_of(folder)))
+        if len(folders) > 1:
+            if config.repeats > 1:
+                raise bad_value("repeats", config.repeats, "1 where runs are compared")
+            log.info("\n%s", compare(folders, request, device, config.data_root))
+            return
+        (folder,) = folders
+        data = load_data(folder, config.data_root)
+        load_backbone(folder)
+        if config.repeats > 1:
+            measurements = measure_repeatedly(
+                folder, request, device, config.repeats, config.data_root
+            )
+        else:
+            measurements = measure(folder, data, request, device)
+        tensorboard.draw(folder)
+        # Of a run that was moved elsewhere, `outputs` has no table.
+        if folder.resolve().parent == (outputs / RUNS).resolve():
+            write_table(outputs)
+        log.info("\n%s", markdown(rows_of(folder)))
     if failed := [f"{one.variant}: failed: {one.reason}" for one in measurements if one.failed]:
         raise RunFailed("\n".join(failed))

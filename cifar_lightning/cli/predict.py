@@ -12,12 +12,9 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning.cli.command import command
-from cifar_lightning.config import rules
+from cifar_lightning.config.schema import PredictConfig
 from cifar_lightning.deploy.predict import Prediction, Predictor, find_images
 from cifar_lightning.errors import RunFailed, UserError, bad_value
 from cifar_lightning.runs.find import find_run
@@ -28,26 +25,20 @@ from cifar_lightning.system.openmp_waiting import computing
 FORMATS = ("text", "csv", "json")
 
 
-@command("predict", texts=("run", "outputs"), lists=("images",), sweeps=False, positional="images")
-def main(cfg: DictConfig) -> None:
+@command("predict", PredictConfig, positional="images")
+def main(config: PredictConfig) -> None:
     """Print each image's likeliest classes."""
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    rules.check(config)
-    for key, example in (("run", "run=B1"), ("images", "the name of an image or a folder")):
-        if OmegaConf.is_missing(cfg, key):
-            raise UserError(f"{key}: needs a value, say {example}")
-    if config["format"] not in FORMATS:
-        raise bad_value("format", config["format"], ", ".join(FORMATS))
-    paths = find_images(config["images"])
-    folder = find_run(Path(config["outputs"]), config["run"])
-    predictor = Predictor(folder, find_device(config["device"]))
-    top, count = config["top"], len(predictor.classes)
-    if top > count:
-        raise bad_value("top", top, f"1 to {count}, the classes")
+    if config.format not in FORMATS:
+        raise bad_value("format", config.format, ", ".join(FORMATS))
+    paths = find_images(config.images)
+    folder = find_run(Path(config.outputs), config.run)
+    predictor = Predictor(folder, find_device(config.device))
+    if config.top > (count := len(predictor.classes)):
+        raise bad_value("top", config.top, f"1 to {count}, the classes")
     predictions = []
     errors = []
     with computing():
-        for found in predictor.predict(paths, top):
+        for found in predictor.predict(paths, config.top):
             if isinstance(found, ValueError):
                 errors.append(str(found))
             else:
@@ -56,7 +47,7 @@ def main(cfg: DictConfig) -> None:
         raise UserError(
             "\n".join([*map(visible, errors), f"images: none of {len(paths)} can be read"])
         )
-    _print(predictions, config["format"])
+    _print(predictions, config.format)
     if errors:
         raise RunFailed("\n".join(map(visible, errors)))
 

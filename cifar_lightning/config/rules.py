@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from msgspec import Meta
+from omegaconf import DictConfig
 
 from cifar_lightning.config.components import check_targets, is_number
 from cifar_lightning.config.protocols import PROTOCOLS
-from cifar_lightning.config.schema import TrainConfig
+from cifar_lightning.config.schema import TrainConfig, plain
 from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.system.untrusted import Unreadable, check_plain, convert
 
@@ -90,6 +91,20 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "min_acc": (_number(lambda v: 0 <= v <= 100), "0 to 100, percent"),
     "repeats": (_integer(lambda v: v >= 1), "a whole number of at least 1"),
 }
+
+
+C = TypeVar("C")
+
+
+def typed(composed: DictConfig, schema: type[C]) -> C:
+    """Make a schema's object of a composed configuration, after checking its values.
+
+    Raises:
+        UserError: If a value is missing or wrong.
+    """
+    config = plain(composed, schema)
+    check(config)
+    return schema(**config)
 
 
 def check(config: Mapping[str, Any]) -> None:

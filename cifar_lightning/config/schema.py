@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from cifar_lightning.errors import UserError
 
-CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
+_PACKAGE = Path(__file__).resolve().parents[1]
+# Beside the package in a checkout, inside it where it was installed.
+CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
 NAMING_GROUPS = ("model", "optim", "scheduler")  # their options are in a run's name
 
 
@@ -24,7 +26,7 @@ class TrainConfig:
     data: dict[str, Any] = MISSING
     augment: dict[str, Any] = MISSING
     trainer: dict[str, Any] = MISSING
-    distill: dict[str, Any] | None = None
+    distill: dict[str, Any] | None = field(default=None, metadata={"texts": ("teacher",)})
     benchmark: dict[str, Any] = MISSING
     epochs: int = MISSING
     batch_size: int = MISSING
@@ -51,7 +53,7 @@ class TuneConfig(TrainConfig):
 class MeasureConfig:
     """Types of ``conf/measure.yaml``."""
 
-    run: Any = MISSING
+    run: list[str] = field(default=MISSING, metadata={"example": "B1"})
     variants: list[str] = MISSING
     threads: list[int] = MISSING
     protocol: str = MISSING
@@ -78,8 +80,8 @@ class ReportConfig:
 class PredictConfig:
     """Types of ``conf/predict.yaml``."""
 
-    run: str = MISSING
-    images: list[str] = MISSING
+    run: str = field(default=MISSING, metadata={"example": "B1"})
+    images: list[str] = field(default=MISSING, metadata={"example": "cat.png"})
     top: int = MISSING
     format: str = MISSING
     device: str = MISSING
@@ -90,7 +92,7 @@ class PredictConfig:
 class ExportConfig:
     """Types of ``conf/export.yaml``."""
 
-    run: str = MISSING
+    run: str = field(default=MISSING, metadata={"example": "B1"})
     format: str = MISSING
     to: str | None = MISSING
     outputs: str = MISSING
@@ -107,16 +109,34 @@ SCHEMAS = {
 }
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
+def text_keys(schema: type) -> tuple[set[str], set[str]]:
+    """Tell which keys of a schema are texts, and which are lists of texts.
+
+    On a command line ``id=1e5`` is a name then, and ``run=A,B`` is a list, not a sweep.
+    """
+    texts, lists = set(), set()
+    hints = get_type_hints(schema)
+    for option in fields(schema):
+        if hints[option.name] in (str, str | None):
+            texts.add(option.name)
+        elif hints[option.name] == list[str]:
+            lists.add(option.name)
+        texts |= {f"{option.name}.{inner}" for inner in option.metadata.get("texts", ())}
+    return texts, lists
+
+
+def plain(config: DictConfig, schema: type = TrainConfig) -> dict[str, Any]:
     """Make plain containers of the task's part of a composed configuration.
 
     Raises:
         UserError: If a needed value is missing.
     """
-    keys = [field.name for field in fields(TrainConfig)]
-    task = OmegaConf.masked_copy(config, keys)
-    for key in sorted(OmegaConf.missing_keys(task)):
-        raise UserError(f"{key}: needs a value, say {key}=...")
+    options = {option.name: option for option in fields(schema)}
+    task = OmegaConf.masked_copy(config, list(options))
+    missing = sorted(OmegaConf.missing_keys(task))
+    for key in [key for key in options if key in missing] or missing:
+        example = options[key].metadata.get("example", "...") if key in options else "..."
+        raise UserError(f"{key}: needs a value, say {key}={example}")
     resolved = OmegaConf.to_container(task, resolve=True)
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from cifar_lightning.config import schema
 from cifar_lightning.sweeps.jobs import Job
 from cifar_lightning.system.cores import usable_cores
 from cifar_lightning.system.outcome import VARIABLE
@@ -51,8 +50,7 @@ def outcome_file(output: Path) -> Path:
 
 def command_line(overrides: Sequence[str]) -> list[str]:
     """Make the command that runs one job alone."""
-    script = str(schema.CONF_DIR.parent / "train.py")
-    return [sys.executable, script, *_search_path(sys.argv[1:]), *overrides]
+    return [sys.executable, "-m", "cifar_lightning.train", *_search_path(sys.argv[1:]), *overrides]
 
 
 def _search_path(arguments: Sequence[str]) -> list[str]:

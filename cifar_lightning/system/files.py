@@ -12,6 +12,9 @@ from pathlib import Path
 
 from cifar_lightning.errors import UserError, chain
 
+# Begins the names of files that are being written: nobody's own files are called so.
+_UNFINISHED = ".cifar-lightning-"
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file in one step: readers see the old or the new content, never a part.
@@ -39,7 +42,7 @@ def write_all(folder: Path, contents: Mapping[str, str | bytes]) -> None:
         OSError: If one can't be written; all old files are still there then.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = {name: folder / f".{name}.{os.getpid()}" for name in contents}
+    temporary = {name: folder / f"{_UNFINISHED}{os.getpid()}-{name}" for name in contents}
     try:
         for name, content in contents.items():
             with temporary[name].open("wb") as stream:
@@ -118,14 +121,15 @@ def check_replaceable(path: Path) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes were writing; call it where nobody else is writing."""
-    for path in folder.glob(".*.*"):
+    for path in folder.glob(f"{_UNFINISHED}*"):
         if is_unfinished(path):
             path.unlink(missing_ok=True)
 
 
 def is_unfinished(path: Path) -> bool:
-    """Tell by its name whether a process is, or was, writing a file."""
-    return re.fullmatch(r"\..+\.\d+", path.name) is not None
+    """Tell whether a process of this project is, or was, writing a file: by its name and kind."""
+    named = re.fullmatch(rf"{re.escape(_UNFINISHED)}\d+-.+", path.name, re.DOTALL)
+    return named is not None and path.is_file() and not path.is_symlink()
 
 
 def is_disk_full(error: BaseException) -> bool:

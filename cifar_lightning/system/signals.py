@@ -28,11 +28,14 @@ _handled: tuple[signal.Signals, ...] = ()
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Handle the signals meanwhile; nothing is remembered from before.
+    """Handle the signals meanwhile; nothing is remembered from before the outermost of these.
 
     SIGHUP stays ignored where it is: that is what ``nohup`` asks for.
     """
     global _received, _handled
+    if _handled:
+        yield
+        return
     _received = None
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread can

@@ -1,6 +1,6 @@
 """Time a step takes beyond the network's: a bare loop, Lightning with nothing on, our whole `fit`.
 
-    python -m bench.overhead
+    python -m perf.overhead
 
 The network is one small linear layer, and the batches are made beforehand.
 """
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from bench.turns import conditions, table, take_turns
-from bench.usual import prepare
 from cifar_lightning.data.batches import Batch
 from cifar_lightning.data.images import ImageData
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.runs import resolve
+from perf.baseline import prepare
+from perf.interleaved import conditions, interleave, table
 
 STEPS, ROUNDS = 1000, 7
 
@@ -126,7 +126,7 @@ def main() -> None:
     """Print the table."""
     resolve.register()
     sides = {"bare loop": bare, "Lightning, nothing on": lightning, "ours, everything on": ours}
-    figures = take_turns(sides, ROUNDS)
+    figures = interleave(sides, ROUNDS)
     beyond = [
         a - b
         for a, b in zip(

@@ -2,64 +2,52 @@
 
     make gpu-check
 
-Needs no data set and installs nothing: torch, torchvision, scipy, psutil, filelock and safetensors
-as the machine has them, and pytest with hypothesis for the tests that follow. Prints a Markdown
-table with the card's name. Accuracy is not looked at: the weights are random.
+Needs no data set and installs nothing: torch, torchvision, scipy, psutil, msgspec, PyYAML and
+safetensors as the machine has them, and pytest with hypothesis for the tests that follow. Prints a
+Markdown table with the card's name. Accuracy is not looked at: the weights are random.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from importlib import import_module
+from pathlib import Path
 
 import torch
+import yaml
 from torch import nn
 
 from cifar_lightning.benchmark.contention import DISTURBED_ABOVE, Load, device_lock, device_state
 from cifar_lightning.benchmark.timing import measure_latency
 from cifar_lightning.config.protocols import PROTOCOLS
-from cifar_lightning.models import mobilenet, resnet, shufflenet
 from cifar_lightning.variants import context, precision, registry
 
-COMMON: dict[str, Any] = {
-    "num_classes": 10,
-    "output_stride": 8,
-    "dropout": 0.0,
-    "bn_momentum": 0.1,
-    "bn_eps": 1e-5,
-}
-BACKBONES = {
-    "mobilenetv3": partial(mobilenet.mobilenet_v3_small, width=1.0, **COMMON),
-    "mobilenetv3_large": partial(mobilenet.mobilenet_v3_large, width=1.0, **COMMON),
-    "mobilenetv2": partial(mobilenet.mobilenet_v2, width=1.0, **COMMON),
-    "shufflenetv2": partial(shufflenet.shufflenet_v2, width=1.0, **COMMON),
-    "resnet18": partial(resnet.resnet18, **COMMON),
-}
+CONF = Path(__file__).resolve().parent.parent / "conf" / "model"
+# Each part alone, and those that make a network faster with those that launch it faster.
 VARIANTS = (
-    "fp32",
-    "tf32",
-    "fp16",
-    "bf16",
-    "autocast_fp16",
-    "autocast_bf16",
-    "channels_last",
-    "fused",
-    "cuda_graph",
-    "fp16+cuda_graph",
-    "fused+cuda_graph",
-    "compile",
-    "fp16+compile",
-    "onnx",
+    *registry.PARTS,
+    *(f"{a}+{b}" for a in ("fused", "fp16") for b in ("compile", "cuda_graph")),
 )
+
+
+def backbones() -> dict[str, Callable[[], nn.Module]]:
+    """Collect what the files in `conf/model` build, for 10 classes."""
+    found = {}
+    for path in sorted(CONF.glob("*.yaml")):
+        node = yaml.safe_load(path.read_text())
+        module, _, name = node.pop("_target_").rpartition(".")
+        build = getattr(import_module(module), name)
+        found[path.stem] = partial(build, **node | {"num_classes": 10})
+    return found
 
 
 def rows(device: torch.device, protocol: str) -> Iterator[str]:
     """Yield a line of the table for each backbone and variant."""
     torch.manual_seed(0)
     image = torch.rand(1, 3, 32, 32, device=device)
-    for label, build in BACKBONES.items():
+    for label, build in backbones().items():
         baseline: float | None = None
         for name in VARIANTS:
             network: nn.Module = build().eval()
@@ -107,7 +95,7 @@ def main() -> None:
         sys.exit(2)
     protocol = sys.argv[1] if len(sys.argv) > 1 else "full"
     if protocol not in PROTOCOLS:
-        print(f"error: {protocol}: allowed is {', '.join(PROTOCOLS)}", file=sys.stderr)
+        print(f"error: {protocol}: must be {', '.join(PROTOCOLS)}", file=sys.stderr)
         sys.exit(2)
     device = torch.device("cuda:0")
     print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, {protocol} protocol")

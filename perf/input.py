@@ -1,6 +1,6 @@
 """Images a second of the training loader against torchvision's usual pipeline, image by image.
 
-    python -m bench.input
+    python -m perf.input
 
 Both crop, flip and normalise 32x32 images that lie in memory; nothing is trained.
 """
@@ -10,14 +10,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from bench.turns import conditions, table, take_turns
-from bench.usual import MEAN, STD, random_images, usual_loader
 from cifar_lightning.data.augmentation import RandomCrop, RandomHorizontalFlip
 from cifar_lightning.data.images import ImageData, Split
 from cifar_lightning.data.module import ImageDataModule
+from perf.baseline import MEAN, STD, baseline_loader, random_images
+from perf.interleaved import conditions, interleave, table
 
 IMAGES, BATCH, ROUNDS = 50_000, 256, 7
-USUAL_IMAGES = 10_000  # the usual pipeline is slow; its speed does not depend on their number
+BASELINE_IMAGES = 10_000  # the baseline pipeline is slow; its speed does not depend on their number
 
 
 class Images(ImageDataModule):
@@ -57,7 +57,7 @@ def main() -> None:
         std=STD,
         augment={"crop": RandomCrop(4), "flip": RandomHorizontalFlip(0.5)},
     )
-    images, labels = random_images(USUAL_IMAGES)
+    images, labels = random_images(BASELINE_IMAGES)
 
     def ours() -> float:
         return rate(data.augmented(batch) for batch in data.loader("train"))
@@ -66,7 +66,7 @@ def main() -> None:
         return rate((data.normalize(images), labels) for images, labels in data.loader("train"))
 
     def per_image(workers: int) -> float:
-        return rate(usual_loader(images, labels, BATCH, workers))
+        return rate(baseline_loader(images, labels, BATCH, workers))
 
     sides = {
         "per image, 0 workers": lambda: per_image(0),
@@ -74,7 +74,7 @@ def main() -> None:
         "ours, 0 workers": ours,
         "ours without augmentation": gathered,
     }
-    figures = take_turns(sides, ROUNDS)
+    figures = interleave(sides, ROUNDS)
     print("## Input\n")
     print(table(figures, "images/s", 0, "per image, 0 workers"))
     print(conditions(ROUNDS))

@@ -1,6 +1,6 @@
 """Seconds until the command answers: help, a mistake, and the first step of a training.
 
-python -m bench.startup
+python -m perf.startup
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 
-from bench.turns import conditions, table, take_turns
+from perf.interleaved import conditions, interleave, table
 
 ROUNDS = 5
 
@@ -52,7 +52,7 @@ def main() -> None:
         "the first training step": first_step,
     }
     print("## Start-up\n")
-    print(table(take_turns(sides, ROUNDS), "s", 2, "--help"))
+    print(table(interleave(sides, ROUNDS), "s", 2, "--help"))
     print(conditions(ROUNDS))
 
 

@@ -1,8 +1,9 @@
 """A training beside another busy program: step times alone, busy from the start, busy later.
 
-    python -m bench.busy            # about 6 minutes, on a machine that is otherwise idle
+    python -m perf.busy            # about 6 minutes, on a machine that is otherwise idle
 
-Each is measured with the runtime's own way of waiting and with `waiting.computing`, in turns.
+Each is measured with the runtime's own way of waiting and with `openmp_waiting.computing`,
+interleaved.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch.nn import functional
 
-from bench.turns import conditions, table, take_turns
 from cifar_lightning.models.mobilenet import mobilenet_v3_small
 from cifar_lightning.system.openmp_waiting import computing
+from perf.interleaved import conditions, interleave, table
 
 ROUNDS = 7
 SECONDS = 6.0  # of steps, each time
@@ -81,7 +82,7 @@ def main() -> None:
             with burner():
                 return ms_a_step(step)
 
-    figures = take_turns(
+    figures = interleave(
         {
             "alone, default": lambda: alone(False),
             "alone, adaptive": lambda: alone(True),

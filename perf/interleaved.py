@@ -11,7 +11,7 @@ import torch
 from cifar_lightning.system import environment
 
 
-def take_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def interleave(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Let each side do its work once a round, the first one changing; return all figures.
 
     Args:

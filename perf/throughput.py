@@ -1,9 +1,9 @@
-"""Images a second of training: our command's parts against the usual recipe, the same network.
+"""Images a second of training: our command's parts against the baseline recipe, the same network.
 
-    python -m bench.throughput [mobilenetv3:8 mobilenetv3:16 shufflenetv2:8]
+    python -m perf.throughput [mobilenetv3:8 mobilenetv3:16 shufflenetv2:8]
 
-`bench/usual.py` says what the usual recipe is. Whole epochs, of fewer images than CIFAR-10's. Ours
-trains in one process with all threads, and in two with half of them each
+`perf/baseline.py` says what the baseline recipe is. Whole epochs, of fewer images than CIFAR-10's.
+Ours trains in one process with all threads, and in two with half of them each
 (`trainer.devices=2 trainer.strategy=ddp`), with the same number of images a step.
 """
 
@@ -20,13 +20,13 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 
-from bench.input import Images
-from bench.overhead import Stopwatch
-from bench.turns import conditions, table, take_turns
-from bench.usual import Usual, prepare, random_images, usual_loader
 from cifar_lightning.runs import resolve
 from cifar_lightning.system.cores import usable_cores
 from cifar_lightning.training.experiment import Experiment
+from perf.baseline import Baseline, baseline_loader, prepare, random_images
+from perf.input import Images
+from perf.interleaved import conditions, interleave, table
+from perf.overhead import Stopwatch
 
 IMAGES, BATCH, ROUNDS = 5_120, 256, 5
 NETWORKS = ("mobilenetv3:8", "mobilenetv3:16", "shufflenetv2:8")
@@ -66,7 +66,7 @@ def ours(model: str, stride: str, processes: int = 1) -> float:
 def ours_in_two(model: str, stride: str) -> float:
     """Train an epoch as our command does in two processes; return their images per second."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [sys.executable, *launcher, "-m", "bench.throughput", ONE_OF_TWO, model, stride]
+    command = [sys.executable, *launcher, "-m", "perf.throughput", ONE_OF_TWO, model, stride]
     threads = {"OMP_NUM_THREADS": str(CORES // 2)}  # as Lightning's own launcher does
     done = subprocess.run(
         command, env=os.environ | threads, check=True, stdout=subprocess.PIPE, text=True
@@ -74,15 +74,15 @@ def ours_in_two(model: str, stride: str) -> float:
     return float(done.stdout.split()[-1])
 
 
-def usual(model: str, stride: str) -> float:
-    """Train an epoch of the usual recipe; return images per second."""
+def baseline(model: str, stride: str) -> float:
+    """Train an epoch of the baseline recipe; return images per second."""
     with tempfile.TemporaryDirectory() as folder:
         experiment, config = prepared(model, stride, folder)
-        loader = usual_loader(*random_images(IMAGES), BATCH)
+        loader = baseline_loader(*random_images(IMAGES), BATCH)
         trainer = Trainer(
             max_epochs=1, accelerator="cpu", default_root_dir=folder, enable_model_summary=False
         )
-        module = Usual(experiment.classifier.backbone, config, len(loader))
+        module = Baseline(experiment.classifier.backbone, config, len(loader))
         # Its progress bar costs what it costs, but is not shown.
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
             return _speed(trainer, module, train_dataloaders=loader)
@@ -108,14 +108,14 @@ def main() -> None:
     for name in sys.argv[1:] or NETWORKS:
         model, _, stride = name.partition(":")
         sides = {
-            "usual recipe": partial(usual, model, stride),
+            "baseline recipe": partial(baseline, model, stride),
             "ours": partial(ours, model, stride),
         }
         if CORES > 1:
             sides["ours, 2 processes"] = partial(ours_in_two, model, stride)
-        figures = take_turns(sides, ROUNDS)
+        figures = interleave(sides, ROUNDS)
         print(f"## Training throughput: {model}, output stride {stride}\n")
-        print(table(figures, "images/s", 0, "usual recipe"))
+        print(table(figures, "images/s", 0, "baseline recipe"))
         print(conditions(ROUNDS), flush=True)
 
 

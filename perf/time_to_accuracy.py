@@ -1,10 +1,10 @@
-"""Training time until 80 % and 85 % of the test images are right: ours against the usual recipe.
+"""Training time until 80 % and 85 % of the test images are right: ours against the baseline recipe.
 
-    python -m bench.time_to_accuracy experiment=b1_progressive epochs=18 [group=option key=value]
+    python -m perf.time_to_accuracy experiment=b1_progressive epochs=18 [group=option key=value]
 
 What follows the name is `train.py`'s. Both sides train the same network from the same weights, with
-the same split, crop, flip, optimizer and schedule; `bench/usual.py` says what the usual recipe is.
-Its images have their full size from the first epoch on.
+the same split, crop, flip, optimizer and schedule; `perf/baseline.py` says what the baseline
+recipe is. Its images have their full size from the first epoch on.
 They train an epoch each in turns, and only that is timed, neither validation nor testing. The test
 images are looked at after every epoch, so their accuracy is a measure of progress here, not a
 result.
@@ -28,14 +28,14 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from bench.turns import conditions
-from bench.usual import Usual, prepare, usual_loader
 from cifar_lightning.benchmark.evaluate import accuracy, evaluate
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.runs import resolve
+from perf.baseline import Baseline, baseline_loader, prepare
+from perf.interleaved import conditions
 
 GOALS = (80, 85)  # percent
-USUAL, OURS = "usual recipe", "ours"
+BASELINE, OURS = "baseline recipe", "ours"
 
 
 class Progress(Callback):
@@ -127,7 +127,7 @@ def main() -> None:
         experiment, config = prepare(overrides, folder)
         data = experiment.data
         split, indices = data.images.train, data.indices["train"]
-        loader = usual_loader(
+        loader = baseline_loader(
             split.images[indices],
             split.labels[indices],
             data.batch_size,
@@ -136,13 +136,13 @@ def main() -> None:
         )
         backbone = copy.deepcopy(experiment.classifier.backbone)
         epochs_end = threading.Barrier(2)
-        usual, ours = (
-            Progress(name, epochs_end, name == USUAL, tester(data)) for name in (USUAL, OURS)
+        baseline, ours = (
+            Progress(name, epochs_end, name == BASELINE, tester(data)) for name in (BASELINE, OURS)
         )
         trainer = Trainer(
             max_epochs=config["epochs"],
             accelerator="cpu",
-            callbacks=[usual],
+            callbacks=[baseline],
             default_root_dir=folder,
             enable_model_summary=False,
         )
@@ -150,7 +150,7 @@ def main() -> None:
         # Ours has the main thread, where Ctrl-C arrives; the other one ends with it.
         beside = threading.Thread(
             target=trainer.fit,
-            args=(Usual(backbone, config, len(loader) * config["epochs"]), loader),
+            args=(Baseline(backbone, config, len(loader) * config["epochs"]), loader),
             daemon=True,
         )
         # The usual progress bar costs what it costs, but is not shown.
@@ -159,7 +159,7 @@ def main() -> None:
             experiment.trainer.fit(experiment.classifier, datamodule=data)
             beside.join()
     print(f"## Time to accuracy: {' '.join(sys.argv[1:])}\n")
-    print(report([usual, ours]))
+    print(report([baseline, ours]))
     print(conditions(config["epochs"]))
 
 

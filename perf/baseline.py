@@ -1,4 +1,4 @@
-"""The usual recipe, and what `train.py` would build beside it.
+"""The baseline recipe, and what `train.py` would build beside it.
 
 Torchvision's transforms image by image in worker processes, default memory format, the loss and the
 accuracy logged at every step.
@@ -43,7 +43,7 @@ def random_images(count: int) -> tuple[Tensor, Tensor]:
     return torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8), torch.arange(count) % 10
 
 
-class UsualImages(Dataset[tuple[Tensor, int]]):
+class BaselineImages(Dataset[tuple[Tensor, int]]):
     """As torchvision's data sets give them: PIL images made of arrays.
 
     Args:
@@ -72,7 +72,7 @@ class UsualImages(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
 
 
-def usual_loader(
+def baseline_loader(
     images: Tensor,
     labels: Tensor,
     batch_size: int,
@@ -80,9 +80,9 @@ def usual_loader(
     mean: list[float] = MEAN,
     std: list[float] = STD,
 ) -> DataLoader[tuple[Tensor, int]]:
-    """Make the usual training loader of images of shape (N, 3, 32, 32), uint8."""
+    """Make the baseline training loader of images of shape (N, 3, 32, 32), uint8."""
     return DataLoader(
-        UsualImages(images, labels, mean, std),
+        BaselineImages(images, labels, mean, std),
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,
@@ -90,7 +90,7 @@ def usual_loader(
     )
 
 
-class Usual(LightningModule):
+class Baseline(LightningModule):
     """What most scripts do, with our network, optimizer, schedule and label smoothing.
 
     Args:

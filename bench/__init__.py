@@ -1,1 +1,0 @@
-"""Measurements of the project itself; `make bench` runs them."""

@@ -1,0 +1,31 @@
+"""Starts a command, so that Ctrl-C ends it in one line even while its modules are being imported.
+
+Nothing but this module and the signals is imported before.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from importlib import import_module
+
+from cifar_lightning.system import signals
+
+
+def _start(name: str) -> None:
+    """Import and run the command of a file in this folder."""
+    with signals.handled():
+        try:
+            main = import_module(f"cifar_lightning.cli.{name}").main
+            signals.check()
+        except BaseException:  # an interrupted import may raise anything
+            if signals.received() is None:
+                raise
+            print(f"error: {signals.error()}", file=sys.stderr)
+            sys.exit(signals.error().exit_status)
+        main()
+
+
+train, tune, measure, report, predict, export = (
+    partial(_start, name) for name in ("train", "tune", "measure", "report", "predict", "export")
+)
