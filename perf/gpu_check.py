@@ -26,15 +26,13 @@ from cifar_lightning.variants import context, precision, registry
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "model"
 # Each part alone, and those that make a network faster with those that launch it faster.
-VARIANTS = (
-    *registry.PARTS,
-    *(f"{a}+{b}" for a in ("fused", "fp16") for b in ("compile", "cuda_graph")),
-)
+_PAIRS = [f"{a}+{b}" for a in ("fused", "fp16") for b in ("compile", "cuda_graph")]
+VARIANTS = tuple(dict.fromkeys(["fp32", *registry.PARTS, *_PAIRS]))  # fp32 is the baseline
 
 
 def backbones() -> dict[str, Callable[[], nn.Module]]:
     """Collect what the files in `conf/model` build, for 10 classes."""
-    found = {}
+    found: dict[str, Callable[[], nn.Module]] = {}
     for path in sorted(CONF.glob("*.yaml")):
         node = yaml.safe_load(path.read_text())
         module, _, name = node.pop("_target_").rpartition(".")

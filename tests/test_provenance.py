@@ -3,7 +3,7 @@
 import pytest
 
 from cifar_lightning.system import environment
-from cifar_lightning.system.environment import Processor, parse_processor
+from cifar_lightning.system.environment import Code, Processor, parse_processor
 
 EPYC = """processor : 0
 vendor_id : AuthenticAMD
@@ -67,3 +67,23 @@ def test_what_the_system_does_not_tell_is_left_out(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", ["", "///", "日本"])
 def test_a_slug_is_never_empty(name):
     assert Processor(name).slug == "unknown"
+
+
+def test_what_is_missing_is_named_by_what_can_be_installed(monkeypatch):
+    """The project itself is on no index."""
+    requires = ["torch>=2", 'onnx>=1.23; extra == "onnx"', 'optuna>=5; extra == "tune"']
+    requires.append('onnxruntime>=1.32; extra == "onnx"')
+    monkeypatch.setattr(environment.metadata, "requires", lambda name: requires)
+    assert environment.installation("onnx") == "pip install 'onnx>=1.23' 'onnxruntime>=1.32'"
+
+    def missing(name):
+        raise environment.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(environment.metadata, "requires", missing)
+    assert environment.installation("tune") == "pip install '.[tune]' in the checkout"
+
+
+def test_a_repository_around_an_installed_copy_is_not_its_code(tmp_path, monkeypatch):
+    assert environment.code().commit
+    monkeypatch.setattr(environment, "CHECKOUT", environment.CHECKOUT / "cifar_lightning")
+    assert environment.code() == Code()

@@ -17,6 +17,7 @@ import psutil
 import torch
 
 from cifar_lightning.system.devices import device_key
+from cifar_lightning.system.environment import installation
 from cifar_lightning.system.locks import locked
 
 DISTURBED_ABOVE = 0.10  # of one CPU core, or of the GPU
@@ -116,7 +117,7 @@ def device_state(device: torch.device) -> dict[str, Any]:
     try:
         import pynvml
     except ImportError:
-        return {"unknown": "needs nvidia-ml-py: pip install 'cifar-lightning[gpu]'"}
+        return {"unknown": f"needs nvidia-ml-py: {installation('gpu')}"}
     state: dict[str, Any] = {"others": _gpu_share_of_others(device)}
     try:
         with _nvml(device) as handle:

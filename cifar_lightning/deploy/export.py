@@ -24,6 +24,7 @@ from cifar_lightning.runs.markdown import markdown
 from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import Network, Run
 from cifar_lightning.system import escaping, untrusted
+from cifar_lightning.system.environment import installation
 from cifar_lightning.system.files import write_atomically
 from cifar_lightning.variants.context import EXAMPLE_SHAPE
 from cifar_lightning.variants.onnx import export_onnx
@@ -190,7 +191,7 @@ def export(folder: Path, name: str, to: Path, data_root: str | None = None) -> P
             form.write(load_backbone(folder), run, path)
             found = agreement(network, form.load(path), images)
         except ModuleNotFoundError as error:
-            needed = f"needs {error.name}: pip install 'cifar-lightning[onnx]'"
+            needed = f"needs {error.name}: {installation('onnx')}"
             raise UserError(f"format={name}: {needed}") from error
         if not found.difference <= TOLERANCE:
             raise RunFailed(

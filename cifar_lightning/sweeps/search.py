@@ -30,6 +30,7 @@ from cifar_lightning.sweeps.space import (
     flatten_space,
     range_ends,
 )
+from cifar_lightning.system.environment import installation
 from cifar_lightning.system.files import check_inside
 from cifar_lightning.system.locks import alone
 
@@ -60,7 +61,7 @@ def search(cfg: DictConfig) -> None:
     try:
         import optuna
     except ImportError as error:
-        raise UserError("tune.py needs Optuna: pip install 'cifar-lightning[tune]'") from error
+        raise UserError(f"tune.py needs Optuna: {installation('tune')}") from error
     space = flatten_space(OmegaConf.to_container(cfg.space, resolve=True))  # type: ignore[arg-type]
     rules.check({"n_trials": cfg.n_trials})
     given = [

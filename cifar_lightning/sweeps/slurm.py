@@ -14,6 +14,7 @@ from typing import Any
 from cifar_lightning.errors import UserError
 from cifar_lightning.sweeps.executors import Process, command_line
 from cifar_lightning.sweeps.jobs import Job
+from cifar_lightning.system.environment import installation
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Slurm:
             import submitit
         except ImportError as error:
             raise UserError(
-                "hydra/launcher=slurm: needs submitit: pip install 'cifar-lightning[slurm]'"
+                f"hydra/launcher=slurm: needs submitit: {installation('slurm')}"
             ) from error
 
         def make(folder: Path) -> Any:

@@ -21,6 +21,7 @@ PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "
 VECTORS = ("amx_tile", "avx512f", "avx2", "avx", "sse4_2", "sve2", "sve", "asimd", "neon", "vsx")
 CPU_INFO = Path("/proc/cpuinfo")
 BOARD = Path("/proc/device-tree/model")
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,14 @@ def slug(text: str) -> str:
 
 
 def code() -> Code:
-    """Tell the state of the code."""
+    """Tell the state of the code; an installed copy may lie in a repository that is not ours."""
+    if not (CHECKOUT / ".git").exists():
+        return Code()
 
     def git(*arguments: str) -> str:
         return subprocess.run(
             ["git", *arguments],
-            cwd=Path(__file__).parent,
+            cwd=CHECKOUT,
             capture_output=True,
             text=True,
             check=True,
@@ -117,6 +120,17 @@ def version(package: str) -> str | None:
         return None
     except Exception:  # whatever a damaged installation gives; nothing is computed with it
         return "unknown"
+
+
+def installation(extra: str) -> str:
+    """Tell what to type to get an extra's packages; the project itself is on no index."""
+    try:
+        needed = metadata.requires("cifar-lightning") or []
+    except metadata.PackageNotFoundError:  # a checkout that was not installed
+        return f"pip install '.[{extra}]' in the checkout"
+    parts = (line.partition(";") for line in needed)
+    packages = [f"'{name.strip()}'" for name, _, condition in parts if f'"{extra}"' in condition]
+    return f"pip install {' '.join(packages)}"
 
 
 def versions() -> dict[str, str]:

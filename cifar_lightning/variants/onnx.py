@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cifar_lightning.system.environment import installation
 from cifar_lightning.variants.context import EXAMPLE_SHAPE, Build, Unsupported
 from cifar_lightning.variants.precision import matmul_precision
 
@@ -43,7 +44,7 @@ def import_onnxruntime(device: torch.device) -> Any:
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise Unsupported(f"needs {error.name}: pip install 'cifar-lightning[onnx]'") from error
+        raise Unsupported(f"needs {error.name}: {installation('onnx')}") from error
     if device.type not in ("cpu", "cuda"):
         raise Unsupported("needs a CPU or a CUDA GPU")
     if _provider(device) not in onnxruntime.get_available_providers():
