@@ -18,9 +18,9 @@ GROUPS = {
     "optim": "The optimizer. Weight decay is kept off BatchNorm and biases.",
     "scheduler": "The learning rate over the training, changed at every step.",
     "data": "The images.",
-    "augment": "What is done to training images; options combine: `augment=[crop,flip,cutout]`.",
+    "augment": "What is done to training images; options combine: `'augment=[crop,flip,cutout]'`.",
     "trainer": "Lightning's Trainer. Its other arguments work with a `+` in front.",
-    "benchmark": "What is measured after the training.",
+    "benchmark": "What is measured after the training run.",
     "distill": "Learning from a teacher; off by default.",
     "experiment": "Presets. Each file gives the reason for each of its values.",
     "hydra/launcher": "How a sweep's jobs are run.",
@@ -39,7 +39,7 @@ Every group and every key, made from `conf/` by `make docs`. On the command line
 with `group=option` and a key is set with `key=value`; `python train.py --help` shows all of it, and
 `python train.py --cfg job ...` what a command line would give. What a component's own class takes
 beside these keys works with a `+` in front: `+optim.dampening=0.1`. A mistake is one line that
-names the key, the value and what is allowed.
+names the key, the value and what it must be.
 """
 
 

@@ -13,6 +13,7 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
+from test_architecture import ROOMS
 
 from cifar_lightning.cli.arguments import quote_text
 from cifar_lightning.config import rules, schema
@@ -55,13 +56,23 @@ def documented_commands():
 
 
 RUN = [command for command in documented_commands() if not any(word in command for word in NOT_RUN)]
-ADDED = ("plainnet", "invert", "jit")  # by docs/extending.md, which has a test of its own
+ADDED = (
+    "plainnet",
+    "invert",
+    "jitter",
+    "jit",
+    "batch_size",
+)  # by docs/extending.md, which has a test of its own
 HYDRA = [
     command
     for command in documented_commands()
     if re.match(r"python (train|tune|-m cifar_lightning)", command)
     and not any(word in command for word in (*ADDED, "SLURM_ARRAY_TASK_ID"))
 ]
+
+
+SCHEMAS = {name.partition("_")[0]: found for name, found in schema.SCHEMAS.items()}
+SCHEMAS["train"] = schema.TrainConfig
 
 
 def config_name(words):
@@ -72,13 +83,13 @@ def config_name(words):
 def test_every_command_has_keys_that_exist(command):
     words = shlex.split(command)
     name = config_name(words)
-    lists = {"measure": ("run",), "report": ("outputs", "filter"), "predict": ("images",)}
+    texts, lists = schema.text_keys(SCHEMAS[name])
     arguments = words[3:] if words[1] == "-m" else words[2:]
     kept = []
     for argument in arguments:
         if argument.startswith("-") or "=" not in argument:
             continue
-        quoted = quote_text(argument, ("id", "run"), lists.get(name, ()))
+        quoted = quote_text(argument, texts, lists)
         (override,) = OverridesParser.create().parse_overrides([quoted])
         if override.is_sweep_override():
             quoted = f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
@@ -123,8 +134,26 @@ def test_links_lead_somewhere():
         for name in re.findall(
             r"`((?:tests|conf|cifar_lightning|perf|docs)/[\w/.]+)`", page.read_text()
         ):
-            if not name.endswith(("plainnet.yaml", "jitter.yaml", "invert.yaml")):
+            if Path(name).stem not in ADDED:
                 assert (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+def test_the_rooms_are_listed_as_they_are():
+    listed = re.findall(r"^- `(\w+)/`: (.+)$", (ROOT / "README.md").read_text(), re.M)
+    assert tuple(name for name, _ in listed) == ROOMS
+    for name, words in listed:
+        text = (ROOT / "cifar_lightning" / name / "__init__.py").read_text()
+        assert text.startswith(f'"""{words}"""\n'), name
+
+
+def test_arguments_with_brackets_are_quoted():
+    """zsh, the shell of macOS, refuses them bare."""
+    for page in PAGES:
+        for command in re.findall(
+            r"^    ((?:python|make) .*)$|`([^`\n]+)`", page.read_text(), re.M
+        ):
+            unquoted = re.sub(r"'[^']*'|\"[^\"]*\"", "", " ".join(command))
+            assert not re.search(r"\w=[\[{]", unquoted), f"{page.name}: {command}"
 
 
 # --- Configuration --------------------------------------------------------------------------
@@ -173,17 +202,16 @@ def extended(tmp_path):
     places = re.findall(r"`([\w/.]+)`:\n\n```\w+\n(.*?)```", PAGE.read_text(), re.DOTALL)
     for name, text in places:
         path = tmp_path / name
-        if path.suffix == ".py":
-            path.write_text(f"{path.read_text()}\n\n{text}")
-        else:
-            path.write_text(text)
+        path.write_text(f"{path.read_text()}\n\n{text}" if path.exists() else text)
     return {name for name, _ in places}
 
 
 def test_extending_as_the_page_says(tmp_path):
     assert extended(tmp_path) == {
-        "cifar_lightning/backbones.py", "conf/model/plainnet.yaml", "conf/augment/jitter.yaml",
-        "cifar_lightning/augment.py", "conf/augment/invert.yaml", "cifar_lightning/variants.py",
+        "cifar_lightning/models/plainnet.py", "conf/model/plainnet.yaml",
+        "conf/augment/jitter.yaml", "cifar_lightning/data/augmentation.py",
+        "conf/augment/invert.yaml", "cifar_lightning/variants/jit.py",
+        "cifar_lightning/variants/registry.py", "cifar_lightning/comparison/columns.py",
     }  # fmt: skip
 
     def run(*arguments):
@@ -200,6 +228,11 @@ def test_extending_as_the_page_says(tmp_path):
     for variant in ("fp32", "jit", "fused+jit"):
         (line,) = re.findall(rf"\| mine \| {re.escape(variant)}\s.*", done.stdout)
         assert "failed" not in line
+    done = run("-m", "cifar_lightning.report", "filter=[batch_size>=64]")
+    assert done.returncode == 0, done.stderr
+    header, *rows = (tmp_path / "outputs" / "report" / "table.csv").read_text().splitlines()
+    assert "batch_size" in header.split(",")
+    assert len(rows) == 3
     mistake = run("train.py", "model=plainnet", "model.width=8", "model.output_stride=3")
     assert mistake.returncode == 2
     assert "model.output_stride=3: allowed is 1, 2, 4, 8" in mistake.stderr
