@@ -53,32 +53,21 @@ def main(config: PredictConfig) -> None:
 
 
 def _print(predictions: Sequence[Prediction], form: str) -> None:
+    named = [(one.image, zip(one.classes, one.probabilities, strict=True)) for one in predictions]
     if form == "json":
-        print(
-            json.dumps(
-                [
-                    {
-                        "image": one.image,
-                        "classes": dict(
-                            zip(one.classes, (round(p, 6) for p in one.probabilities), strict=True)
-                        ),
-                    }
-                    for one in predictions
-                ],
-                indent=1,
-            )
-        )
+        found = [
+            {"image": image, "classes": {name: round(p, 6) for name, p in classes}}
+            for image, classes in named
+        ]
+        print(json.dumps(found, indent=1))
     elif form == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(["image", "rank", "class", "probability"])
-        for one in predictions:
-            for rank, (name, share) in enumerate(
-                zip(one.classes, one.probabilities, strict=True), 1
-            ):
-                writer.writerow([csv_cell(one.image), rank, csv_cell(name), f"{share:.6f}"])
+        for image, classes in named:
+            for rank, (name, p) in enumerate(classes, 1):
+                writer.writerow([csv_cell(image), rank, csv_cell(name), f"{p:.6f}"])
     else:
-        width = max(len(visible(one.image)) for one in predictions)
-        for one in predictions:
-            named = zip(one.classes, one.probabilities, strict=True)
-            shown = ", ".join(f"{visible(name)} {100 * share:.1f} %" for name, share in named)
-            print(f"{visible(one.image):{width}}  {shown}")
+        width = max(len(visible(image)) for image, _ in named)
+        for image, classes in named:
+            shown = ", ".join(f"{visible(name)} {100 * p:.1f} %" for name, p in classes)
+            print(f"{visible(image):{width}}  {shown}")

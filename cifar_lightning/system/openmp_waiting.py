@@ -49,7 +49,7 @@ class LoadWatch:
     ) -> None:
         self._seconds, self._now = seconds, now
         self._before = seconds(), now()
-        self.silence_lightning = 0
+        self.quiet_windows = 0
         self.busy = False
 
     def look(self) -> bool:
@@ -57,10 +57,10 @@ class LoadWatch:
         seconds, now = self._seconds(), self._now()
         used = (seconds - self._before[0]) / max(now - self._before[1], 1e-9)
         self._before = seconds, now
-        self.silence_lightning = self.silence_lightning + 1 if used < FREE_BELOW else 0
+        self.quiet_windows = self.quiet_windows + 1 if used < FREE_BELOW else 0
         if used > BUSY_ABOVE:
             self.busy = True
-        elif self.silence_lightning >= FREE_WINDOWS:
+        elif self.quiet_windows >= FREE_WINDOWS:
             self.busy = False
         return self.busy
 

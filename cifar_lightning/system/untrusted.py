@@ -7,14 +7,14 @@ holds no interpolation, and names nothing to call but at the top of a component.
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import msgspec
+
+from cifar_lightning.system import files
 
 MAX_BYTES = 128 * 2**20  # of a record: a million samples take 20 MB
 MAX_WEIGHTS = 8 * 2**30
@@ -40,8 +40,7 @@ def open_regular(path: Path) -> BinaryIO:
         FileNotFoundError: If there is nothing.
     """
     try:
-        # Without waiting, whatever lies there; a file that takes its place meanwhile is seen, too.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return files.open_regular(path)
     except FileNotFoundError as error:
         if path.is_symlink():
             raise Unreadable("a link to nothing") from error
@@ -50,10 +49,6 @@ def open_regular(path: Path) -> BinaryIO:
         raise
     except (OSError, ValueError) as error:
         raise Unreadable(getattr(error, "strerror", None) or str(error)) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise Unreadable("not a regular file")
-    return os.fdopen(descriptor, "rb")
 
 
 def read(path: Path, limit: int = MAX_BYTES) -> bytes:
