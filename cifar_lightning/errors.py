@@ -44,7 +44,7 @@ class NotFinite(RunFailed):
 
 
 class Crashed(RunFailed):
-    """The training raised an error that nobody expected."""
+    """Training raised an unexpected error."""
 
     kind = "crashed"
 
@@ -57,7 +57,7 @@ class Interrupted(CifarLightningError):
 
 
 def bad_value(key: str, value: object, allowed: str) -> UserError:
-    """Make the error for a value that is out of range: the key, the value, what is allowed."""
+    """Make the error for a value that is out of range: the key, the value, what it must be."""
     return UserError(f"{key}={value}: allowed is {allowed}", key)
 
 

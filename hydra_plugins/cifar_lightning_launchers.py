@@ -30,7 +30,7 @@ class ProcessLauncher(Launcher):
 
     def __init__(self, n_jobs: int = 1) -> None:
         if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs < 1:
-            raise bad_value("hydra.launcher.n_jobs", n_jobs, "a whole number of at least 1")
+            raise bad_value("hydra.launcher.n_jobs", n_jobs, "an integer of at least 1")
         self.n_jobs = n_jobs
 
     def setup(

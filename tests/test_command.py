@@ -12,9 +12,9 @@ from cifar_lightning.cli.arguments import flags_apart, key_positional, quote_tex
 
 BAD = {
     # What was typed: how the line begins, and what it offers.
-    "epochs=ten": "epochs=ten: allowed is a whole number",
-    "epochs=0": "epochs=0: allowed is a whole number of at least 1",
-    "epochs=1.5": "epochs=1.5: allowed is a whole number",
+    "epochs=ten": "epochs=ten: allowed is an integer",
+    "epochs=0": "epochs=0: allowed is an integer of at least 1",
+    "epochs=1.5": "epochs=1.5: allowed is an integer",
     "epochs=null": "epochs",
     "data.device=gpu": "data.device=gpu: allowed is cpu: the training has no GPU",
     "data.device=tpu": "data.device=tpu: allowed is cpu, gpu",

@@ -179,7 +179,7 @@ def test_a_reader_that_has_seen_enough(finished_run, photos):
         (["nowhere.png"], "error: nowhere.png: there is no such file or folder"),
         ([], "error: images: needs a value, say the name of an image or a folder"),
         (["{photos}", "format=xml"], "error: format=xml: allowed is text, csv, json"),
-        (["{photos}", "top=0"], "error: top=0: allowed is a whole number of at least 1"),
+        (["{photos}", "top=0"], "error: top=0: allowed is an integer of at least 1"),
         (["{photos}", "top=11"], "error: top=11: allowed is 1 to 10, the classes"),
         (["{photos}", "run=tinny"], "error: run=tinny: no such run in"),
         (["{photos}", "device=abacus"], "error: device=abacus: allowed is auto"),

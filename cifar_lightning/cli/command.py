@@ -172,7 +172,7 @@ def _known(error: Exception) -> CifarLightningError | None:
 
 
 def _fault(error: Exception) -> RunFailed:
-    """Turn an error that nobody has foreseen into one line; its traceback goes into a file."""
+    """Turn an unexpected error into one line; its traceback goes into a file."""
     line = reason_of(error)
     try:
         with tempfile.NamedTemporaryFile(

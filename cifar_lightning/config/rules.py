@@ -42,17 +42,21 @@ def _integer(holds: Callable[[Any], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and holds(value)
 
 
+def _at_least(least: int) -> tuple[Callable[[object], bool], str]:
+    return _integer(lambda value: value >= least), f"an integer of at least {least}"
+
+
 _POSITIVE = (_number(lambda v: v > 0), "a number above 0")
 _NOT_NEGATIVE = (_number(lambda v: v >= 0), "a number of 0 or more")
 _IN_UNIT = _number(lambda v: 0 < v < 1)
 _BELOW_ONE = (_number(lambda v: 0 <= v < 1), "0 or more, below 1")
 REINSTANTIATED_GROUPS = ("model", "data")  # from run.json, when a run is measured again
 
-# Each key that is there must satisfy its rule; the text says what is allowed.
+# Each key that is there must satisfy its rule; the text says what it must be.
 RULES: dict[str, tuple[Callable[[object], bool], str]] = {
-    "epochs": (_integer(lambda v: v >= 1), "a whole number of at least 1"),
-    "batch_size": (_integer(lambda v: v >= 2), "a whole number of at least 2"),
-    "seed": (_integer(lambda v: 0 <= v < 2**32), "a whole number from 0 to 2^32 - 1"),
+    "epochs": _at_least(1),
+    "batch_size": _at_least(2),
+    "seed": (_integer(lambda v: 0 <= v < 2**32), "an integer from 0 to 2^32 - 1"),
     "label_smoothing": _BELOW_ONE,
     "ema": (lambda v: v is None or _IN_UNIT(v), "null, or above 0 and below 1"),
     "precision": (lambda v: v in PRECISIONS, ", ".join(PRECISIONS)),
@@ -78,18 +82,18 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "benchmark.variants": (lambda v: isinstance(v, list), "a list, such as [fp32,onnx]"),
     "benchmark.threads": (
         lambda v: isinstance(v, list) and bool(v) and all(map(_integer(lambda n: n >= 1), v)),
-        "a list of whole numbers of at least 1, such as [1,2]",
+        "a list of integers of at least 1, such as [1,2]",
     ),
     "benchmark.protocol": (lambda v: v in list(PROTOCOLS), ", ".join(PROTOCOLS)),
     "data.device": (lambda v: v in ("cpu", "gpu"), "cpu, gpu"),
-    "data.num_workers": (_integer(lambda v: v >= 0), "a whole number of 0 or more"),
-    "data.eval_batch_size": (_integer(lambda v: v >= 1), "a whole number of at least 1"),
-    "data.num_classes": (_integer(lambda v: v >= 2), "a whole number of at least 2"),
+    "data.num_workers": _at_least(0),
+    "data.eval_batch_size": _at_least(1),
+    "data.num_classes": _at_least(2),
     "data.connect_timeout": _POSITIVE,
-    "n_trials": (_integer(lambda v: v >= 1), "a whole number of at least 1"),
-    "top": (_integer(lambda v: v >= 1), "a whole number of at least 1"),
+    "n_trials": _at_least(1),
+    "top": _at_least(1),
     "min_acc": (_number(lambda v: 0 <= v <= 100), "0 to 100, percent"),
-    "repeats": (_integer(lambda v: v >= 1), "a whole number of at least 1"),
+    "repeats": _at_least(1),
 }
 
 
@@ -111,7 +115,7 @@ def check(config: Mapping[str, Any]) -> None:
     """Check the values of a resolved configuration that can be judged without torch.
 
     Raises:
-        UserError: With the key, the value and what is allowed.
+        UserError: With the key, the value and what it must be.
     """
     _check_rules(config)
     for key, source in DERIVED_KEYS.items():

@@ -69,7 +69,7 @@ def _key_error(error: OmegaConfBaseException) -> UserError:
 
 
 def _type_error(error: ValidationError) -> UserError:
-    expected = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+    expected = {"int": "an integer", "float": "a number", "bool": "true or false"}
     found = (schema.__annotations__.get(str(error.full_key)) for schema in SCHEMAS.values())
     annotation = str(next((one for one in found if one is not None), ""))
     if annotation in expected:

@@ -1,4 +1,4 @@
-"""Where a number comes from: code, versions, machine."""
+"""The environment of a run or measurement: code, versions, machine."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ class Machine:
 
     Attributes:
         cores: That the process may use.
-        device: Where a training was computed, for people.
-        threads: With which a training was computed on the CPU; how sums are split among them
+        device: Where a run was trained, for people.
+        threads: With which a run was trained on the CPU; how sums are split among them
             changes how they are rounded.
     """
 

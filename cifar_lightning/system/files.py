@@ -1,4 +1,4 @@
-"""Files that are complete or not there, whatever happens while they are written."""
+"""Atomic file writes, and checks of what lies where a file is read or written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Output that goes on when nobody reads it any more: a closed window, ``| head -1``, ``2>&-``."""
+"""Output that survives a reader that goes away: a closed window, ``| head -1``, ``2>&-``."""
 
 from __future__ import annotations
 
