@@ -309,6 +309,8 @@ def test_help_lists_the_groups():
         ("id='a',b", "id='a',b"),
         ("id=null", "id=null"),
         ("run=1e5,B1", "run=['1e5','B1']"),
+        ("run='1e5'", "run=['1e5']"),
+        ("run=['1e5',B1]", "run=['1e5',B1]"),
         ("seed=1,2", "seed=1,2"),
         ("-m", "-m"),
     ],

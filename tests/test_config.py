@@ -2,10 +2,11 @@ import re
 
 import pytest
 from conftest import ROOT
+from hydra import compose, initialize_config_dir
 
 from cifar_lightning.config import components, rules, schema
 from cifar_lightning.errors import UserError
-from cifar_lightning.runs import identity
+from cifar_lightning.runs import identity, resolve
 from cifar_lightning.training.experiment import build
 
 OPTIONS = {
@@ -52,6 +53,38 @@ def test_every_data_configuration_is_instantiated(option, resolved, tmp_path):
     settings, _ = resolved(f"data={option}", *extra, "trainer.accelerator=cpu")
     rules.check(settings)
     assert build(settings, tmp_path).data.name in ("cifar10", "mine", "digits")
+
+
+def composed(name, *overrides):
+    resolve.register()
+    with initialize_config_dir(str(schema.CONF_DIR), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
+def test_a_command_gets_its_schemas_object():
+    config = rules.typed(composed("measure", "run=[A,B]", "threads=[1,2]"), schema.MeasureConfig)
+    assert (config.run, config.threads) == (["A", "B"], [1, 2])
+    assert config.variants == ["fp32"]
+    with pytest.raises(UserError, match="top=0: "):
+        rules.typed(composed("predict", "run=A", "images=[x]", "top=0"), schema.PredictConfig)
+
+
+def test_the_first_missing_value_is_named_with_an_example():
+    for overrides, line in (((), "run: needs a value, say run=B1"), (("run=B1",), "images: needs")):
+        with pytest.raises(UserError, match=line):
+            rules.typed(composed("predict", *overrides), schema.PredictConfig)
+
+
+@pytest.mark.parametrize(
+    ("kind", "texts", "lists"),
+    [
+        (schema.TrainConfig, {"id", "outputs", "precision", "distill.teacher"}, set()),
+        (schema.MeasureConfig, {"protocol", "device", "outputs", "data_root"}, {"run", "variants"}),
+        (schema.ReportConfig, {"to", "baseline", "sort", "detail"}, {"outputs", "filter"}),
+    ],
+)
+def test_texts_are_told_by_their_types(kind, texts, lists):
+    assert schema.text_keys(kind) == (texts, lists)
 
 
 def test_names_are_stable(resolved):
