@@ -38,7 +38,7 @@ def test_only_the_cores_of_the_affinity_count():
     core = min(os.sched_getaffinity(0))
     told = python(
         f"import os; os.sched_setaffinity(0, {{{core}}});"
-        "from cifar_lightning.cores import usable_cores; print(usable_cores())"
+        "from cifar_lightning.system.cores import usable_cores; print(usable_cores())"
     )
     assert told == "1"
 
@@ -85,7 +85,7 @@ def test_a_part_of_a_core_is_no_core(monkeypatch):
 
 def test_torch_gets_no_more_threads_than_there_are_cores():
     code = (
-        "import torch; from cifar_lightning import cores; cores.usable_cores = lambda: 1;"
+        "import torch; from cifar_lightning.system import cores; cores.usable_cores = lambda: 1;"
         "torch.set_num_threads(2); cores.limit_threads(); print(torch.get_num_threads())"
     )
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
@@ -156,6 +156,9 @@ def test_threads_that_do_nothing_come_and_go_and_results_stay():
     assert threads() > before + len(os.sched_getaffinity(0))
     assert torch.equal(result(), free)
     held.release()
+    limit = time.monotonic() + 5  # the system takes its time on a busy machine
+    while threads() > before and time.monotonic() < limit:
+        time.sleep(0.01)
     assert threads() == before
     assert torch.equal(result(), free)
 
@@ -233,7 +236,7 @@ def test_a_busy_machine_is_not_much_slower():
     code = """
 import perf.busy as busy
 from contextlib import nullcontext
-from cifar_lightning.waiting import computing
+from cifar_lightning.system.openmp_waiting import computing
 busy.SECONDS = 3.0
 step = busy.training_step()
 for _ in range(10):

@@ -15,7 +15,7 @@ from cifar_lightning.runs.run import Run
 WRITER = """
 import logging, os, sys
 from tqdm import tqdm
-from cifar_lightning import streams
+from cifar_lightning.system import streams
 streams.secure()
 logging.basicConfig(stream=sys.stdout, level="INFO")
 stream = open(os.devnull)
@@ -71,7 +71,7 @@ def test_a_terminal_that_goes_away(tmp_path):
 
 
 def test_a_full_disk_is_an_error(tmp_path):
-    code = "from cifar_lightning import streams\nstreams.secure()\nprint('x', flush=True)"
+    code = "from cifar_lightning.system import streams\nstreams.secure()\nprint('x', flush=True)"
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
