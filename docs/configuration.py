@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,12 @@ def documented(target: str) -> dict[str, str]:
             r"^    (\w+)(?: \([^)]*\))?: (.*(?:\n {8}.*)*)", block[1] if block else "", re.M
         ):
             found.setdefault(name, " ".join(words.split()))
-        follow = re.search(r"arguments as for `(?:\w+\.)?(\w+)`", text or "")
-        module = inspect.getmodule(level)
-        if follow and module is not None and hasattr(module, follow[1]):
-            other = f"{module.__name__}.{follow[1]}"
-            found = documented(other) | found
+        if follow := re.search(r"arguments as for `(?:\w+\.)?(\w+)`", text or ""):
+            # In the same file, or among what its room offers.
+            for place in (level.__module__, level.__module__.rpartition(".")[0]):
+                if hasattr(import_module(place), follow[1]):
+                    found = documented(f"{place}.{follow[1]}") | found
+                    break
     return found
 
 

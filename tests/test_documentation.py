@@ -228,7 +228,7 @@ def test_extending_as_the_page_says(tmp_path):
     for variant in ("fp32", "jit", "fused+jit"):
         (line,) = re.findall(rf"\| mine \| {re.escape(variant)}\s.*", done.stdout)
         assert "failed" not in line
-    done = run("-m", "cifar_lightning.report", "filter=[batch_size>=64]")
+    done = run("-m", "cifar_lightning.report", "filter=batch_size>=64")
     assert done.returncode == 0, done.stderr
     header, *rows = (tmp_path / "outputs" / "report" / "table.csv").read_text().splitlines()
     assert "batch_size" in header.split(",")

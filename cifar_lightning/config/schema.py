@@ -53,7 +53,7 @@ class TuneConfig(TrainConfig):
 class MeasureConfig:
     """Types of ``conf/measure.yaml``."""
 
-    run: list[str] = field(default=MISSING, metadata={"example": "B1"})
+    run: list[str] = field(default=MISSING, metadata={"example": "run=B1"})
     variants: list[str] = MISSING
     threads: list[int] = MISSING
     protocol: str = MISSING
@@ -80,8 +80,10 @@ class ReportConfig:
 class PredictConfig:
     """Types of ``conf/predict.yaml``."""
 
-    run: str = field(default=MISSING, metadata={"example": "B1"})
-    images: list[str] = field(default=MISSING, metadata={"example": "cat.png"})
+    run: str = field(default=MISSING, metadata={"example": "run=B1"})
+    images: list[str] = field(
+        default=MISSING, metadata={"example": "the name of an image or a folder"}
+    )
     top: int = MISSING
     format: str = MISSING
     device: str = MISSING
@@ -92,7 +94,7 @@ class PredictConfig:
 class ExportConfig:
     """Types of ``conf/export.yaml``."""
 
-    run: str = field(default=MISSING, metadata={"example": "B1"})
+    run: str = field(default=MISSING, metadata={"example": "run=B1"})
     format: str = MISSING
     to: str | None = MISSING
     outputs: str = MISSING
@@ -135,8 +137,8 @@ def plain(config: DictConfig, schema: type = TrainConfig) -> dict[str, Any]:
     task = OmegaConf.masked_copy(config, list(options))
     missing = sorted(OmegaConf.missing_keys(task))
     for key in [key for key in options if key in missing] or missing:
-        example = options[key].metadata.get("example", "...") if key in options else "..."
-        raise UserError(f"{key}: needs a value, say {key}={example}")
+        told = options[key].metadata if key in options else {}
+        raise UserError(f"{key}: needs a value, say {told.get('example', f'{key}=...')}")
     resolved = OmegaConf.to_container(task, resolve=True)
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
