@@ -58,7 +58,7 @@ class Interrupted(CifarLightningError):
 
 def bad_value(key: str, value: object, allowed: str) -> UserError:
     """Make the error for a value that is out of range: the key, the value, what it must be."""
-    return UserError(f"{key}={value}: allowed is {allowed}", key)
+    return UserError(f"{key}={value}: must be {allowed}", key)
 
 
 def unknown_name(subject: str, kind: str, name: str, allowed: Iterable[object]) -> UserError:

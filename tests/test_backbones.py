@@ -87,19 +87,19 @@ def test_adapting_adds_no_residual_connection():
 
 @pytest.mark.parametrize("output_stride", [0, -8, 3, 12, 64])
 def test_output_stride_out_of_reach(output_stride):
-    with pytest.raises(ValueError, match=f"output_stride={output_stride}: allowed is 1, 2, 4, 8"):
+    with pytest.raises(ValueError, match=f"output_stride={output_stride}: must be 1, 2, 4, 8"):
         mobilenet.mobilenet_v3_small(
             num_classes=10, output_stride=output_stride, width=1.0, **COMMON
         )
 
 
 def test_resnet_has_no_more_than_8():
-    with pytest.raises(ValueError, match=r"output_stride=16: allowed is 1, 2, 4, 8$"):
+    with pytest.raises(ValueError, match=r"output_stride=16: must be 1, 2, 4, 8$"):
         resnet.resnet18(num_classes=10, output_stride=16, **COMMON)
 
 
 def test_width_that_the_network_lacks():
-    with pytest.raises(ValueError, match=r"width=0\.7: allowed is 0\.5, 1\.0, 1\.5, 2\.0"):
+    with pytest.raises(ValueError, match=r"width=0\.7: must be 0\.5, 1\.0, 1\.5, 2\.0"):
         shufflenet.shufflenet_v2(num_classes=10, output_stride=8, width=0.7, **COMMON)
     with pytest.raises(ValueError, match="width=-1"):
         mobilenet.mobilenet_v2(num_classes=10, output_stride=8, width=-1, **COMMON)

@@ -12,33 +12,33 @@ from cifar_lightning.cli.arguments import flags_apart, key_positional, quote_tex
 
 BAD = {
     # What was typed: how the line begins, and what it offers.
-    "epochs=ten": "epochs=ten: allowed is an integer",
-    "epochs=0": "epochs=0: allowed is an integer of at least 1",
-    "epochs=1.5": "epochs=1.5: allowed is an integer",
+    "epochs=ten": "epochs=ten: must be an integer",
+    "epochs=0": "epochs=0: must be an integer of at least 1",
+    "epochs=1.5": "epochs=1.5: must be an integer",
     "epochs=null": "epochs",
-    "data.device=gpu": "data.device=gpu: allowed is cpu: the training has no GPU",
-    "data.device=tpu": "data.device=tpu: allowed is cpu, gpu",
-    "ema=1": "ema=1.0: allowed is null, or above 0 and below 1",
-    "augment=[mixup,cutmix]": "augment=mixup,cutmix: allowed is one of them",
-    "data.val_fraction=1": "data.val_fraction=1: allowed is 0 or more, below 1",
-    "batch_size=-1": "batch_size=-1: allowed is",
-    "seed=-1": "seed=-1: allowed is",
-    "rerun=maybe": "rerun=maybe: allowed is true or false",
-    "label_smoothing=1.5": "label_smoothing=1.5: allowed is 0 or more, below 1",
-    "precision=fp12": "precision=fp12: allowed is 32-true, bf16-mixed, 16-mixed",
-    "precision=16-mixed": "precision=16-mixed: allowed is 32-true or bf16-mixed on a CPU",
-    "id=../x": "id=../x: allowed is up to 64 letters",
-    "id=a|b": "id=a|b: allowed is",
-    "optim.lr=abc": "optim.lr=abc: allowed is a number above 0",
-    "optim.lr=-1": "optim.lr=-1: allowed is",
-    "optim.lr=nan": "optim.lr=nan: allowed is",
-    "optim.lr=true": "optim.lr=True: allowed is",
-    "optim.momentum=2": "optim.momentum=2: allowed is",
-    "optim.nesterov=5": "optim.nesterov=5: allowed is bool",
+    "data.device=gpu": "data.device=gpu: must be cpu: the training has no GPU",
+    "data.device=tpu": "data.device=tpu: must be cpu, gpu",
+    "ema=1": "ema=1.0: must be null, or above 0 and below 1",
+    "augment=[mixup,cutmix]": "augment=mixup,cutmix: must be one of them",
+    "data.val_fraction=1": "data.val_fraction=1: must be 0 or more, below 1",
+    "batch_size=-1": "batch_size=-1: must be",
+    "seed=-1": "seed=-1: must be",
+    "rerun=maybe": "rerun=maybe: must be true or false",
+    "label_smoothing=1.5": "label_smoothing=1.5: must be 0 or more, below 1",
+    "precision=fp12": "precision=fp12: must be 32-true, bf16-mixed, 16-mixed",
+    "precision=16-mixed": "precision=16-mixed: must be 32-true or bf16-mixed on a CPU",
+    "id=../x": "id=../x: must be up to 64 letters",
+    "id=a|b": "id=a|b: must be",
+    "optim.lr=abc": "optim.lr=abc: must be a number above 0",
+    "optim.lr=-1": "optim.lr=-1: must be",
+    "optim.lr=nan": "optim.lr=nan: must be",
+    "optim.lr=true": "optim.lr=True: must be",
+    "optim.momentum=2": "optim.momentum=2: must be",
+    "optim.nesterov=5": "optim.nesterov=5: must be bool",
     "optim.lrr=1": "optim.lrr: no such key; did you mean lr?",
     "+optim.lrr=1": "optim.lrr: no such key; did you mean lr?",
     "+optim.params=1": "optim.params: no such key",
-    "scheduler.warmup=1": "scheduler.warmup=1: allowed is",
+    "scheduler.warmup=1": "scheduler.warmup=1: must be",
     "scheduler=[cosine,step]": "scheduler: needs exactly one option",
     "model=mobilnetv3": "model=mobilnetv3: no such option; did you mean mobilenetv3?",
     "model=": "model",
@@ -46,29 +46,29 @@ BAD = {
     "experimnt=quick": "experimnt: no such key; did you mean experiment?",
     "modle=resnet18": "modle: no such key; did you mean model?",
     "experiment=quik": "experiment=quik: no such option; did you mean quick?",
-    "model.output_stride=12": "model.output_stride=12: allowed is 1, 2, 4, 8, 16, 32",
-    "model.output_stride=64": "model.output_stride=64: allowed is 1, 2, 4, 8, 16, 32",
-    "model.output_stride=a": "model.output_stride=a: allowed is int",
-    "model.width=0": "model.width=0: allowed is above 0",
-    "model.width=wide": "model.width=wide: allowed is float",
-    "model._target_=os.nothing": "model._target_=os.nothing: allowed is",
-    "augment.crop.padding=-3": "augment.crop.padding=-3: allowed is 0 or more",
+    "model.output_stride=12": "model.output_stride=12: must be 1, 2, 4, 8, 16, 32",
+    "model.output_stride=64": "model.output_stride=64: must be 1, 2, 4, 8, 16, 32",
+    "model.output_stride=a": "model.output_stride=a: must be int",
+    "model.width=0": "model.width=0: must be above 0",
+    "model.width=wide": "model.width=wide: must be float",
+    "model._target_=os.nothing": "model._target_=os.nothing: must be",
+    "augment.crop.padding=-3": "augment.crop.padding=-3: must be 0 or more",
     "augment.crop.pad=3": "augment.crop.pad: no such key; did you mean padding?",
-    "benchmark.protocol=slow": "benchmark.protocol=slow: allowed is full, quick",
+    "benchmark.protocol=slow": "benchmark.protocol=slow: must be full, quick",
     "benchmark.variants=[fp23]": "benchmark.variants=fp23: no such variant; did you mean fp32?",
-    "benchmark.threads=[0]": "benchmark.threads=[0]: allowed is",
-    "trainer.devices=99": "trainer.devices=99: allowed is 1 to",
+    "benchmark.threads=[0]": "benchmark.threads=[0]: must be",
+    "trainer.devices=99": "trainer.devices=99: must be 1 to",
     "trainer.accelerator=abacus": "trainer",
     "trainer.max_epoch=3": "trainer.max_epoch: no such key; did you mean max_epochs?",
     "+trainer.fast_dev_run=true": "trainer.fast_dev_run: no such key",
-    "trainer.max_epochs=10": "trainer.max_epochs=10: allowed is 30, which follows from epochs; set",
-    "trainer.max_epochs=null": "trainer.max_epochs=None: allowed is 30, which follows from epochs",
-    "trainer.precision=16-mixed": "trainer.precision=16-mixed: allowed is 32-true, which follows",
-    "data.seed=1": "data.seed=1: allowed is 0, which follows from seed; set that",
-    "model.num_classes=7": "model.num_classes=7: allowed is 10, which follows from data",
+    "trainer.max_epochs=10": "trainer.max_epochs=10: must be 30, which follows from epochs; set",
+    "trainer.max_epochs=null": "trainer.max_epochs=None: must be 30, which follows from epochs",
+    "trainer.precision=16-mixed": "trainer.precision=16-mixed: must be 32-true, which follows",
+    "data.seed=1": "data.seed=1: must be 0, which follows from seed; set that",
+    "model.num_classes=7": "model.num_classes=7: must be 10, which follows from data",
     "data.mean=[1,2]": "data.mean=[1, 2]",
-    "data.num_classes=9": "data.num_classes=9: allowed is 10",
-    "batch_size=100000": "batch_size=100000: allowed is 2 to 1295 (the training split has",
+    "data.num_classes=9": "data.num_classes=9: must be 10",
+    "batch_size=100000": "batch_size=100000: must be 2 to 1295 (the training split has",
     "seed=a=b": "seed=a=b: can't be read",
     "model.width=[1": "model.width=[1: can't be read",
     "data=imagefolder": "data.name: needs a value, say data.name=...",
@@ -99,25 +99,25 @@ def test_bad_overrides(override, command, outputs):
     [
         (
             ("augment=cutout", "augment.cutout.size=33"),
-            "augment.cutout.size=33: allowed is 1 to 32, the image's size",
+            "augment.cutout.size=33: must be 1 to 32, the image's size",
         ),
         (
             ("augment=progressive", "augment.progressive.start=4"),
-            "augment.progressive.start=4: allowed is 8 to 32, the image's size",
+            "augment.progressive.start=4: must be 8 to 32, the image's size",
         ),
         (
             ("trainer.deterministic=true", "trainer.benchmark=true"),
-            "trainer.benchmark=true: allowed is false or null where trainer.deterministic",
+            "trainer.benchmark=true: must be false or null where trainer.deterministic",
         ),
         (
             ("data.device=gpu", "data.num_workers=2"),
-            "data.num_workers=2: allowed is 0 where data.device=gpu",
+            "data.num_workers=2: must be 0 where data.device=gpu",
         ),
         (
             ("trainer.devices=2", "trainer.strategy=ddp", "batch_size=648"),
-            "batch_size=648: allowed is 2 to 647 for 2 processes (the training split has 1295",
+            "batch_size=648: must be 2 to 647 for 2 processes (the training split has 1295",
         ),
-        (("augment=mixup", "augment.mixup.alpha=0"), "augment.mixup.alpha=0: allowed is a number"),
+        (("augment=mixup", "augment.mixup.alpha=0"), "augment.mixup.alpha=0: must be a number"),
     ],
 )
 def test_what_excludes_itself(overrides, line, command, outputs):
@@ -129,14 +129,14 @@ def test_a_bad_multirun_leaves_nothing(command, outputs):
     ended = command("-m", *TINY, "model.output_stride=5,7")
     assert ended.status == 2
     first, second = ended.err.splitlines()
-    assert first.startswith("error: model.output_stride=5: allowed is")
-    assert second.startswith("error: model.output_stride=7: allowed is")
+    assert first.startswith("error: model.output_stride=5: must be")
+    assert second.startswith("error: model.output_stride=7: must be")
     assert not outputs.exists()
 
 
 def test_bad_width_of_shufflenet(command, outputs):
     ended = command("data=digits", "model=shufflenetv2", "model.width=0.7")
-    assert_refused(ended, outputs, "model.width=0.7: allowed is 0.5, 1.0, 1.5, 2.0")
+    assert_refused(ended, outputs, "model.width=0.7: must be 0.5, 1.0, 1.5, 2.0")
 
 
 def test_a_folder_that_is_none(command, outputs, tmp_path):

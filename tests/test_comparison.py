@@ -238,7 +238,7 @@ def test_the_baseline_is_its_plain_variant(tmp_path):
     assert found.baseline.name == "b fp32"
     with pytest.raises(UserError, match="baseline=c: no such row"):
         compare(recorded(tmp_path, *pairs), "c")
-    with pytest.raises(UserError, match="baseline=net: allowed is one of a, b: it means them all"):
+    with pytest.raises(UserError, match="baseline=net: must be one of a, b: it means them all"):
         compare(recorded(tmp_path, *pairs), "net")
     # A filter does not take the baseline away.
     (only,) = compare(recorded(tmp_path, *pairs), "b", lambda _, one: one.label == "a").leaderboards

@@ -169,7 +169,7 @@ def test_the_number_of_processes_is_in_the_name(devices, resolved, monkeypatch):
 
 
 def test_all_of_a_cpu_is_no_number_of_processes(resolved):
-    with pytest.raises(UserError, match=r"trainer\.devices=-1: allowed is auto or a number"):
+    with pytest.raises(UserError, match=r"trainer\.devices=-1: must be auto or a number"):
         resolved("trainer.devices=-1", "trainer.accelerator=cpu")
 
 
@@ -223,12 +223,12 @@ def takes(number: float, names: list[str], flag: bool = False, limit: int | None
     ("settings", "message"),
     [
         ({"number": 1, "names": ["a"], "flg": True}, "part.flg: no such key; did you mean flag?"),
-        ({"number": "x", "names": ["a"]}, "part.number=x: allowed is float"),
-        ({"number": float("nan"), "names": ["a"]}, "part.number=nan: allowed is float"),
-        ({"number": True, "names": ["a"]}, "part.number=True: allowed is float"),
-        ({"number": 1, "names": "a"}, "part.names=a: allowed is list"),
-        ({"number": 1, "names": [1]}, "part.names=[1]: allowed is list"),
-        ({"number": 1, "names": [], "limit": 1.5}, "part.limit=1.5: allowed is int | None"),
+        ({"number": "x", "names": ["a"]}, "part.number=x: must be float"),
+        ({"number": float("nan"), "names": ["a"]}, "part.number=nan: must be float"),
+        ({"number": True, "names": ["a"]}, "part.number=True: must be float"),
+        ({"number": 1, "names": "a"}, "part.names=a: must be list"),
+        ({"number": 1, "names": [1]}, "part.names=[1]: must be list"),
+        ({"number": 1, "names": [], "limit": 1.5}, "part.limit=1.5: must be int | None"),
         ({"names": []}, "part.number: needed by"),
     ],
 )

@@ -134,7 +134,7 @@ def test_augments_in_training_only():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_classes": 7}, "data.num_classes=7: allowed is 10"),
+        ({"num_classes": 7}, "data.num_classes=7: must be 10"),
         ({"val_fraction": 0.001}, "data.val_fraction=0.001"),
     ],
 )
@@ -146,5 +146,5 @@ def test_what_does_not_fit_the_data(settings, message):
 @pytest.mark.parametrize(("processes", "most"), [(1, 1438), (2, 719)])
 def test_an_epoch_has_at_least_one_step(processes, most):
     digits(batch_size=most, val_fraction=0).check_batches(processes)
-    with pytest.raises(UserError, match=f"batch_size={most + 1}: allowed is 2 to {most}"):
+    with pytest.raises(UserError, match=f"batch_size={most + 1}: must be 2 to {most}"):
         digits(batch_size=most + 1, val_fraction=0).check_batches(processes)

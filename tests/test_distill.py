@@ -91,11 +91,11 @@ def test_a_student_learns_from_a_run(command, outputs):
 
     for wrong, line in {
         "distill.teacher=X": "distill.teacher=X: no such run in",
-        "distill.temperature=0": "distill.temperature=0: allowed is a number above 0",
-        "distill.alpha=2": "distill.alpha=2: allowed is 0 to 1",
-        "data.mean=[0.1,0.1,0.1]": f"distill.teacher={teacher.name}: allowed is data.mean=",
-        "data.split_seed=1": f"distill.teacher={teacher.name}: allowed is data.split_seed=1,",
-        "data.val_fraction=0.2": f"distill.teacher={teacher.name}: allowed is data.val_frac",
+        "distill.temperature=0": "distill.temperature=0: must be a number above 0",
+        "distill.alpha=2": "distill.alpha=2: must be 0 to 1",
+        "data.mean=[0.1,0.1,0.1]": f"distill.teacher={teacher.name}: must be data.mean=",
+        "data.split_seed=1": f"distill.teacher={teacher.name}: must be data.split_seed=1,",
+        "data.val_fraction=0.2": f"distill.teacher={teacher.name}: must be data.val_frac",
     }.items():
         refused = command(*STUDENT, "distill.teacher=12e5", wrong)
         assert refused.status == 2
@@ -103,7 +103,7 @@ def test_a_student_learns_from_a_run(command, outputs):
     other = teacher.config["data"] | {"num_classes": 7}
     replace(teacher, config=teacher.config | {"data": other}, classes=[]).save(folder)
     refused = command(*STUDENT, "distill.teacher=12e5")
-    assert "allowed is data.num_classes=10, its is 7" in refused.err
+    assert "must be data.num_classes=10, its is 7" in refused.err
     replace(teacher, data_fingerprint="0" * 16).save(folder)
     refused = command(*STUDENT, "distill.teacher=12e5")
     assert refused.status == 2

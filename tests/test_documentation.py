@@ -235,7 +235,7 @@ def test_extending_as_the_page_says(tmp_path):
     assert len(rows) == 3
     mistake = run("train.py", "model=plainnet", "model.width=8", "model.output_stride=3")
     assert mistake.returncode == 2
-    assert "model.output_stride=3: allowed is 1, 2, 4, 8" in mistake.stderr
+    assert "model.output_stride=3: must be 1, 2, 4, 8" in mistake.stderr
 
 
 # --- Everything, for real -------------------------------------------------------------------

@@ -108,7 +108,7 @@ def test_other_files_are_no_export(tmp_path, finished_run):
     ("arguments", "message"),
     [
         (["format=onnx"], "error: run: needs a value, say run=B1"),
-        (["run=tiny", "format=tflite"], "error: format=tflite: allowed is onnx, torch_export"),
+        (["run=tiny", "format=tflite"], "error: format=tflite: must be onnx, torch_export"),
         (["run=tinny"], "error: run=tinny: no such run in"),
     ],
 )

@@ -328,15 +328,15 @@ def test_a_failing_variant_among_compared_ones(again, monkeypatch):
 
 
 BAD = {
-    "variants=[]": "variants=[]: allowed is at least one variant",
+    "variants=[]": "variants=[]: must be at least one variant",
     "run=C": "run=C: no such run in",
-    "run=mobilenetv3": "run=mobilenetv3: allowed is one of",
+    "run=mobilenetv3": "run=mobilenetv3: must be one of",
     "variants=[fp23]": "variants=fp23: no such variant; did you mean fp32?",
-    "protocol=slow": "protocol=slow: allowed is full, quick",
-    "threads=[0]": "threads=[0]: allowed is",
+    "protocol=slow": "protocol=slow: must be full, quick",
+    "threads=[0]": "threads=[0]: must be",
     "threads=[a]": "threads",
-    "repeats=0": "repeats=0: allowed is",
-    "device=cuda:99": "device=cuda:99: allowed is auto",
+    "repeats=0": "repeats=0: must be",
+    "device=cuda:99": "device=cuda:99: must be auto",
     "devise=cpu": "devise: no such key; did you mean device?",
 }
 

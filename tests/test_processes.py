@@ -86,7 +86,7 @@ def test_two_processes_learn_as_well_as_one(outputs, tmp_path):
 def test_processes_that_begin_too_late(command, outputs):
     ended = command(*TWO, "trainer.strategy=ddp_spawn")
     assert ended.status == 2
-    assert ended.err.startswith("error: trainer.strategy=ddp_spawn: allowed is")
+    assert ended.err.startswith("error: trainer.strategy=ddp_spawn: must be")
     assert not outputs.exists()
 
 
@@ -95,4 +95,4 @@ def test_torchrun_with_another_number(command, outputs, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     ended = command(*TWO)
     assert ended.status == 2
-    assert ended.err.startswith("error: trainer.devices=2: allowed is 4, what torchrun started")
+    assert ended.err.startswith("error: trainer.devices=2: must be 4, what torchrun started")

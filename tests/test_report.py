@@ -179,15 +179,15 @@ def test_every_run_of_outputs_is_reported_as_it_is(finished_run, call, tmp_path)
         ("sort=lat_mean", "error: sort=lat_mean: no such column; did you mean lat_mean_ms?"),
         ("filter=tset_acc=3", "error: filter=tset_acc=3: no such column; did you mean test_acc?"),
         ("filter=speedup>=2", "error: filter=speedup>=2: no such column"),
-        ("filter=variant", "error: filter=variant: allowed is column=value"),
-        ("filter=variant>=3", "error: filter=variant>=3: allowed is variant=..."),
-        ("filter=test_acc>=much", "error: filter=test_acc>=much: allowed is test_acc>= and a num"),
-        ("filter=id=nobody", "error: filter=id=nobody: allowed is what at least one row"),
+        ("filter=variant", "error: filter=variant: must be column=value"),
+        ("filter=variant>=3", "error: filter=variant>=3: must be variant=..."),
+        ("filter=test_acc>=much", "error: filter=test_acc>=much: must be test_acc>= and a num"),
+        ("filter=id=nobody", "error: filter=id=nobody: must be what at least one row"),
         ("baseline=god", "error: baseline=god: no such row; did you mean good?"),
         ("detail=god", "error: detail=god: no such row; did you mean good?"),
-        ("detail=net", "error: detail=net: allowed is one of good, pair, rough: it means them all"),
-        ("min_acc=101", "error: min_acc=101.0: allowed is 0 to 100, percent"),
-        ("min_acc=high", "error: min_acc=high: allowed is a number"),
+        ("detail=net", "error: detail=net: must be one of good, pair, rough: it means them all"),
+        ("min_acc=101", "error: min_acc=101.0: must be 0 to 100, percent"),
+        ("min_acc=high", "error: min_acc=high: must be a number"),
         ("outputs=nowhere", "error: outputs=nowhere: there is no folder runs in it"),
         ("to={outputs}/results.csv/report", "error: to={outputs}/results.csv/report: Not a dir"),
         ("mni_acc=3", "error: mni_acc: no such key; did you mean min_acc?"),
@@ -213,7 +213,7 @@ def test_a_filter_that_fits_nothing(call, tmp_path):
     place(tmp_path, run, measured(run))
     ended = call(report_command.main, f"outputs={tmp_path}", "filter=device=A (R) CPU @ 2.20GHz")
     assert ended.err == (
-        "error: filter=device=A (R) CPU @ 2.20GHz: allowed is what at least one row fulfils\n"
+        "error: filter=device=A (R) CPU @ 2.20GHz: must be what at least one row fulfils\n"
     )
 
 

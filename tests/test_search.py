@@ -232,21 +232,21 @@ def test_another_space_is_another_study(tune, monkeypatch):
 
 
 BAD = {
-    "~space.label_smoothing,~space.scheduler,~space.optim": "error: space={}: allowed is at least",
-    "space.optim.lr=1": "error: space.optim.lr=1: allowed is {low: ..., high: ...}, {choices",
+    "~space.label_smoothing,~space.scheduler,~space.optim": "error: space={}: must be at least",
+    "space.optim.lr=1": "error: space.optim.lr=1: must be {low: ..., high: ...}, {choices",
     "space.optim.lr.low=1": "error: space.optim.lr={'low': 1, 'high': 0.8,",
-    "space.scheduler.warmup.low=-1": "error: scheduler.warmup=-1: allowed is",
-    "space.optim.lr.low=0": "error: space.optim.lr.low=0: allowed is a number above 0 where log",
+    "space.scheduler.warmup.low=-1": "error: scheduler.warmup=-1: must be",
+    "space.optim.lr.low=0": "error: space.optim.lr.low=0: must be a number above 0 where log",
     "+space.optim.lrr={low: 0, high: 1}": "error: optim.lrr: no such key; did you mean lr?",
     "+space.optim.lr.hihg=2": "error: space.optim.lr.hihg: no such key; did you mean high?",
     "space.optim.lr.hihg=2": "error: space.optim.lr.hihg: no such key; did you mean high?",
-    "space.label_smoothing.choices=[]": "error: space.label_smoothing={'choices': []}: allowed is",
-    "space.label_smoothing.choices=[0.1,3]": "error: label_smoothing=3.0: allowed is",
-    "n_trials=0": "error: n_trials=0: allowed is an integer of at least 1",
-    "n_trials=many": "error: n_trials=many: allowed is an integer",
+    "space.label_smoothing.choices=[]": "error: space.label_smoothing={'choices': []}: must be",
+    "space.label_smoothing.choices=[0.1,3]": "error: label_smoothing=3.0: must be",
+    "n_trials=0": "error: n_trials=0: must be an integer of at least 1",
+    "n_trials=many": "error: n_trials=many: must be an integer",
     "epohcs=1": "error: epohcs: no such key; did you mean epochs?",
-    "optim.lr=-1": "error: optim.lr=-1: allowed is",
-    "data.val_fraction=0": "error: data.val_fraction=0: allowed is above 0: held-out images",
+    "optim.lr=-1": "error: optim.lr=-1: must be",
+    "data.val_fraction=0": "error: data.val_fraction=0: must be above 0: held-out images",
 }
 
 

@@ -78,7 +78,7 @@ def test_hostile_files_of_a_run(run_folder, command, trap):
     for group in ("model", "data"):
         node = record["config"][group] | attack
         path.write_text(json.dumps(record | {"config": record["config"] | {group: node}}))
-        with pytest.raises(UserError, match=r"_target_=os\.mkdir: allowed is what a file in conf/"):
+        with pytest.raises(UserError, match=r"_target_=os\.mkdir: must be what a file in conf/"):
             (load_backbone if group == "model" else load_data)(run_folder)
     path.write_text(json.dumps(record))
 
@@ -181,4 +181,4 @@ def test_ones_own_network_is_called_where_ones_own_configuration_names_it(
     Image.new("RGB", (32, 32)).save(image)
     ended = call(predict.main, "run=own", f"outputs={outputs}", str(image))
     assert (ended.status, ended.out) == (2, "")
-    assert "own_networks.tiny: allowed is what a file in conf/model names" in ended.err
+    assert "own_networks.tiny: must be what a file in conf/model names" in ended.err

@@ -364,7 +364,7 @@ def test_images_that_can_not_be_used(folder):
     path.write_bytes(whole[: len(whole) // 2])
     assert refused(folder).startswith(f"{path}: this image can't be read")
     Image.new("RGB", (31, 32)).save(path)
-    assert refused(folder) == f"{path}: this image is 31x32, allowed is 32x32"
+    assert refused(folder) == f"{path}: this image is 31x32, must be 32x32"
     path.write_bytes(b"")
     assert refused(folder).startswith(f"{path}: this image can't be read")
 

@@ -96,7 +96,7 @@ def test_nothing_starts_before_all_are_right(command, outputs):
 def test_a_wrong_number_of_jobs(n, command, outputs):
     ended = command("-m", *SMALL, "seed=0,1", f"hydra.launcher.n_jobs={n}")
     assert ended.status == 2
-    assert ended.err.startswith(f"error: hydra.launcher.n_jobs={n}: allowed is an integer")
+    assert ended.err.startswith(f"error: hydra.launcher.n_jobs={n}: must be an integer")
     assert not outputs.exists()
 
 

@@ -260,15 +260,15 @@ def test_names_are_put_in_order():
         ("fp23", "variants=fp23: no such variant; did you mean fp32?"),
         ("fp16+compil", "variants=fp16+compil: no such variant; did you mean compile?"),
         ("", "variants=: no such variant"),
-        ("fp16+bf16", "variants=fp16+bf16: allowed is one of fp16 and bf16"),
-        ("compile+cuda_graph", "variants=compile+cuda_graph: allowed is one of"),
-        ("onnx+fp16", "variants=onnx+fp16: allowed is onnx without fp16"),
-        ("int8+onnx", "variants=int8+onnx: allowed is one of"),
+        ("fp16+bf16", "variants=fp16+bf16: must be one of fp16 and bf16"),
+        ("compile+cuda_graph", "variants=compile+cuda_graph: must be one of"),
+        ("onnx+fp16", "variants=onnx+fp16: must be onnx without fp16"),
+        ("int8+onnx", "variants=int8+onnx: must be one of"),
         (
             "int8+channels_last",
-            "variants=int8+channels_last: allowed is int8 without channels_last",
+            "variants=int8+channels_last: must be int8 without channels_last",
         ),
-        ("fused+fused", "variants=fused+fused: allowed is one of"),
+        ("fused+fused", "variants=fused+fused: must be one of"),
     ],
 )
 def test_names_that_make_no_sense(name, message):

@@ -126,7 +126,7 @@ def check(config: Mapping[str, Any]) -> None:
         if name in config:
             check_targets(name, config[name])
     if {"mixup", "cutmix"} <= set(config.get("augment", {})):
-        raise UserError("augment=mixup,cutmix: allowed is one of them")
+        raise UserError("augment=mixup,cutmix: must be one of them")
     data = config.get("data", {})
     if data.get("device") == "gpu" and data.get("num_workers"):
         raise bad_value("data.num_workers", data["num_workers"], "0 where data.device=gpu")

@@ -53,7 +53,7 @@ class RandomCrop:
 
     def __init__(self, padding: int) -> None:
         if padding < 0:
-            raise ValueError(f"padding={padding}: allowed is 0 or more")
+            raise ValueError(f"padding={padding}: must be 0 or more")
         self.padding = padding
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class RandomHorizontalFlip:
 
     def __init__(self, p: float) -> None:
         if not 0.0 <= p <= 1.0:
-            raise ValueError(f"p={p}: allowed is 0 to 1")
+            raise ValueError(f"p={p}: must be 0 to 1")
         self.p = p
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -109,9 +109,9 @@ class Cutout:
 
     def __init__(self, size: int, fill: list[float]) -> None:
         if size < 1:
-            raise ValueError(f"size={size}: allowed is 1 or more")
+            raise ValueError(f"size={size}: must be 1 or more")
         if len(fill) != 3 or not all(0.0 <= share <= 1.0 for share in fill):
-            raise ValueError(f"fill={fill}: allowed are 3 numbers from 0 to 1")
+            raise ValueError(f"fill={fill}: must be 3 numbers from 0 to 1")
         self.size = size
         self.fill = torch.tensor([round(255 * share) for share in fill], dtype=torch.uint8)
 
@@ -151,9 +151,9 @@ class ProgressiveResize:
 
     def __init__(self, start: int, until: float) -> None:
         if start < 1:
-            raise ValueError(f"start={start}: allowed is 1 or more")
+            raise ValueError(f"start={start}: must be 1 or more")
         if not 0.0 < until <= 1.0:
-            raise ValueError(f"until={until}: allowed is above 0, at most 1")
+            raise ValueError(f"until={until}: must be above 0, at most 1")
         self.start, self.until = start, until
 
     def size(self, full: int, progress: float) -> int:

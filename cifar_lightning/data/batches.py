@@ -125,7 +125,7 @@ class Normalize:
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(
-                f"mean={list(mean)}, std={list(std)}: allowed are 3 numbers each, std above 0"
+                f"mean={list(mean)}, std={list(std)}: must be 3 numbers each, std above 0"
             )
         self._shift = torch.tensor(mean).view(3, 1, 1) * 255
         self._scale = 1 / (torch.tensor(std).view(3, 1, 1) * 255)

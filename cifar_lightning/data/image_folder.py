@@ -106,8 +106,7 @@ def _decode(paths: list[Path], name: str) -> tuple[Tensor, list[bytes]]:
                 width, height = image.size
                 if (width, height) != (IMAGE_SIZE, IMAGE_SIZE):  # before a bomb is decoded
                     raise UserError(
-                        f"{path}: this image is {width}x{height}, "
-                        f"allowed is {IMAGE_SIZE}x{IMAGE_SIZE}"
+                        f"{path}: this image is {width}x{height}, must be {IMAGE_SIZE}x{IMAGE_SIZE}"
                     )
                 images[index] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
         except ValueError as error:

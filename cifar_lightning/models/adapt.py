@@ -41,9 +41,7 @@ def adapt(
     steps = _downsampling_steps(network)
     reachable = [2**kept for kept in range(len(steps) + 1)]
     if output_stride not in reachable:
-        raise ValueError(
-            f"output_stride={output_stride}: allowed is {', '.join(map(str, reachable))}"
-        )
+        raise ValueError(f"output_stride={output_stride}: must be {', '.join(map(str, reachable))}")
     for layers in steps[: len(steps) - reachable.index(output_stride)]:
         for layer in layers:
             layer.stride = (1, 1) if isinstance(layer, nn.Conv2d) else 1

@@ -69,5 +69,5 @@ def _mobilenet(
     build: Callable[..., nn.Module], num_classes: int, width: float, dropout: float
 ) -> nn.Module:
     if not 0 < width <= 4:
-        raise ValueError(f"width={width}: allowed is above 0, at most 4")
+        raise ValueError(f"width={width}: must be above 0, at most 4")
     return build(weights=None, num_classes=num_classes, width_mult=width, dropout=dropout)

@@ -29,7 +29,7 @@ def shufflenet_v2(
         ValueError: If the output stride is out of reach or the width not one of the paper's.
     """
     if width not in _SHUFFLENETS:
-        raise ValueError(f"width={width}: allowed is {', '.join(map(str, _SHUFFLENETS))}")
+        raise ValueError(f"width={width}: must be {', '.join(map(str, _SHUFFLENETS))}")
     network = _SHUFFLENETS[width](weights=None, num_classes=num_classes)
     # NOTE: torchvision's has no dropout; it goes where the MobileNets have theirs.
     network.fc = nn.Sequential(nn.Dropout(dropout), network.fc)

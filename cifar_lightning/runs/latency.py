@@ -59,7 +59,7 @@ class LatencyStats:
         """
         n = len(samples_ms)
         if n < 2:
-            raise ValueError(f"{n} samples: allowed are 2 or more")
+            raise ValueError(f"{n} samples: must be 2 or more")
         ordered = sorted(samples_ms)
 
         def percentile(percent: int) -> float | None:

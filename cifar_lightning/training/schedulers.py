@@ -44,9 +44,9 @@ def step(
         ValueError: If a milestone is not a share or ``gamma`` is not in (0, 1].
     """
     if not all(0 < share < 1 for share in milestones):
-        raise ValueError(f"milestones={list(milestones)}: allowed are shares between 0 and 1")
+        raise ValueError(f"milestones={list(milestones)}: must be fractions between 0 and 1")
     if not 0 < gamma <= 1:
-        raise ValueError(f"gamma={gamma}: allowed is above 0, at most 1")
+        raise ValueError(f"gamma={gamma}: must be above 0, at most 1")
     return _schedule(
         optimizer, total_steps, warmup, lambda t: gamma ** sum(t >= share for share in milestones)
     )
@@ -62,7 +62,7 @@ def _schedule(
 ) -> LambdaLR:
     """Put a linear warm-up before ``shape``, a function of the share of the rest that is done."""
     if not 0 <= warmup < 1:
-        raise ValueError(f"warmup={warmup}: allowed is 0 or more, below 1")
+        raise ValueError(f"warmup={warmup}: must be 0 or more, below 1")
     warm = round(total_steps * warmup)
 
     def factor(index: int) -> float:
