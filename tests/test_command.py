@@ -1,5 +1,6 @@
 """Mistakes of the user: one line, status 2, nothing left behind."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -291,6 +292,25 @@ def test_a_signal_ends_as_a_signal_whatever_it_surfaces_as(moment, name, status,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (status, "error: interrupted\n")
     assert not outputs.exists()
+
+
+def test_processes_of_a_command_take_the_same_copy(tmp_path):
+    """In a checkout that was not installed, and from another folder, too."""
+    child = "import cifar_lightning as found; print(found.__file__)"
+    code = (
+        "import subprocess, sys; from types import SimpleNamespace as Module\n"
+        f"sys.path[0] = {str(ROOT)!r}\n"
+        "from cifar_lightning.cli import start\n"
+        f"ask = lambda: subprocess.run([sys.executable, '-c', {child!r}])\n"
+        "start.import_module = lambda name: Module(main=ask)\n"
+        "start.report()"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path, capture_output=True, text=True, check=True, env=environment,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(ROOT / "cifar_lightning" / "__init__.py")
 
 
 def test_help_lists_the_groups():

@@ -5,15 +5,23 @@ Nothing but this module and the signals is imported before.
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 from cifar_lightning.system import signals
+
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def _start(name: str) -> None:
     """Import and run the command of a file in this folder."""
+    if (CHECKOUT / "pyproject.toml").exists():
+        # Processes that this one starts take the same copy, wherever the user is.
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = f"{CHECKOUT}{os.pathsep}{before}" if before else str(CHECKOUT)
     with signals.handled():
         try:
             main = import_module(f"cifar_lightning.cli.{name}").main

@@ -196,7 +196,7 @@ def export(folder: Path, name: str, to: Path, data_root: str | None = None) -> P
         if not found.difference <= TOLERANCE:
             raise RunFailed(
                 f"{run.name}: the exported logits differ by {found.difference:.2g}, "
-                f"must be {TOLERANCE:g}"
+                f"more than {TOLERANCE:g}"
             )
         write_atomically(to / form.file, path.read_bytes())
     write_atomically(to / f"{Path(form.file).stem}-{name}.md", card(folder, name, found))
