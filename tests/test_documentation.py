@@ -228,11 +228,10 @@ def test_extending_as_the_page_says(tmp_path):
     for variant in ("fp32", "jit", "fused+jit"):
         (line,) = re.findall(rf"\| mine \| {re.escape(variant)}\s.*", done.stdout)
         assert "failed" not in line
-    done = run("-m", "cifar_lightning.report", "filter=batch_size>=64")
+    done = run("-m", "cifar_lightning.report", "sort=-batch_size")
     assert done.returncode == 0, done.stderr
-    header, *rows = (tmp_path / "outputs" / "report" / "table.csv").read_text().splitlines()
+    header = (tmp_path / "outputs" / "report" / "table.csv").read_text().splitlines()[0]
     assert "batch_size" in header.split(",")
-    assert len(rows) == 3
     mistake = run("train.py", "model=plainnet", "model.width=8", "model.output_stride=3")
     assert mistake.returncode == 2
     assert "model.output_stride=3: must be 1, 2, 4, 8" in mistake.stderr
