@@ -1,0 +1,16 @@
+"""What `make perf` and `make gpu-check` measure is derived, not listed by hand."""
+
+from conftest import ROOT
+from perf import gpu_check
+
+from cifar_lightning.variants import registry
+
+
+def test_the_gpu_check_takes_every_backbone_and_part():
+    found = gpu_check.backbones()
+    assert found.keys() == {path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")}
+    assert sum(p.numel() for p in found["mobilenetv3"]().parameters()) == 1_528_106
+    assert gpu_check.VARIANTS[0] == "fp32"  # the baseline of the speed-ups
+    assert {*registry.PARTS} <= {*gpu_check.VARIANTS}
+    for name in gpu_check.VARIANTS:
+        assert registry.check(name) == name
