@@ -1,9 +1,9 @@
 """What `make perf` and `make gpu-check` measure is derived, not listed by hand."""
 
 from conftest import ROOT
-from perf import gpu_check
 
 from cifar_lightning.variants import registry
+from perf import gpu_check
 
 
 def test_the_gpu_check_takes_every_backbone_and_part():
