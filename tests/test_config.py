@@ -130,6 +130,8 @@ def test_what_leaves_the_weights_alone_leaves_the_name(override, resolved):
         ("data.mean=[0,0,0]", "data.mean=[0.0,0.0,0]"),
         ("scheduler.warmup=0", "scheduler.warmup=0.0"),
         ("label_smoothing=0", "label_smoothing=0.0"),
+        ("label_smoothing=0", "label_smoothing=-0.0"),
+        ("+optim.dampening=0", "+optim.dampening=-0.0"),
         ("+optim.x=[1,[2,{a: 3}]]", "+optim.x=[1.0,[2.0,{a: 3.0}]]"),
         ("trainer.devices=auto", "trainer.devices=1"),
     ],

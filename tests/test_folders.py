@@ -88,6 +88,40 @@ def test_another_runs_folder_is_left_alone(command, outputs, name):
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize("rerun", ["rerun=false", "rerun=true"])
+def test_a_record_that_cannot_be_read_proves_nothing(command, outputs, name, rerun):
+    folder = outputs / "runs" / name
+    mine = {"run.json": '{"mine": 1}', "checkpoints/thesis.ckpt": "x", "measurements/lab.json": "y"}
+    for path, text in mine.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    before = contents(folder)
+    for foreign in (
+        "checkpoints, checkpoints/thesis.ckpt, measurements, measurements/lab.json, run.json",
+        "checkpoints/thesis.ckpt, measurements/lab.json",
+    ):
+        ended = command(*COMMAND, rerun)
+        assert ended.status == 2
+        (line,) = ended.err.splitlines()
+        assert foreign in line
+        assert "rerun=true" not in line
+        assert contents(folder) == before
+        (folder / ".hydra").mkdir()  # as if a run had been there
+        before = contents(folder)
+
+
+def test_a_damaged_record_among_files_of_ours_is_a_runs(command, outputs):
+    assert command(*COMMAND).status == 0
+    (folder,) = (outputs / "runs").iterdir()
+    (folder / "run.json").write_text("{")
+    ended = command(*COMMAND)
+    assert ended.err == f"error: {folder / 'run.json'}: damaged; start over with rerun=true\n"
+    (folder / "checkpoints" / "thesis.ckpt").write_text("mine")
+    assert "thesis.ckpt" in command(*COMMAND, "rerun=true").err
+    (folder / "checkpoints" / "thesis.ckpt").unlink()
+    assert command(*COMMAND, "rerun=true").status == 0
+
+
 def test_what_the_user_puts_beside_a_run_stays(command, outputs):
     assert command(*COMMAND).status == 0
     (folder,) = (outputs / "runs").iterdir()

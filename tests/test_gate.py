@@ -10,9 +10,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load as from_bytes
 from test_results import MEASUREMENT, RUN, place
 
-from cifar_lightning.benchmark.load import load_backbone, load_data
+from cifar_lightning.benchmark.load import build_backbone, load_backbone, load_data
 from cifar_lightning.comparison import collect, columns, report, section, tensorboard, verdict
 from cifar_lightning.deploy.export import Agreement, card
 from cifar_lightning.deploy.export import load as load_export
@@ -20,6 +21,7 @@ from cifar_lightning.deploy.predict import Predictor
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.completed import finished, show
 from cifar_lightning.runs.find import find_run
+from cifar_lightning.runs.folder import read_weights
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.results import RunResults, rows_of
 from cifar_lightning.runs.run import Network, Run
@@ -278,6 +280,21 @@ def test_figures_that_contradict_each_other_are_refused():
             Measurement.decoded(wrong.to_json())
 
 
+def test_classes_that_contradict_each_other_are_refused(folder):
+    run = Run.load(folder)
+    data, model = run.config["data"], run.config["model"]
+    for changed, what in (
+        ({"data": data | {"num_classes": 7}}, "num_classes"),
+        ({"model": model | {"num_classes": 7}}, "model.num_classes=7"),
+        ({name: run.config[name] | {"num_classes": 7} for name in ("data", "model")}, "10 of 7"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            Run.decoded(replace(run, config=run.config | changed).to_json())
+    network = Network.of(run)
+    with pytest.raises(ValueError, match="9 of 10"):
+        Network.decoded(replace(network, classes=network.classes[1:]).to_json())
+
+
 # --- Another run's files ---------------------------------------------------------------------
 
 
@@ -317,6 +334,13 @@ def test_a_copied_run_is_one_row(outputs, folder, caplog):
     assert len(write_table(moved)) == 3
 
 
+def test_no_id_hides_another_runs_name(outputs, folder):
+    other = find_run(outputs, "other")
+    replace(Run.load(other), id=folder.name).save(other)
+    assert find_run(outputs, folder.name) == folder
+    assert find_run(outputs, other.name) == other
+
+
 def test_another_runs_weights_are_refused(outputs, folder, resolved, tmp_path):
     weights = folder / "weights.safetensors"
     network = Network.from_weights(weights.read_bytes())
@@ -343,8 +367,12 @@ def test_another_runs_weights_are_refused(outputs, folder, resolved, tmp_path):
 
 @pytest.mark.parametrize("classes", [10**7, 10**12, 10**18])
 def test_a_network_of_any_size_costs_no_memory(classes, folder):
+    """The record does not pass; whoever builds from other metadata is refused, too."""
     run = Run.load(folder)
     model = run.config["model"] | {"num_classes": classes}
-    replace(run, config=run.config | {"model": model}).save(folder)
+    weights = from_bytes(read_weights(folder, run))
     with pytest.raises(UserError, match="not the weights of this run's network"):
+        build_backbone(model, weights, folder)
+    replace(run, config=run.config | {"model": model}).save(folder)
+    with pytest.raises(UserError, match="model.num_classes"):
         load_backbone(folder)

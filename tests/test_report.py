@@ -91,7 +91,7 @@ def test_everything_is_written_and_said(reported, outputs):
     assert "rough tf32 on A | CPU is unsupported: needs a GPU" in ended.out
     folder = outputs / "report"
     assert str(folder / "index.html") in ended.out
-    names = {path.name.partition("-")[0].partition(".")[0] for path in folder.iterdir()}
+    names = {path.name.partition("-")[0].partition(".")[0] for path in folder.glob("[!.]*")}
     assert names == {
         "accuracy", "latency", "curves", "classes", "confusion", "index", "report", "table",
     }  # fmt: skip
@@ -248,16 +248,39 @@ def test_rows_of_earlier_versions_and_without_validation(call, tmp_path):
 
 
 def test_plots_of_rows_that_are_gone_are_removed(reported, outputs):
+    sold = a_run("sold", epochs=8)
+    folder = place(outputs, sold, measured(sold, device="Sold", hardware="sold"))
     reported()
-    stale = outputs / "report" / "latency-sold-on-digits-full-protocol-0123abcd.png"
-    stale.write_text("")
+    stale = list((outputs / "report").glob("latency-sold-*"))
+    assert len(stale) == 2
+    stale.pop().write_text("changed")
     mine = [outputs / "report" / name for name in ("notes.png", "latency-mine.png")]
     for path in mine:
         path.write_text("")
+    shutil.rmtree(folder)
     reported()
-    assert not stale.exists()
+    assert not stale[0].exists()
     assert all(path.exists() for path in mine)
-    assert len(list((outputs / "report").glob("*-ffffffff.png"))) == 2
+    assert len(list((outputs / "report").glob("*-ffffffff.png"))) in (2, 3)
+    assert [path.read_text() for path in (outputs / "report").glob("latency-sold-*")] == ["changed"]
+
+
+@pytest.mark.parametrize("name", ["index.html", "report.md", "table.csv", "curves.png"])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_what_somebody_else_wrote_is_kept(name, earlier, reported, outputs, tmp_path):
+    to = tmp_path / "site"
+    to.mkdir()
+    if earlier:
+        reported(f"to={to}")
+    path = to / name
+    path.write_text("mine")
+    for _ in range(2):
+        ended = reported(f"to={to}")
+        assert ended.status == 0
+    kept = path.with_name(f"{path.stem}.kept-1{path.suffix}")
+    assert kept.read_text() == "mine"
+    assert path.read_bytes() != b"mine"
+    assert len(list(to.glob("*kept*"))) == 1
 
 
 def test_no_finished_run(call, tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -252,12 +253,13 @@ def test_a_kill_between_the_views_is_no_change_by_hand(moment, tmp_path, monkeyp
     replace(MEASUREMENT, test_acc=2.0).save(folder)
     with monkeypatch.context() as patch:
 
-        def killed(path, content):
-            write_atomically(path, content)
-            if path.name == moment:
+        def killed(path, target):
+            replace_file(path, target)
+            if target.name == moment:
                 raise SystemExit
 
-        patch.setattr("cifar_lightning.runs.table.write_atomically", killed)
+        replace_file = Path.replace
+        patch.setattr(Path, "replace", killed)
         with pytest.raises(SystemExit):
             write_table(tmp_path)
     write_table(tmp_path)
@@ -298,7 +300,10 @@ WRITER = """
 import sys, time
 from dataclasses import replace
 from pathlib import Path
-from cifar_lightning.results import Measurement, Run, write_table
+from pathlib import Path
+from cifar_lightning.runs.measurement import Measurement
+from cifar_lightning.runs.run import Run
+from cifar_lightning.runs.table import write_table
 outputs, number, start = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 run, measurement = Run.decoded(sys.argv[4]), Measurement.decoded(sys.argv[5])
 run = replace(run, name=f"{run.name}-{number}")

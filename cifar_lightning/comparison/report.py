@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,14 +17,11 @@ from cifar_lightning.errors import UserError
 from cifar_lightning.runs.folder import TENSORBOARD
 from cifar_lightning.runs.results import RunResults
 from cifar_lightning.runs.run import RUNS
-from cifar_lightning.system.files import write_all
+from cifar_lightning.runs.views import replace_views
 
 log = logging.getLogger(__name__)
 
-# What the plots of leaderboards are called, strictly enough to spare other people's files.
-LEADERBOARD_PLOTS = re.compile(
-    r"(accuracy-)?latency-.+-protocol(-version-\d+)?-[0-9a-f]{8}\.(png|svg)"
-)
+REPORT_DIGESTS = ".report.sha256"  # of the files written last; others are somebody else's
 
 
 def read_curve(folder: Path, label: str) -> plots.Curve | None:
@@ -140,8 +136,5 @@ def write_report(
         figures |= section.figures
     for name, figure in figures.items():
         files |= {f"{name}.png": plots.png(figure), f"{name}.svg": plots.svg(figure)}
-    write_all(to, files | {"index.html": page(sections, comparison, details, min_acc)})
-    for earlier in to.glob("*latency-*"):
-        # Perhaps of rows that are no longer there.
-        if LEADERBOARD_PLOTS.fullmatch(earlier.name) and earlier.name not in files:
-            earlier.unlink(missing_ok=True)
+    files["index.html"] = page(sections, comparison, details, min_acc)
+    replace_views(to, files, REPORT_DIGESTS)

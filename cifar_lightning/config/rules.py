@@ -118,10 +118,6 @@ def check(config: Mapping[str, Any]) -> None:
         UserError: With the key, the value and what it must be.
     """
     _check_rules(config)
-    for key, source in DERIVED_KEYS.items():
-        for value, wanted in zip(_values(config, key), _values(config, source), strict=False):
-            if value != wanted:
-                raise bad_value(key, value, f"{wanted}, which follows from {source}; set that")
     for name in REINSTANTIATED_GROUPS:
         if name in config:
             check_targets(name, config[name])
@@ -140,6 +136,10 @@ def _check_rules(config: Mapping[str, Any]) -> None:
         for value in _values(config, key):
             if not holds(value):
                 raise bad_value(key, value, allowed)
+    for key, source in DERIVED_KEYS.items():
+        for value, wanted in zip(_values(config, key), _values(config, source), strict=False):
+            if value != wanted:
+                raise bad_value(key, value, f"{wanted}, which follows from {source}; set that")
 
 
 def check_recorded(config: dict[str, Any]) -> None:

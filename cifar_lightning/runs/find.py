@@ -28,8 +28,12 @@ def find_run(outputs: Path, query: str, key: str = "run") -> Path:
         folder, run = Path(query), load_run(Path(query))
     else:
         runs = dict(_whole_runs(outputs))
-        found = [folder for folder, run in runs.items() if query in (run.label, run.name)]
-        found = found or [f for f, run in runs.items() if query and run.name.startswith(query)]
+        # A record may come from anybody: no ID of one hides another run's name.
+        found = (
+            [folder for folder, run in runs.items() if query == run.name]
+            or [folder for folder, run in runs.items() if query == run.label]
+            or [folder for folder, run in runs.items() if query and run.name.startswith(query)]
+        )
         if not found:
             names = {name for run in runs.values() for name in (run.label, run.name)}
             raise unknown_name(f"{key}={query}", f"run in {outputs}", query, names)

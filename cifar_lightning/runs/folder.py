@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,6 +23,13 @@ OUTPUT = "output.log"  # of a job of a sweep that failed
 # Removed when a run starts over; the record first, since without it there is no run.
 RESULTS = (Run.FILE, WEIGHTS, CHECKPOINTS, Measurement.FOLDER, TENSORBOARD)
 BEFORE_TRAINING = (HYDRA, LOCK, LOG)
+# What a run writes into its folders.
+WRITTEN = {
+    HYDRA: r"(config|hydra|overrides)\.yaml",
+    CHECKPOINTS: r"(best|last)\.ckpt",
+    Measurement.FOLDER: r"[a-z0-9_+]+@[a-z0-9-]+-t\d+-(full|quick)\.json",
+    TENSORBOARD: r"events\.out\.tfevents\..+",
+}
 
 
 def run_folder(outputs: Path, name: str) -> Path:
@@ -71,19 +80,28 @@ def check_ours(outputs: Path, folder: Path) -> None:
     names = {path.name for path in folder.iterdir() if not is_unfinished(path)}
     for name in sorted(names):
         check_inside(outputs, folder / name)
+    damaged = ""
     if Run.FILE in names:
         try:
             found = Run.load(folder).name
         except (ValueError, OSError):
-            return  # damaged: it is said when it is needed
-        if found != folder.name:
-            raise UserError(f"{folder}: holds the run {found}; move this folder away")
-        return
-    foreign = names - {*RESULTS, *BEFORE_TRAINING, OUTPUT}
-    if HYDRA not in names:
-        foreign = names - {*BEFORE_TRAINING}
-    if foreign:
+            damaged = f"a {Run.FILE} that can't be read, and "
+        else:
+            if found != folder.name:
+                raise UserError(f"{folder}: holds the run {found}; move this folder away")
+            return
+    if foreign := sorted(_foreign(folder, names)):
         raise UserError(
-            f"{folder}: holds {', '.join(sorted(foreign)[:5])}, which no run of this name wrote; "
+            f"{folder}: holds {damaged}{', '.join(foreign[:5])}, which no run of this name wrote; "
             "move it away, or set outputs"
         )
+
+
+def _foreign(folder: Path, names: set[str]) -> Iterator[str]:
+    """Yield what can't be a run's in a folder without a record that says so."""
+    yield from names - {*BEFORE_TRAINING, *((*RESULTS, OUTPUT) if HYDRA in names else ())}
+    for name, pattern in WRITTEN.items():
+        if (folder / name).is_dir():
+            for path in (folder / name).iterdir():
+                if not (re.fullmatch(pattern, path.name) or is_unfinished(path)):
+                    yield f"{name}/{path.name}"

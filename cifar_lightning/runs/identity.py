@@ -92,7 +92,7 @@ def _canonical(value: Any, key: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
     if key in _float_keys():
-        return float(value) if abs(value) < MAX_EXACT else value
+        return float(value) + 0.0 if abs(value) < MAX_EXACT else value  # -0.0 + 0.0 is 0.0
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -171,6 +171,8 @@ class Network(Record):
 
     def check(self) -> None:
         untrusted.check_plain({"model": self.model}, REINSTANTIATED_GROUPS)
+        if len(self.classes) != (count := self.model.get("num_classes", len(self.classes))):
+            raise ValueError(f"classes: {len(self.classes)} of {count}")
 
     @property
     def metadata(self) -> dict[str, str]:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import itertools
-import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 from cifar_lightning.runs.markdown import markdown
 from cifar_lightning.runs.results import CSV_COLUMNS, Row, RunResults, warned
+from cifar_lightning.runs.views import replace_views
 from cifar_lightning.system import escaping
-from cifar_lightning.system.files import check_replaceable, remove_unfinished, write_atomically
+from cifar_lightning.system.files import check_replaceable, remove_unfinished
 from cifar_lightning.system.locks import check_lock, locked
-
-log = logging.getLogger(__name__)
 
 
 def write_table(outputs: Path) -> list[Row]:
@@ -37,7 +32,8 @@ def write_table(outputs: Path) -> list[Row]:
         writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: csv_value(value) for key, value in row.items()} for row in rows)
-        _replace_views(outputs, {TABLE_CSV: text.getvalue(), TABLE_MD: markdown(rows)})
+        views = {TABLE_CSV: text.getvalue(), TABLE_MD: markdown(rows)}
+        replace_views(outputs, views, TABLE_DIGESTS)
     return rows
 
 
@@ -55,32 +51,6 @@ def check_table(outputs: Path) -> None:
     check_lock(outputs / TABLE_LOCK)
     for name in (TABLE_CSV, TABLE_MD, TABLE_DIGESTS):
         check_replaceable(outputs / name)
-
-
-def _replace_views(outputs: Path, views: Mapping[str, str]) -> None:
-    digests = {name: _sha256(text.encode()) for name, text in views.items()}
-    written = outputs / TABLE_DIGESTS
-    ours = set(written.read_text().split()) if written.is_file() else set()
-    for name, digest in digests.items():
-        path = outputs / name
-        if path.is_file() and _sha256(path.read_bytes()) not in {*ours, digest}:
-            kept = _free_name(path)
-            path.rename(kept)
-            log.warning("%s was changed by hand; kept as %s", path, kept.name)
-    # Old and new ones count until both views are in place: a kill in between is no change by hand.
-    write_atomically(written, "\n".join(sorted(ours | set(digests.values()))) + "\n")
-    for name, text in views.items():
-        write_atomically(outputs / name, text)
-    write_atomically(written, "\n".join(sorted(digests.values())) + "\n")
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _free_name(path: Path) -> Path:
-    numbered = (path.with_name(f"{path.stem}.kept-{n}{path.suffix}") for n in itertools.count(1))
-    return next(candidate for candidate in numbered if not candidate.exists())
 
 
 def csv_value(value: object) -> object:
