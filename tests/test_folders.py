@@ -106,7 +106,7 @@ def test_a_record_that_cannot_be_read_proves_nothing(command, outputs, name, rer
         assert foreign in line
         assert "rerun=true" not in line
         assert contents(folder) == before
-        (folder / ".hydra").mkdir()  # as if a run had been there
+        (folder / ".hydra").mkdir(exist_ok=True)  # as if a run had been there
         before = contents(folder)
 
 

@@ -21,10 +21,10 @@ from cifar_lightning.deploy.predict import Predictor
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.completed import finished, show
 from cifar_lightning.runs.find import find_run
-from cifar_lightning.runs.folder import read_weights
+from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.results import RunResults, rows_of
-from cifar_lightning.runs.run import Network, Run
+from cifar_lightning.runs.run import Network, Run, read_weights
 from cifar_lightning.runs.table import write_table
 from cifar_lightning.system import untrusted
 
@@ -152,7 +152,7 @@ def test_changed_records(outputs, folder, resolved, caplog, monkeypatch, tmp_pat
     monkeypatch.chdir(tmp_path)
     config, _ = resolved("data=digits", f"outputs={outputs}")
     chance = random.Random(0)
-    files = [folder / Run.FILE, *sorted((folder / Measurement.FOLDER).iterdir())[:1]]
+    files = [RunFolder(folder).record, *sorted(RunFolder(folder).measurements.iterdir())[:1]]
     refused = kept = 0
     for path in files:
         good = path.read_text()
@@ -163,7 +163,7 @@ def test_changed_records(outputs, folder, resolved, caplog, monkeypatch, tmp_pat
                 caplog.clear()
                 one = read_by_all(outputs, folder, config)
                 told = [line for line in caplog.messages if str(path) in line]
-                kind = Run if path.name == Run.FILE else Measurement
+                kind = Run if path.name == "run.json" else Measurement
                 reason = reason_to_refuse(kind, path)
                 if reason is not None:
                     refused += 1
@@ -184,7 +184,7 @@ def test_changed_records(outputs, folder, resolved, caplog, monkeypatch, tmp_pat
 def test_drawing_changed_records(outputs, folder, tmp_path, monkeypatch):
     """What only the slower readers look at."""
     monkeypatch.chdir(tmp_path)
-    path = folder / Run.FILE
+    path = RunFolder(folder).record
     record = json.loads(path.read_text())
     for leaf, value in (
         (("error",), "\x1b[2J"),
@@ -231,10 +231,10 @@ KINDS = ("fifo", "directory", "link to nothing", "link to a device", "itself", "
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_record_is_named_and_left_out(kind, outputs, folder, caplog, resolved):
     config, _ = resolved("data=digits", f"outputs={outputs}")
-    odd = outputs / "runs" / "odd" / Run.FILE
+    odd = outputs / "runs" / "odd" / "run.json"
     odd.parent.mkdir()
     unreadable(odd, kind)
-    measurement = folder / Measurement.FOLDER / "odd@a-t1-full.json"
+    measurement = RunFolder(folder).measurements / "odd@a-t1-full.json"
     unreadable(measurement, kind)
     one = read_by_all(outputs, folder, config)
     assert [row["variant"] for row, _ in one.lines] == ["fp32", "fused"]
@@ -247,7 +247,7 @@ def test_what_is_no_record_is_named_and_left_out(kind, outputs, folder, caplog, 
 def test_another_users_file(outputs, folder, caplog):
     if os.geteuid() == 0:
         pytest.skip("root reads every file")
-    path = outputs / "runs" / "odd" / Run.FILE
+    path = outputs / "runs" / "odd" / "run.json"
     path.parent.mkdir()
     path.write_text("{}")
     path.chmod(0)
@@ -300,8 +300,8 @@ def test_classes_that_contradict_each_other_are_refused(folder):
 
 def test_another_runs_measurement_is_named_and_left_out(outputs, folder, caplog):
     """Copied as it is, under another name, or of weights that are gone."""
-    (first, _) = sorted((folder / Measurement.FOLDER).iterdir())
-    other = outputs / "runs" / RUN.name / Measurement.FOLDER / first.name
+    (first, _) = sorted(RunFolder(folder).measurements.iterdir())
+    other = RunFolder.of(outputs, RUN.name).measurements / first.name
     shutil.copy(first, other)
     renamed = first.with_name("int8@a-t1-full.json")
     shutil.copy(first, renamed)
@@ -374,5 +374,5 @@ def test_a_network_of_any_size_costs_no_memory(classes, folder):
     with pytest.raises(UserError, match="not the weights of this run's network"):
         build_backbone(model, weights, folder)
     replace(run, config=run.config | {"model": model}).save(folder)
-    with pytest.raises(UserError, match="model.num_classes"):
+    with pytest.raises(UserError, match=r"model\.num_classes"):
         load_backbone(folder)

@@ -98,7 +98,7 @@ def test_killed(moment, workers, reference, outputs):
     killed = run(outputs, setting, driver=(where, str(count), when))
     assert killed.returncode == -9, killed.stderr
     folder = only_run(outputs)
-    assert json.loads((folder / Run.FILE).read_text())["status"] in ("running", "finished")
+    assert json.loads((folder / "run.json").read_text())["status"] in ("running", "finished")
     again = run(outputs, setting)
     assert again.returncode == 0, again.stderr
     assert (f"continuing after epoch {epochs}" in again.stdout) == bool(epochs)

@@ -64,7 +64,7 @@ def test_hostile_files_of_a_run(run_folder, command, trap):
         load_backbone(run_folder)
     weights.write_bytes(good)
 
-    path = run_folder / Run.FILE
+    path = run_folder / "run.json"
     record = json.loads(path.read_text())
     attack = {"_target_": "os.mkdir", "path": str(trap)}
     text = f"${{oc.create:{{_target_:os.mkdir,path:{trap}}}}}"

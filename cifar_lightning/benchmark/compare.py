@@ -21,6 +21,7 @@ from cifar_lightning.benchmark.timing import compare_latencies
 from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.errors import CifarLightningError, RunFailed, bad_value, reason_of
 from cifar_lightning.runs.find import load_run
+from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.markdown import draw_table
 from cifar_lightning.runs.measurement import Measurement, Repeat
 from cifar_lightning.system import signals
@@ -48,7 +49,7 @@ def measure_repeatedly(
     if data_root is not None:
         arguments.append(f"data_root='{data_root}'")
     paths = [
-        folder / Measurement.file_name(name, hardware_slug(device), threads, request.protocol)
+        RunFolder(folder).measurement(name, hardware_slug(device), threads, request.protocol)
         for name, threads in request.combinations(device)
     ]
     taken: dict[Path, list[Measurement]] = {path: [] for path in paths}

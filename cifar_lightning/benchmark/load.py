@@ -15,7 +15,8 @@ from cifar_lightning.config import components
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.find import load_run
-from cifar_lightning.runs.folder import WEIGHTS, read_weights
+from cifar_lightning.runs.folder import RunFolder
+from cifar_lightning.runs.run import read_weights
 
 
 def load_backbone(folder: Path) -> nn.Module:
@@ -27,7 +28,7 @@ def load_backbone(folder: Path) -> nn.Module:
     Raises:
         UserError: If the weights are missing, damaged or of another network or run.
     """
-    run, path = load_run(folder), folder / WEIGHTS
+    run, path = load_run(folder), RunFolder(folder).weights
     try:
         weights = from_bytes(read_weights(folder, run))
     except SafetensorError as error:

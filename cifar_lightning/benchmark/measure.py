@@ -118,7 +118,7 @@ def new_measurement(folder: Path, measurement: Measurement) -> bool:
     than any figure of the same weights.
     """
     with suppress(OSError, ValueError):
-        earlier = Measurement.read(folder / measurement.name)
+        earlier = Measurement.read(measurement.path(folder))
         of_these = (earlier.weights, earlier.recipe) == (measurement.weights, measurement.recipe)
         less = earlier.has_figures and not measurement.has_figures
         noisier = _software(earlier) == _software(measurement) and (

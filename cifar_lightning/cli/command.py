@@ -30,8 +30,7 @@ from cifar_lightning.errors import (
     reason_of,
 )
 from cifar_lightning.runs import resolve
-from cifar_lightning.runs.folder import LOCK, LOG
-from cifar_lightning.runs.run import Run
+from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.system import signals, streams
 from cifar_lightning.system.escaping import visible, without_secrets
 from cifar_lightning.system.files import is_disk_full
@@ -213,13 +212,13 @@ def _remove_leftovers() -> None:
         job_folder
         and settings.output_subdir
         and (folder := Path(job_folder)).exists()
-        and not (folder / Run.FILE).exists()
+        and not RunFolder(folder).record.exists()
     ):
         # Another process that is just beginning this very run holds the lock; its files stay.
-        with suppress(UserError), alone(folder / LOCK, "held"):
+        with suppress(UserError), alone(RunFolder(folder).lock, "held"):
             shutil.rmtree(folder / str(settings.output_subdir), ignore_errors=True)
-            for name in (LOG, LOCK):
-                (folder / name).unlink(missing_ok=True)
+            for path in (RunFolder(folder).log, RunFolder(folder).lock):
+                path.unlink(missing_ok=True)
         _remove_empty(folder, folder.parent, folder.parent.parent)
     if settings.mode == RunMode.MULTIRUN:
         (Path(settings.sweep.dir) / "multirun.yaml").unlink(missing_ok=True)

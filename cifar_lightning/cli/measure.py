@@ -19,9 +19,9 @@ from cifar_lightning.comparison import tensorboard
 from cifar_lightning.config.schema import MeasureConfig
 from cifar_lightning.errors import RunFailed, bad_value
 from cifar_lightning.runs.find import find_run
+from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.markdown import markdown
 from cifar_lightning.runs.results import rows_of
-from cifar_lightning.runs.run import RUNS
 from cifar_lightning.runs.table import write_table
 from cifar_lightning.system import signals
 from cifar_lightning.system.devices import find_device
@@ -54,7 +54,7 @@ def main(config: MeasureConfig) -> None:
             measurements = measure(folder, data, request, device)
         tensorboard.draw(folder)
         # Of a run that was moved elsewhere, `outputs` has no table.
-        if folder.resolve().parent == (outputs / RUNS).resolve():
+        if RunFolder(folder).is_in(outputs):
             write_table(outputs)
         log.info("\n%s", markdown(rows_of(folder)))
     if failed := [f"{one.variant}: failed: {one.reason}" for one in measurements if one.failed]:

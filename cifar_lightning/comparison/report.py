@@ -14,9 +14,8 @@ from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.page import page
 from cifar_lightning.comparison.section import Section, table_csv
 from cifar_lightning.errors import UserError
-from cifar_lightning.runs.folder import TENSORBOARD
+from cifar_lightning.runs.folder import RUNS, RunFolder
 from cifar_lightning.runs.results import RunResults
-from cifar_lightning.runs.run import RUNS
 from cifar_lightning.runs.views import replace_views
 
 log = logging.getLogger(__name__)
@@ -28,16 +27,17 @@ def read_curve(folder: Path, label: str) -> plots.Curve | None:
     """Read a run's training curve out of its TensorBoard files; None if there is none."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    if not (folder / TENSORBOARD).is_dir():
+    curves = RunFolder(folder).tensorboard
+    if not curves.is_dir():
         return None
     logging.getLogger("tensorboard").setLevel(logging.WARNING)
     events = EventAccumulator(
-        str(folder / TENSORBOARD), size_guidance={"scalars": 0, "images": 1, "histograms": 1}
+        str(curves), size_guidance={"scalars": 0, "images": 1, "histograms": 1}
     )
     try:
         events.Reload()
     except Exception as error:  # whatever TensorBoard makes of a damaged file
-        log.warning("%s: no curve (%s)", folder / TENSORBOARD, error)
+        log.warning("%s: no curve (%s)", curves, error)
         return None
     tags = events.Tags()["scalars"]
 

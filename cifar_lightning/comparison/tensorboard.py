@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.tensorboard.summary import hparams
 
 from cifar_lightning.comparison import changes, plots
-from cifar_lightning.runs.folder import TENSORBOARD
+from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.results import RunResults
 from cifar_lightning.runs.run import MEGA, Run
@@ -39,7 +39,7 @@ def draw(folder: Path) -> None:
     shown.sort(key=lambda one: (one.variant != "fp32", one.threads))
     measured = [one for one in shown if one.status == "ok"]
     confusion = next((one.confusion for one in shown if one.confusion is not None), None)
-    target = folder / TENSORBOARD
+    target = RunFolder(folder).tensorboard
     for earlier in target.glob(f"*{SUFFIX}"):
         earlier.unlink(missing_ok=True)  # another process may be drawing, too
     with Writer(str(target), filename_suffix=SUFFIX) as writer:

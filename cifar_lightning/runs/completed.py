@@ -17,12 +17,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cifar_lightning.runs import resolve
-from cifar_lightning.runs.folder import CHECKPOINTS, WEIGHTS, read_weights
+from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.markdown import markdown
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.results import rows_of
-from cifar_lightning.runs.run import Run
-from cifar_lightning.runs.table import write_table
+from cifar_lightning.runs.run import Run, read_weights
+from cifar_lightning.runs.table import TABLE_MD, write_table
 from cifar_lightning.system import environment
 from cifar_lightning.system.formatting import duration, relative
 
@@ -55,7 +55,7 @@ def finished(folder: Path, config: Mapping[str, Any]) -> Run | None:
     Raises:
         UserError: If its weights are not those that it was recorded with.
     """
-    if config["rerun"] or not (folder / WEIGHTS).exists():
+    if config["rerun"] or not RunFolder(folder).weights.exists():
         return None
     try:
         run = Run.load(folder)
@@ -123,7 +123,7 @@ def show(folder: Path) -> None:
     run = Run.load(folder)
     if run.train_seconds is not None:
         log.info("trained in %s", duration(run.train_seconds))
-    for path in sorted((folder / CHECKPOINTS).glob("*.ckpt")):
+    paths = RunFolder(folder)
+    for path in (*sorted(paths.checkpoints.glob("*.ckpt")), paths.weights):
         log.info("%s", relative(path))
-    log.info("%s", relative(folder / WEIGHTS))
-    log.info("%s", relative(folder.parent.parent / "results.md"))
+    log.info("%s", relative(paths.outputs / TABLE_MD))

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cifar_lightning.errors import UserError, bad_value, unknown_name
-from cifar_lightning.runs.run import RUNS, Run, copied, left_out
+from cifar_lightning.runs.folder import RunFolder
+from cifar_lightning.runs.run import Run, copied, left_out
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def find_run(outputs: Path, query: str, key: str = "run") -> Path:
     Raises:
         UserError: If there is none, more than one, or it is not finished.
     """
-    if os.path.isfile(Path(query) / Run.FILE):  # noqa: PTH113  # also of what can't be a path
+    if os.path.isfile(RunFolder(Path(query)).record):  # noqa: PTH113  # also of what can't be a path
         folder, run = Path(query), load_run(Path(query))
     else:
         runs = dict(_whole_runs(outputs))
@@ -47,14 +48,13 @@ def find_run(outputs: Path, query: str, key: str = "run") -> Path:
 
 
 def _whole_runs(outputs: Path) -> Iterator[tuple[Path, Run]]:
-    folders = sorted((outputs / RUNS).iterdir()) if (outputs / RUNS).is_dir() else []
-    for folder in folders:
+    for folder in (one.path for one in RunFolder.all(outputs)):
         try:
             run = Run.load(folder)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except ValueError as error:
-            log.warning("%s", left_out(folder / Run.FILE, error))
+            log.warning("%s", left_out(RunFolder(folder).record, error))
             continue
         if run.name == folder.name:
             yield folder, run
@@ -68,9 +68,10 @@ def load_run(folder: Path) -> Run:
     Raises:
         UserError: If it is missing or damaged.
     """
+    path = RunFolder(folder).record
     try:
-        return Run.load(folder)
+        return Run.read(path)
     except FileNotFoundError as error:
-        raise UserError(f"{folder / Run.FILE}: there is no such file") from error
+        raise UserError(f"{path}: there is no such file") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / Run.FILE}: damaged ({error})") from error
+        raise UserError(f"{path}: damaged ({error})") from error

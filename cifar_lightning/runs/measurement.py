@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from msgspec import Meta
 
+from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.latency import LatencyStats, Milliseconds
 from cifar_lightning.runs.recipes import recipe
 from cifar_lightning.runs.run import (
@@ -119,7 +120,6 @@ class Measurement(Record):
     repeats: list[Repeat] = field(default_factory=list)
     confusion: list[list[Count]] | None = None
 
-    FOLDER: ClassVar[str] = "measurements"
     FREE: ClassVar[frozenset[str]] = frozenset({"reason", "samples_ms", "confusion"})
 
     def check(self) -> None:
@@ -150,7 +150,7 @@ class Measurement(Record):
         Raises:
             ValueError: If not.
         """
-        if path.name != Path(self.file_name(*self.configuration, self.protocol)).name:
+        if path.name != self.path(path.parent.parent).name:
             raise ValueError("not the measurement that its name says")
         if self.run != run.name:
             raise ValueError(f"of the run {self.run}")
@@ -161,15 +161,10 @@ class Measurement(Record):
         return self
 
     @classmethod
-    def file_name(cls, variant: str, hardware: str, threads: int, protocol: str) -> str:
-        """Name a measurement's file in its run's folder."""
-        return f"{cls.FOLDER}/{variant}@{hardware}-t{threads}-{protocol}.json"
-
-    @classmethod
     def read_all(cls, folder: Path, run: Run) -> tuple[list[Self], list[str]]:
         """Read all of a run; what is damaged or another's is left out, with a line that says so."""
         found, damaged = [], []
-        for path in sorted((folder / cls.FOLDER).glob("*.json")):
+        for path in sorted(RunFolder(folder).measurements.glob("*.json")):
             try:
                 found.append(cls.read(path).check_place(path, run))
             except FileNotFoundError:
@@ -210,10 +205,9 @@ class Measurement(Record):
     def has_figures(self) -> bool:
         return self.status in ("ok", "disturbed")
 
-    @property
-    def name(self) -> str:
-        """Its file's, in its run's folder."""
-        return self.file_name(*self.configuration, self.protocol)
+    def path(self, folder: Path) -> Path:
+        """Tell where its file is in its run's folder."""
+        return RunFolder(folder).measurement(*self.configuration, self.protocol)
 
     @property
     def launch_bound(self) -> bool | None:
@@ -235,8 +229,8 @@ class Measurement(Record):
         """What was measured, whatever the protocol."""
         return self.variant, self.hardware, self.threads
 
-    def save(self, run_folder: Path) -> Path:
+    def save(self, folder: Path) -> Path:
         """Write it into its run's folder, in place of an earlier one of the same kind."""
-        path = run_folder / self.name
+        path = self.path(folder)
         write_atomically(path, self.to_json())
         return path

@@ -15,9 +15,9 @@ from cifar_lightning.config.rules import check
 from cifar_lightning.config.schema import CONF_DIR, NAMING_GROUPS, SCHEMAS, plain
 from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.runs.find import find_run, load_run
-from cifar_lightning.runs.folder import HYDRA, check_ours, run_folder
+from cifar_lightning.runs.folder import RUNS, RunFolder
 from cifar_lightning.runs.identity import run_name
-from cifar_lightning.runs.run import RUNS
+from cifar_lightning.runs.ownership import check_ours
 
 
 def resolve(composed: DictConfig) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def resolve(composed: DictConfig) -> dict[str, Any]:
     if config["distill"] is not None:
         outputs, given = Path(config["outputs"]), str(config["distill"]["teacher"])
         folder = find_run(outputs, given, "distill.teacher")
-        if folder.resolve().parent != (outputs / RUNS).resolve():
+        if not RunFolder(folder).is_in(outputs):
             raise UserError(f"distill.teacher={given}: needed is a run in {outputs / RUNS}")
         if load_run(folder).name != folder.name:
             raise UserError(f"distill.teacher={given}: needed is a run in its own folder")
@@ -90,7 +90,7 @@ def _resolve_run_name(_root_: DictConfig) -> str:
             raise UserError(f"{group}: needs exactly one option, say {group}=...")
     name = run_name(config, choices)
     outputs = Path(config["outputs"])
-    check_ours(outputs, run_folder(outputs, name))
+    check_ours(outputs, RunFolder.of(outputs, name).path)
     return name
 
 
@@ -103,7 +103,7 @@ def _check_places(_root_: DictConfig) -> bool:
 
     The values are compared as they are written: in a multirun they can't be resolved yet.
     """
-    own = OmegaConf.create({"hydra": {"output_subdir": HYDRA}})
+    own = OmegaConf.create({"hydra": {"output_subdir": RunFolder(Path()).hydra.name}})
     for name in ("train", str(_root_.hydra.job.config_name)):
         if (path := CONF_DIR / f"{name}.yaml").exists():
             own.merge_with(OmegaConf.load(path))
@@ -119,7 +119,7 @@ def _check_places(_root_: DictConfig) -> bool:
 def _is_the_same(key: str, given: Any, root: DictConfig) -> bool:
     """Tell whether a setting comes to the same, as those that Lightning gives its processes."""
     if key == "run.dir" and root.hydra.mode != RunMode.MULTIRUN:
-        ours = run_folder(Path(root.outputs), _resolve_run_name(root))
+        ours = RunFolder.of(Path(root.outputs), _resolve_run_name(root)).path
         return Path(str(given)).absolute() == ours.absolute()
     return key == "output_subdir" and given is None
 

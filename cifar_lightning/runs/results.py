@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.identity import group_name
 from cifar_lightning.runs.measurement import Measurement
-from cifar_lightning.runs.run import MEGA, RUNS, Run, copied, left_out
+from cifar_lightning.runs.run import MEGA, Run, copied, left_out
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class RunResults:
         except (FileNotFoundError, NotADirectoryError):
             return cls(folder, None, [], [])
         except ValueError as error:
-            return cls(folder, None, [], [left_out(folder / Run.FILE, error)])
+            return cls(folder, None, [], [left_out(RunFolder(folder).record, error)])
         measurements, damaged = Measurement.read_all(folder, run)
         return cls(folder, run, _lines(run, measurements), damaged)
 
@@ -93,7 +94,7 @@ class RunResults:
     def read_all(cls, outputs: Path) -> list[Self]:
         """Read every run below an outputs folder; what is damaged or a copy is left out."""
         found = []
-        for folder in sorted((outputs / RUNS).iterdir()):
+        for folder in (one.path for one in RunFolder.all(outputs)):
             one = cls.read(folder)
             if one.run is not None and one.run.name != folder.name:
                 one = cls(folder, None, [], [copied(folder, one.run)])

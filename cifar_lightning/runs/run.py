@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -10,10 +11,11 @@ from msgspec import Meta
 
 from cifar_lightning.config.rules import REINSTANTIATED_GROUPS, Colours, Deviations, check_recorded
 from cifar_lightning.config.schema import NAMING_GROUPS
+from cifar_lightning.errors import UserError
+from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.system import environment, untrusted
 from cifar_lightning.system.files import write_atomically
 
-RUNS = "runs"  # the folder of the runs in the outputs
 MEGA = 1e6  # MB, M parameters and M MACs are decimal
 ROUNDING = 0.001  # of an accuracy in percent
 Percent = Annotated[float, Meta(ge=0, le=100)]
@@ -32,7 +34,6 @@ Versions = dict[str, str]
 class Record:
     """What has a JSON form."""
 
-    FILE: ClassVar[str]
     FREE: ClassVar[frozenset[str]] = frozenset()  # text for people, which nothing interprets
 
     @classmethod
@@ -104,7 +105,6 @@ class Run(Record):
     classes: list[str] = field(default_factory=list)
     weights: Digest | None = None
 
-    FILE: ClassVar[str] = "run.json"
     FREE: ClassVar[frozenset[str]] = frozenset({"error", "classes"})
 
     def check(self) -> None:
@@ -118,10 +118,10 @@ class Run(Record):
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read the run of a folder; errors as `read`."""
-        return cls.read(folder / cls.FILE)
+        return cls.read(RunFolder(folder).record)
 
     def save(self, folder: Path) -> Self:
-        write_atomically(folder / self.FILE, self.to_json())
+        write_atomically(RunFolder(folder).record, self.to_json())
         return self
 
     def class_names(self, count: int) -> list[str]:
@@ -178,6 +178,27 @@ class Network(Record):
     def metadata(self) -> dict[str, str]:
         """What to write into the file of weights."""
         return {"format": "pt", self.KEY: self.to_json()}
+
+
+def read_weights(folder: Path, run: Run) -> bytes:
+    """Read a run's weights, as they are in its file.
+
+    Raises:
+        UserError: If they are missing, or not those that the run's record was written with.
+    """
+    path = RunFolder(folder).weights
+    try:
+        content = untrusted.read(path, untrusted.MAX_WEIGHTS)
+        if sha256(content).hexdigest() != run.weights:
+            network = Network.from_weights(content)
+            other = "they were changed" if network.run == run.name else f"they are of {network.run}"
+            raise ValueError(other)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{path}: not the weights of this run ({reason}); rerun=true trains them again"
+        ) from error
+    return content
 
 
 def left_out(path: Path, reason: object) -> str:

@@ -29,7 +29,7 @@ def replace_views(folder: Path, views: Mapping[str, str | bytes], digests: str) 
     record = folder / digests
     lines = record.read_text(errors="replace").splitlines() if record.is_file() else []
     earlier = {tuple(line.split("  ", 1)) for line in lines if line.count("  ") == 1}
-    now = {(_digest(content), name) for name, content in views.items()}
+    now: set[tuple[str, ...]] = {(_digest(content), name) for name, content in views.items()}
     for path in [folder / name for name in views]:
         if path.is_file() and not _is_one_of(path, earlier | now):
             kept = _free_name(path)

@@ -15,7 +15,7 @@ from cifar_lightning.config import rules, user_errors
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs import identity, resolve
 from cifar_lightning.runs.completed import finished
-from cifar_lightning.runs.folder import run_folder
+from cifar_lightning.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def jobs(
             config = resolve.resolve(composed)
             rules.check(config)
             name = identity.run_name(config, composed.hydra.runtime.choices)
-            folder = run_folder(Path(config["outputs"]), name)
+            folder = RunFolder.of(Path(config["outputs"]), name).path
             job = Job(tuple(overrides), " ".join(varied) or name, config, folder)
             if not job.done:
                 from cifar_lightning.training.experiment import (

@@ -23,10 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 from cifar_lightning.config import schema
 from cifar_lightning.errors import RunFailed, UserError
 from cifar_lightning.runs.completed import finished, take_up
-from cifar_lightning.runs.folder import LOCK, OUTPUT
+from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.markdown import group_means, markdown
 from cifar_lightning.runs.results import rows_of
-from cifar_lightning.runs.run import RUNS, Run
+from cifar_lightning.runs.run import Run
 from cifar_lightning.runs.table import write_table
 from cifar_lightning.sweeps.executors import LocalExecutor, Place, Process, outcome_file
 from cifar_lightning.sweeps.jobs import Job
@@ -117,7 +117,7 @@ def attempt(all_jobs: Sequence[Job], place: Place, merged: int = 0) -> list[Fail
         place = LocalExecutor(1) if place.apart else place
         failures += _run_each(left, place, "measuring", "rerun=false")
     outputs = Path(all_jobs[0].config["outputs"])
-    if (outputs / RUNS).exists():
+    if RunFolder.all(outputs):
         write_table(outputs)  # a job that was killed could not
     if len(all_jobs) > 1 or place.apart or not missing:  # else the one job has shown its rows
         _show(all_jobs)
@@ -200,13 +200,13 @@ def unpickling_error(one: _Running, status: int, outcome: Outcome | None) -> str
     if status == UserError.exit_status:  # the run, if there is one, is as it was
         return outcome.message if outcome else _last_line(one.output) or "refused"
     if one.output.exists() and folder.exists():
-        shutil.copy(one.output, folder / OUTPUT)
+        shutil.copy(one.output, RunFolder(folder).output)
     with suppress(FileNotFoundError, ValueError, UserError):
-        with alone(folder / LOCK, "held"):
+        with alone(RunFolder(folder).lock, "held"):
             record = Run.load(folder)
             if record.status == "running":  # it could not say so itself
                 record = replace(record, status="failed", error=_death(status)).save(folder)
-        if record.error and (folder / Run.FILE).stat().st_mtime >= one.started:
+        if record.error and RunFolder(folder).record.stat().st_mtime >= one.started:
             return record.error
     return outcome.message if outcome else _last_line(one.output) or _death(status)
 

@@ -15,7 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from cifar_lightning.benchmark.load import load_backbone
 from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.runs.find import load_run
-from cifar_lightning.runs.folder import run_folder
+from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.system.cores import usable_cores
 from cifar_lightning.training.distillation import Distillation
 from cifar_lightning.training.module import parameter_groups
@@ -71,7 +71,7 @@ def build_teacher(config: dict[str, Any]) -> Distillation | None:
 def teachers_folder(config: dict[str, Any]) -> Path:
     """Tell the folder of the teacher's run."""
     name: str = config["distill"]["teacher"]
-    return run_folder(Path(config["outputs"]), name)
+    return RunFolder.of(Path(config["outputs"]), name).path
 
 
 def construct(name: str, node: dict[str, Any], **given: Any) -> Any:

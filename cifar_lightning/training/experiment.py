@@ -17,7 +17,7 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 from cifar_lightning.config import components
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.errors import bad_value
-from cifar_lightning.runs.folder import CHECKPOINTS
+from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Run
 from cifar_lightning.training.callbacks import (
     EMA,
@@ -95,18 +95,17 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         compile=config["compile"],
         distillation=build_teacher(config),
     )
-    checkpoints = folder / CHECKPOINTS
     # Written after validation, best first: last.ckpt then knows the best one so far.
     best, last = (
         RelocatableCheckpoint(
-            dirpath=checkpoints,
-            filename=filename,
+            dirpath=path.parent,
+            filename=path.stem,
             monitor=monitor,
             mode="max",
             enable_version_counter=False,
             save_on_train_epoch_end=True,
         )
-        for filename, monitor in (("best", "val/acc"), ("last", None))
+        for path, monitor in ((RunFolder(folder).best, "val/acc"), (RunFolder(folder).last, None))
     )
     validates = config["data"]["val_fraction"] > 0
     averaging = [EMA(config["ema"])] if config["ema"] is not None else []

@@ -25,8 +25,8 @@ from cifar_lightning.errors import (
 from cifar_lightning.models.complexity import count_macs, count_parameters
 from cifar_lightning.runs.completed import changes_since
 from cifar_lightning.runs.find import load_run
-from cifar_lightning.runs.folder import CHECKPOINTS, LOG, RESULTS, WEIGHTS, read_weights
-from cifar_lightning.runs.run import MEGA, Run
+from cifar_lightning.runs.folder import RunFolder
+from cifar_lightning.runs.run import MEGA, Run, read_weights
 from cifar_lightning.runs.table import check_table, write_table
 from cifar_lightning.system import environment, signals, untrusted
 from cifar_lightning.system.devices import device_name
@@ -75,7 +75,7 @@ def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str
             f"{folder}: this run was trained on other data ({before.data_fingerprint}, now "
             f"{fingerprint}); give the data another data.name, or start over with rerun=true"
         )
-    if before is not None and before.status == "finished" and (folder / WEIGHTS).exists():
+    if before is not None and before.status == "finished" and RunFolder(folder).weights.exists():
         read_weights(folder, before)
         return Start(before)
     if config["distill"] is not None:
@@ -111,7 +111,7 @@ def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str
     if start.checkpoint is None:  # also of a run that did not come to its first one
         _clear(folder)
     remove_unfinished(folder)
-    remove_unfinished(folder / CHECKPOINTS)
+    remove_unfinished(RunFolder(folder).checkpoints)
     start.record.save(folder)
     return start
 
@@ -123,7 +123,9 @@ def _earlier(folder: Path) -> Run | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise UserError(f"{folder / Run.FILE}: damaged; start over with rerun=true") from error
+        raise UserError(
+            f"{RunFolder(folder).record}: damaged; start over with rerun=true"
+        ) from error
 
 
 def _continued(experiment: Experiment, before: Run, start: Start) -> Start:
@@ -132,13 +134,13 @@ def _continued(experiment: Experiment, before: Run, start: Start) -> Start:
     Raises:
         UserError: If a checkpoint is damaged, another run's, or needed and gone.
     """
-    folder = experiment.folder / CHECKPOINTS
-    path, best = folder / "last.ckpt", folder / "best.ckpt"
+    paths = RunFolder(experiment.folder)
+    path, best = paths.last, paths.best
     if not path.exists():
         if before.status == "finished":
             raise UserError(
-                f"{folder}: {before.name} is trained, but its weights and checkpoints are gone; "
-                "start over with rerun=true"
+                f"{paths.checkpoints}: {before.name} is trained, but its weights and checkpoints "
+                "are gone; start over with rerun=true"
             )
         return start
     if experiment.best is not None and not best.exists():
@@ -175,7 +177,7 @@ def _check_checkpoint(path: Path, name: str) -> tuple[int, int]:
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier training left, but not this command's own log."""
-    for path in (folder / name for name in RESULTS):
+    for path in RunFolder(folder).results:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -207,7 +209,7 @@ def classify_failure(
         line = f"{type(error).__name__}: {error}".splitlines()[0]
         # Of the system, such as a folder that is gone, or of what this training asks for.
         kind = RunFailed if isinstance(error, OSError) else Crashed
-        return kind(f"{name}: {line}; see {experiment.folder / LOG}")
+        return kind(f"{name}: {line}; see {RunFolder(experiment.folder).log}")
     return None
 
 

@@ -25,7 +25,7 @@ from cifar_lightning.config import schema
 from cifar_lightning.errors import Interrupted, NotFinite, RunFailed, reason_of
 from cifar_lightning.runs import identity, resolve
 from cifar_lightning.runs.completed import show, show_again
-from cifar_lightning.runs.folder import LOCK, TENSORBOARD, WEIGHTS
+from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import Network, Run
 from cifar_lightning.runs.table import write_table
@@ -61,7 +61,9 @@ def run(cfg: DictConfig) -> None:
     with ExitStack() as stack:
         stack.enter_context(computing())
         if experiment.leads:
-            stack.enter_context(alone(folder / LOCK, f"{folder.name}: another process is at it"))
+            stack.enter_context(
+                alone(RunFolder(folder).lock, f"{folder.name}: another process is at it")
+            )
         try:
             _run(experiment, config, choices)
         except BaseException as error:
@@ -163,7 +165,7 @@ def fit(experiment: Experiment, start: Start) -> Run:
             if key.startswith(prefix)
         }
         content = to_bytes(weights, Network.of(record).metadata)
-        write_atomically(experiment.folder / WEIGHTS, content)
+        write_atomically(RunFolder(experiment.folder).weights, content)
         record = replace(record, weights=sha256(content).hexdigest())
     return experiment.save(
         replace(
@@ -225,7 +227,7 @@ def _logger(folder: Path, start: Start) -> TensorBoardLogger:
     logger = _Curves(
         folder,
         name="",
-        version=TENSORBOARD,
+        version=RunFolder(folder).tensorboard.name,
         purge_step=start.step if start.checkpoint else None,
     )
     if start.checkpoint is None:
