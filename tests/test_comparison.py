@@ -105,7 +105,7 @@ def test_an_unknown_interval_ties_with_everything():
     assert old.accuracy.overlaps(good.accuracy)
     assert old.mean_ms.overlaps(good.mean_ms)
     assert old.accuracy.reach == (0.0, 0.0)
-    assert len(leaderboard(old, good).front) == 2
+    assert len(leaderboard(old, good).pareto_front) == 2
     assert "was not recorded: measure it again" in verdict(leaderboard(old, good), 85).advice
 
 
@@ -221,14 +221,14 @@ def test_what_can_not_be_ranked_is_apart(tmp_path, status):
     bad = measured(run, variant="int8", status=status, reason="why")
     found = compare(recorded(tmp_path, (run, measured(run), bad)))
     assert [e.variant for e in found.leaderboards[0].entries] == ["fp32"]
-    assert [(row["variant"], row["status"]) for row in found.apart] == [("int8", status)]
+    assert [(row.variant, row.status) for row in found.unranked] == [("int8", status)]
 
 
 def test_failed_and_unmeasured_runs_are_apart(tmp_path):
     failed = replace(a_run("a"), status="failed", error="out of luck")
     found = compare(recorded(tmp_path, (failed,), (a_run("b", epochs=9),)))
     assert not found.leaderboards
-    assert {row["id"] for row in found.apart} == {"a", "b"}
+    assert {row.id for row in found.unranked} == {"a", "b"}
 
 
 def test_the_baseline_is_its_plain_variant(tmp_path):
@@ -277,18 +277,18 @@ def test_overlapping_intervals_share_a_rank():
     assert ranks == [(1, True)] * 3
 
 
-def test_the_front_holds_what_nothing_makes_needless():
+def test_the_front_holds_what_nothing_dominates():
     fast, accurate = entry("fast", 80, 1.0), entry("accurate", 95, 3.0)
     slow, tied = entry("slow", 79, 2.0), entry("tied", 80, 1.05)
     rather = entry("rather", 81, 2.0, width=0.01)  # perhaps more accurate than fast, surely slower
     found = leaderboard(fast, accurate, slow, tied, rather)
-    assert found.front == [fast, tied, rather, accurate]
+    assert found.pareto_front == [fast, tied, rather, accurate]
     assert found.dominated_by == {slow: fast}
 
 
-def test_an_imprecise_row_makes_no_precise_one_needless():
+def test_an_imprecise_row_dominates_no_precise_one():
     noisy, fast = entry("noisy", 99, 1.15, width=3.0), entry("fast", 90, 0.15, width=0.001)
-    assert leaderboard(noisy, fast).front == [fast, noisy]
+    assert leaderboard(noisy, fast).pareto_front == [fast, noisy]
 
 
 points = st.tuples(
@@ -300,7 +300,7 @@ points = st.tuples(
 @given(st.lists(points, min_size=1, max_size=12))
 def test_every_front_is_sound(drawn):
     found = leaderboard(*(entry(str(i), *values) for i, values in enumerate(drawn)))
-    assert found.front
+    assert found.pareto_front
     for one, better in found.dominated_by.items():
         assert better.accuracy.mean >= one.accuracy.mean
         assert better.mean_ms.mean <= one.mean_ms.mean
@@ -311,8 +311,8 @@ def test_every_front_is_sound(drawn):
         rank, _ = found.rank(one, lambda e: e.mean_ms, highest=False)
         assert 1 <= rank <= len(found.entries)
     for min_acc in (0, 70, 90, 98):
-        chosen = found.choice(min_acc)
-        assert chosen is None or chosen in found.front
+        chosen = found.recommend(min_acc)
+        assert chosen is None or chosen in found.pareto_front
 
 
 def test_the_verdict_takes_the_fastest_that_is_accurate_enough():
@@ -320,8 +320,12 @@ def test_the_verdict_takes_the_fastest_that_is_accurate_enough():
     told = verdict(found, 85)
     assert told.advice.startswith("Take good fp32: 90.00 % (87.98 to 91.71) in 1.000 ms")
     assert "fastest of 2 rows with at least 85 %" in told.advice
-    assert told.front.index("rough") < told.front.index("good") < told.front.index("best")
-    assert told.needless == []
+    assert (
+        told.pareto_front.index("rough")
+        < told.pareto_front.index("good")
+        < told.pareto_front.index("best")
+    )
+    assert told.dominated == []
     assert "No row reaches 99 %; the most accurate is best" in verdict(found, 99).advice
 
 
@@ -330,11 +334,11 @@ def test_the_verdict_names_what_is_uncertain():
         entry("a", 90, 1.0), entry("b", 92, 1.05), entry("c", 70, 2.0), entry("d", 89, 0.5)
     )
     told = verdict(found, 89.5)
-    (why,) = told.needless
+    (why,) = told.dominated
     assert "Whether it truly reaches 89.5 % is within the uncertainty." in told.advice
     assert "Not slower for sure: b fp32" in told.advice
     assert "Below 89.5 % only within the uncertainty: d fp32." in told.advice
-    assert why.startswith("c fp32 is not needed: ")
+    assert why.startswith("c fp32 is dominated: ")
     assert "4.00 times as fast" in why
 
 

@@ -89,8 +89,8 @@ def test_texts_are_told_by_their_types(kind, texts, lists):
 
 def test_names_are_stable(resolved):
     # Changing these renames every run that users have: they would be trained again.
-    assert name_of(resolved) == "mobilenetv3-sgd-cosine-e30-s0-6a8e0800"
-    assert name_of(resolved, "experiment=demo") == "mobilenetv3-sgd-cosine-e12-s0-368a65b7"
+    assert name_of(resolved) == "mobilenetv3-sgd-cosine-e30-s0-f13a5722"
+    assert name_of(resolved, "experiment=demo") == "mobilenetv3-sgd-cosine-e12-s0-fde59c50"
 
 
 @pytest.mark.parametrize(
@@ -208,6 +208,26 @@ def test_what_changes_the_weights_changes_the_name(resolved):
 
 def test_a_feature_that_is_off_renames_nothing(resolved):
     assert name_of(resolved, "+model.drop_path=null") == name_of(resolved)
+
+
+def test_a_module_may_move(resolved):
+    config, choices = resolved()
+    name = identity.run_name(config, choices)
+    config["model"]["_target_"] = (
+        "cifar_lightning.elsewhere." + config["model"]["_target_"].rpartition(".")[2]
+    )
+    assert identity.run_name(config, choices) == name
+    config["model"]["_target_"] = "another.package.build"
+    assert identity.run_name(config, choices) != name
+
+
+def test_no_digest_is_a_number(resolved):
+    config, choices = resolved()
+    for seed in range(200):
+        digest = identity.run_name(config | {"seed": seed}, choices).rpartition("-")[2]
+        assert re.fullmatch("[a-f][0-9a-f]{7}", digest)
+        with pytest.raises(ValueError, match="could not convert"):
+            float(digest)
 
 
 def test_name_shows_choices_epochs_and_seed(resolved):

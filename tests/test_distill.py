@@ -76,7 +76,7 @@ def test_a_student_learns_from_a_run(command, outputs):
     (student,) = (f for f in (outputs / "runs").iterdir() if f != folder)
     assert Run.load(student).config["distill"]["teacher"] == teacher.name
     (row,) = rows_of(student)
-    assert row["teacher"] == teacher.name
+    assert row.teacher == teacher.name
     assert f"S (taught by {teacher.name[-8:]})" in ended.out
     assert (folder / "weights.safetensors").read_bytes() == weights
     checkpoint = torch.load(student / "checkpoints" / "last.ckpt", weights_only=True)

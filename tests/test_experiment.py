@@ -220,8 +220,8 @@ AFTER_TRAINING = {
     "cifar_lightning.comparison.tensorboard.plots.confusion_matrix": (
         "drawing for TensorBoard: PermissionError: "
     ),
-    "cifar_lightning.training.run.write_table": "writing the table: PermissionError: ",
-    "cifar_lightning.training.run.show": "showing the rows: PermissionError: ",
+    "cifar_lightning.comparison.publish.write_table": "writing the table: PermissionError: ",
+    "cifar_lightning.comparison.publish.markdown": "showing the rows: PermissionError: ",
     "cifar_lightning.training.pictures.plots.named_images": None,
 }
 
@@ -251,8 +251,8 @@ def test_a_finished_training_stays_finished(what, command, outputs, monkeypatch)
     again = command(*settings)
     assert again.status == 0, again.err
     (row,) = rows_of(folder)
-    assert row["lat_mean_ms"] > 0
-    assert row["error"] is None or row["status"] == "disturbed"
+    assert row.lat_mean_ms > 0
+    assert row.error is None or row.status == "disturbed"
     assert "Permission" not in (outputs / "results.csv").read_text()
 
 
@@ -278,13 +278,13 @@ def test_measuring_later(command, outputs, monkeypatch):
     assert Run.load(folder).status == "finished"
     assert not (folder / "measurements").exists()
     (row,) = rows_of(folder)
-    assert row["test_acc"] is not None
-    assert row["lat_mean_ms"] is None
+    assert row.test_acc is not None
+    assert row.lat_mean_ms is None
     monkeypatch.setattr(ImageClassifier, "training_step", no_training)
     later = command(*COMMAND, MEASURED)
     assert later.status == 0, later.err
     (row,) = rows_of(folder)
-    assert row["lat_mean_ms"] > 0
+    assert row.lat_mean_ms > 0
 
 
 def test_what_is_asked_of_a_finished_run(command, outputs, monkeypatch):
@@ -305,7 +305,7 @@ def test_what_is_asked_of_a_finished_run(command, outputs, monkeypatch):
 def test_several_numbers_of_threads_are_finished_too(command, outputs, monkeypatch):
     settings = (*COMMAND, "epochs=1", MEASURED, "benchmark.threads=[1,2]")
     assert command(*settings).status == 0
-    assert [row["threads"] for row in rows_of(only_run(outputs))] == [1, 2]
+    assert [row.threads for row in rows_of(only_run(outputs))] == [1, 2]
     monkeypatch.delitem(sys.modules, "cifar_lightning.experiment")  # needs seconds to load
     assert command(*settings).status == 0
     assert "cifar_lightning.experiment" not in sys.modules
@@ -570,8 +570,8 @@ def test_training_on_all_images(command, outputs):
     shipped = load_file(folder / "weights.safetensors")
     assert all(torch.equal(shipped[k], last["state_dict"][f"backbone.{k}"]) for k in shipped)
     (row,) = rows_of(folder)
-    assert row["val_acc"] is None
-    assert row["test_acc"] == run.test_acc
+    assert row.val_acc is None
+    assert row.test_acc == run.test_acc
     assert "val/acc" not in curves(folder)
 
 

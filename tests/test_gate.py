@@ -15,11 +15,12 @@ from test_results import MEASUREMENT, RUN, place
 
 from cifar_lightning.benchmark.load import build_backbone, load_backbone, load_data
 from cifar_lightning.comparison import collect, columns, report, section, tensorboard, verdict
+from cifar_lightning.comparison.publish import publish
 from cifar_lightning.deploy.export import Agreement, card
 from cifar_lightning.deploy.export import load as load_export
 from cifar_lightning.deploy.predict import Predictor
 from cifar_lightning.errors import UserError
-from cifar_lightning.runs.completed import finished, show
+from cifar_lightning.runs.completed import finished, show_files
 from cifar_lightning.runs.find import find_run
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
@@ -104,7 +105,7 @@ def read_by_all(outputs, folder, config):
     """Do what every command does with records, and see that the other run is as it was."""
     recorded = RunResults.read_all(outputs)
     rows = write_table(outputs)
-    others = [row for row in rows if row["id"] == "other"]
+    others = [row for row in rows if row.id == "other"]
     assert len(others) == 1
     assert others[0]["lat_mean_ms"] == MEASUREMENT.latency.mean_ms
     assert find_run(outputs, "other").name == RUN.name
@@ -118,7 +119,7 @@ def read_by_all(outputs, folder, config):
         verdict.verdict(leaderboard, 85.0)
         list(section._change_lines(leaderboard))
         columns.in_order(leaderboard, "test_acc")
-    section.apart(found)
+    section.unranked_lines(found)
     with suppress(UserError):
         finished(folder, config)
     with suppress(UserError):
@@ -130,7 +131,8 @@ def read_by_all(outputs, folder, config):
 
 def use(folder):
     """Do what is done with one run that has been read; a record of other data refuses in a line."""
-    show(folder)
+    publish(outputs, [folder])
+    show_files(folder)
     with suppress(UserError):
         load_data(folder)
     with suppress(UserError):
@@ -237,7 +239,7 @@ def test_what_is_no_record_is_named_and_left_out(kind, outputs, folder, caplog, 
     measurement = RunFolder(folder).measurements / "odd@a-t1-full.json"
     unreadable(measurement, kind)
     one = read_by_all(outputs, folder, config)
-    assert [row["variant"] for row, _ in one.lines] == ["fp32", "fused"]
+    assert [row.variant for row, _ in one.lines] == ["fp32", "fused"]
     for path in (odd, measurement):
         (line,) = {line for line in caplog.messages if str(path) in line}
         assert len(line.splitlines()) == 1
@@ -321,7 +323,7 @@ def test_another_runs_measurement_is_named_and_left_out(outputs, folder, caplog)
 def test_a_copied_run_is_one_row(outputs, folder, caplog):
     copy = shutil.copytree(folder, folder.with_name("copied"))
     rows = write_table(outputs)
-    assert [row["run"] for row in rows].count(folder.name) == 2  # its two variants
+    assert [row.run for row in rows].count(folder.name) == 2  # its two variants
     line = f"{copy} is left out: it holds a copy of the run {folder.name}"
     assert line in caplog.messages
     assert line in [line for one in report.read([outputs]) for line in one.damaged]

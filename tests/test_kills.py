@@ -117,9 +117,7 @@ def test_killed(moment, workers, reference, outputs):
     for value in ("status", "val_acc", "test_acc", "params"):
         assert len({getattr(record, value) for record in records}) == 1
     assert curves(folder) == curves(reference)
-    assert [row["test_acc"] for row in rows_of(folder)] == [
-        row["test_acc"] for row in rows_of(reference)
-    ]
+    assert [row.test_acc for row in rows_of(folder)] == [row.test_acc for row in rows_of(reference)]
     lines = (outputs / "results.csv").read_text().splitlines()
     assert len(lines) == 2
     assert not list(outputs.rglob(".cifar-lightning-*"))

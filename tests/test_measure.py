@@ -73,10 +73,10 @@ def test_measuring_again_adds_rows_without_training(again, outputs):
     assert "1 thread " in ended.out
     assert "2 threads " in ended.out
     assert Run.load(folder) == before
-    rows = [row for row in write_table(outputs) if row["id"] == "A"]
-    assert [row["threads"] for row in rows] == [1, 2]
-    assert all(row["speedup"] == 1.0 for row in rows if row["status"] == "ok")
-    assert all(row["test_acc"] == pytest.approx(before.test_acc, abs=1e-3) for row in rows)
+    rows = [row for row in write_table(outputs) if row.id == "A"]
+    assert [row.threads for row in rows] == [1, 2]
+    assert all(row.speedup == 1.0 for row in rows if row.status == "ok")
+    assert all(row.test_acc == pytest.approx(before.test_acc, abs=1e-3) for row in rows)
 
 
 @pytest.mark.parametrize("how", ["prefix", "folder", "name"])
@@ -110,9 +110,9 @@ def test_fresh_processes_are_kept_with_their_spread(again, outputs):
     means = [repeat.mean_ms for repeat in measurement.repeats]
     assert measurement.latency.mean_ms in means
     assert foreign.read_text() == before  # another machine's is left alone
-    (row,) = [row for row in rows_of(folder) if row["lat_processes"]]
-    assert row["lat_processes"] == 2
-    assert row["lat_spread_pct"] >= 0
+    (row,) = [row for row in rows_of(folder) if row.lat_processes]
+    assert row.lat_processes == 2
+    assert row.lat_spread_pct >= 0
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_three_fresh_processes_agree(outputs, again):
     for _ in range(3):
         assert again("run=A", "protocol=full", "repeats=3").status == 0
         (row,) = rows_of(folder_of(outputs, "A"))
-        spreads.append(row["lat_spread_pct"])
+        spreads.append(row.lat_spread_pct)
         print(f"spread of p95 over 3 processes: {spreads[-1]:.1f} %")
         if spreads[-1] <= 10:
             return
@@ -150,7 +150,7 @@ def test_what_a_device_can_not_run_is_a_row(outputs):
     (measurement,) = measure(folder, load_data(folder), Request(["tf32"], [1], "quick"), CPU)
     assert measurement.status == "unsupported"
     assert "GPU" in measurement.reason
-    assert "tf32" in {row["variant"] for row in rows_of(folder)}
+    assert "tf32" in {row.variant for row in rows_of(folder)}
 
 
 def test_a_variant_that_fails_is_a_row(outputs, monkeypatch):
@@ -170,7 +170,7 @@ def test_a_variant_that_fails_is_a_row(outputs, monkeypatch):
     before.unlink()
     measure(folder, data, Request(["fp32"], [1], "quick"), CPU)
     (row,) = rows_of(folder)
-    assert (row["status"], row["error"]) == ("failed", "RuntimeError: no memory")
+    assert (row.status, row.error) == ("failed", "RuntimeError: no memory")
 
 
 def test_what_nobody_needs_fails_no_measurement(outputs, monkeypatch):

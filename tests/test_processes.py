@@ -34,7 +34,7 @@ def assert_one_row(folder):
     assert run.status == "finished"
     (row,) = rows_of(folder)
     # What two processes counted together, and what one counted when it measured.
-    assert row["test_acc"] == pytest.approx(run.test_acc, abs=1e-3)
+    assert row.test_acc == pytest.approx(run.test_acc, abs=1e-3)
     events = (folder / "tensorboard").glob("events*")
     written = [path for path in events if path.suffix != tensorboard.SUFFIX]
     assert 1 <= len(written) <= 2  # fit's and test's

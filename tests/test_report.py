@@ -86,7 +86,7 @@ def test_everything_is_written_and_said(reported, outputs):
     ended = reported("baseline=good", "min_acc=85")
     assert (ended.status, ended.err) == (0, "")
     assert "Take good int8: 88.00 % (" in ended.out
-    assert "rough fp32 is not needed: " in ended.out
+    assert "rough fp32 is dominated: " in ended.out
     assert "- pair fp32: epochs 3 → 7. Accuracy -9.50 points" in ended.out
     assert "rough tf32 on A | CPU is unsupported: needs a GPU" in ended.out
     folder = outputs / "report"

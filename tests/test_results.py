@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from cifar_lightning.comparison.publish import seeds_table
 from cifar_lightning.runs.latency import LatencyStats
-from cifar_lightning.runs.markdown import group_means, markdown
+from cifar_lightning.runs.markdown import markdown
 from cifar_lightning.runs.measurement import Environment, Measurement
 from cifar_lightning.runs.results import CSV_COLUMNS, rows_of
 from cifar_lightning.runs.run import Run
@@ -151,7 +152,7 @@ def test_table_holds_what_was_measured(tmp_path):
 
 def test_the_id_names_the_row(tmp_path):
     place(tmp_path, replace(RUN, id="B1"), MEASUREMENT)
-    assert write_table(tmp_path)[0]["id"] == "B1"
+    assert write_table(tmp_path)[0].id == "B1"
 
 
 def test_measuring_again_replaces_and_full_outranks_quick(tmp_path):
@@ -160,7 +161,7 @@ def test_measuring_again_replaces_and_full_outranks_quick(tmp_path):
     assert "(quick)" in markdown(rows_of(folder))
     MEASUREMENT.save(folder)
     replace(MEASUREMENT, test_acc=2.0).save(folder)
-    assert [row["test_acc"] for row in rows_of(folder)] == [2.0]
+    assert [row.test_acc for row in rows_of(folder)] == [2.0]
     replace(quick, threads=4).save(folder)
     assert len(rows_of(folder)) == 2
 
@@ -170,7 +171,7 @@ def test_a_failed_run_has_a_row_and_one_under_way_has_none(tmp_path):
     place(tmp_path, replace(RUN, name="b-2", status="running"))
     place(tmp_path, replace(RUN, name="c-3", status="interrupted"))
     (row,) = write_table(tmp_path)
-    assert (row["run"], row["status"], row["error"]) == ("a-1", "failed", "ValueError: x")
+    assert (row.run, row.status, row.error) == ("a-1", "failed", "ValueError: x")
     assert "(failed)" in (tmp_path / "results.md").read_text()
 
 
@@ -188,7 +189,7 @@ def test_rows_come_in_the_order_of_starting(tmp_path):
     for name, day in (("z-1", 1), ("a-2", 2), ("m-3", 3)):
         run = replace(RUN, name=name, started=f"2026-01-0{day}T00:00:00+00:00")
         place(tmp_path, run, replace(MEASUREMENT, run=name))
-    assert [row["run"] for row in write_table(tmp_path)] == ["z-1", "a-2", "m-3"]
+    assert [row.run for row in write_table(tmp_path)] == ["z-1", "a-2", "m-3"]
 
 
 def test_a_failed_write_leaves_the_old_text(tmp_path, monkeypatch):
@@ -267,21 +268,24 @@ def test_a_kill_between_the_views_is_no_change_by_hand(moment, tmp_path, monkeyp
 
 
 def test_means_over_the_seeds(tmp_path):
+    folders = []
     for seed, acc in enumerate((90.0, 91.0, 95.0)):
-        config = with_seed(seed)
-        run = replace(RUN, name=f"net-sgd-cosine-e3-s{seed}-{seed:08x}", config=config)
-        place(tmp_path, run, replace(MEASUREMENT, run=run.name, test_acc=acc))
-        last = replace(MEASUREMENT, run=run.name, test_acc=acc, status="disturbed")
+        run = replace(RUN, name=f"net-sgd-cosine-e3-s{seed}-{seed:08x}", config=with_seed(seed))
+        one = replace(MEASUREMENT, run=run.name, test_acc=acc)
+        folders.append(place(tmp_path, run, one))
     other = replace(RUN, name="another", config=RUN.config | {"epochs": 4})
-    place(tmp_path, other, MEASUREMENT)
-    header, _, line = group_means(write_table(tmp_path)).splitlines()
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[1:] == ["fp32", "3", "92.00 ± 2.65", "1.235 ± 0.000", "2.000 ± 0.000"]
-    assert "Seeds" in header
-    assert group_means(rows_of(tmp_path / "runs" / "another")) == ""
-    last.save(tmp_path / "runs" / run.name)
-    line = group_means(write_table(tmp_path)).splitlines()[2]
-    assert [cell.strip() for cell in line.strip("|").split("|")][3:] == ["92.00 ± 2.65", "-", "-"]
+    alone = place(tmp_path, other, replace(MEASUREMENT, run=other.name))
+    header, _, line = seeds_table([*folders, alone]).splitlines()
+    names, cells = ([cell.strip() for cell in row.strip("|").split("|")] for row in (header, line))
+    shown = dict(zip(names, cells, strict=True))  # no name twice
+    assert len(shown) == len(names)
+    assert (shown["ID"], shown["Variant"], shown["Seeds"]) == ("00000000+2", "fp32", "3")
+    assert shown["Acc. (%)"] == "92.00 ± 2.65"
+    assert shown["Lat. mean (ms)"] == "1.235 ± 0.000"
+    assert shown["Lat. p95 (ms)"] == "2.000"
+    assert seeds_table([alone]) == ""
+    replace(one, status="disturbed").save(folders[-1])
+    assert "90.50 ± 0.71" in seeds_table(folders)  # a disturbed one has no say
 
 
 def test_a_disturbed_measurement_is_no_measure_of_speed(tmp_path):
@@ -290,7 +294,7 @@ def test_a_disturbed_measurement_is_no_measure_of_speed(tmp_path):
         fused = replace(MEASUREMENT, variant="fused", recipe={"fused": 1})
         place(tmp_path, RUN, fused)
         place(tmp_path, RUN, replace(MEASUREMENT, latency=slow, status=status))
-        return {row["variant"]: row["speedup"] for row in write_table(tmp_path)}
+        return {row.variant: row.speedup for row in write_table(tmp_path)}
 
     assert speedups("ok") == {"fp32": 1.0, "fused": 2.0}
     assert speedups("disturbed") == {"fp32": None, "fused": None}

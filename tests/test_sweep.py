@@ -61,7 +61,7 @@ def test_from_the_command_to_all_rows(command, outputs):
     assert [run.config["seed"] for run in done.values()] == [0, 1]
     for name in done:
         (row,) = rows_of(outputs / "runs" / name)
-        assert row["lat_mean_ms"] > 0
+        assert row.lat_mean_ms > 0
     lines = ended.out.splitlines()
     told = [line for line in lines if " of 2" in line]
     assert told[0] == "training 1 of 2: seed=0"
@@ -71,7 +71,7 @@ def test_from_the_command_to_all_rows(command, outputs):
         "measuring",
         "measuring",
     ]
-    assert any("| mobilenetv3-sgd-cosine-e1-" in line and "±" in line for line in lines)
+    assert any("+1 " in line and "±" in line for line in lines)
     begin = time.perf_counter()
     again = command(*settings, "id=named")
     assert time.perf_counter() - begin < 10

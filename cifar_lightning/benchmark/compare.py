@@ -114,7 +114,8 @@ def compare(
 ) -> str:
     """Time the networks of several runs in turns, and draw each pair's difference as a table."""
     difference = ("First minus second (ms)", "95 % interval")
-    lines = [("First", "Second", "Variant", "Threads", *difference, "n", "Faster")]
+    header = ("First", "Second", "Variant", "Threads", *difference, "n", "Faster")
+    lines: list[tuple[str, ...]] = []
     protocol = PROTOCOLS[request.protocol]
     labels = [load_run(folder).label for folder in folders]
     if len({*labels}) < len(labels):  # such as the seeds of one ID
@@ -163,4 +164,4 @@ def compare(
                 difference = (f"{found.mean_ms:+.4f}", f"{low:+.4f} to {high:+.4f}")
                 pair = (labels[first], labels[second], name, str(threads))
                 lines.append((*pair, *difference, str(found.n), verdict))
-    return draw_table(lines, {3, 4, 6})
+    return draw_table(header, lines, {3, 4, 6})

@@ -15,14 +15,10 @@ from cifar_lightning.benchmark.compare import compare, measure_repeatedly
 from cifar_lightning.benchmark.load import load_backbone, load_data
 from cifar_lightning.benchmark.measure import Request, measure
 from cifar_lightning.cli.command import command
-from cifar_lightning.comparison import tensorboard
+from cifar_lightning.comparison.publish import publish
 from cifar_lightning.config.schema import MeasureConfig
 from cifar_lightning.errors import RunFailed, bad_value
 from cifar_lightning.runs.find import find_run
-from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.markdown import markdown
-from cifar_lightning.runs.results import rows_of
-from cifar_lightning.runs.table import write_table
 from cifar_lightning.system import signals
 from cifar_lightning.system.devices import find_device
 from cifar_lightning.system.openmp_waiting import computing
@@ -52,10 +48,7 @@ def main(config: MeasureConfig) -> None:
             )
         else:
             measurements = measure(folder, data, request, device)
-        tensorboard.draw(folder)
-        # Of a run that was moved elsewhere, `outputs` has no table.
-        if RunFolder(folder).is_in(outputs):
-            write_table(outputs)
-        log.info("\n%s", markdown(rows_of(folder)))
-    if failed := [f"{one.variant}: failed: {one.reason}" for one in measurements if one.failed]:
+        failed = [f"{one.variant}: failed: {one.reason}" for one in measurements if one.failed]
+        failed += publish(outputs, [folder], draw=True)
+    if failed:
         raise RunFailed("\n".join(failed))

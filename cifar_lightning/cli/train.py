@@ -8,13 +8,13 @@
 from omegaconf import DictConfig
 
 from cifar_lightning.cli.command import entry_point
+from cifar_lightning.comparison.publish import publish_finished
 from cifar_lightning.config.schema import TrainConfig
-from cifar_lightning.runs.completed import shown
 
 
 def _train(config: DictConfig) -> None:
     """Bring the configured run to its row of the results table."""
-    if shown(config):
+    if publish_finished(config):
         return
     from cifar_lightning.training.run import run  # imports torch: only when there is work
 

@@ -20,11 +20,11 @@ class Comparison:
 
     Attributes:
         leaderboards: Their names differ.
-        apart: Rows that failed, were disturbed, are unsupported or not measured.
+        unranked: Rows that failed, were disturbed, are unsupported or not measured.
     """
 
     leaderboards: tuple[Leaderboard, ...]
-    apart: tuple[Row, ...]
+    unranked: tuple[Row, ...]
 
 
 Keep = Callable[[Conditions, Entry], bool]
@@ -46,22 +46,24 @@ def compare(
     Raises:
         UserError: If there is no such baseline, or several.
     """
-    apart: list[Row] = []
-    met: dict[Conditions, Groups] = {}
+    unranked: list[Row] = []
+    by_conditions: dict[Conditions, Groups] = {}
     for one in sorted(recorded, key=lambda one: one.run.started if one.run else ""):
         for row, measurement in one.lines:
-            if one.run is None or measurement is None or row["status"] != "ok":
-                apart.append(row)
+            if one.run is None or measurement is None or row.status != "ok":
+                unranked.append(row)
                 continue
             name = group_name(one.run.config, one.run.choices)
             group = name, measurement.variant, _making(measurement)
             # The same run measured in two places under the same conditions counts once.
-            alike = met.setdefault(_conditions(one.run, measurement), {}).setdefault(group, {})
+            alike = by_conditions.setdefault(_conditions(one.run, measurement), {}).setdefault(
+                group, {}
+            )
             alike[one.run.name] = one.run, measurement
-    names = _names(met)
+    names = _names(by_conditions)
     leaderboards: list[Leaderboard] = []
     everything: list[Entry] = []
-    for conditions, groups in sorted(met.items()):
+    for conditions, groups in sorted(by_conditions.items()):
         labels, notes = _labels(groups), _notes(groups)
         entries = [
             Entry(
@@ -74,14 +76,14 @@ def compare(
         ]
         everything += entries
         name = names[conditions]
-        meant = [entry for entry in entries if baseline is not None and entry.matches(baseline)]
+        meant = [] if baseline is None else matching(entries, baseline)
         # Without one, the first row's network.
         base = plainest(meant or [one for one in entries if one.label == entries[0].label])
         if kept := tuple(entry for entry in entries if keep(conditions, entry)):
             leaderboards.append(Leaderboard(name, conditions, kept, base))
     if baseline is not None and everything:
         entries_of(everything, baseline, "baseline")
-    return Comparison(tuple(leaderboards), tuple(apart))
+    return Comparison(tuple(leaderboards), tuple(unranked))
 
 
 def _conditions(run: Run, measurement: Measurement) -> Conditions:
@@ -98,9 +100,9 @@ def _conditions(run: Run, measurement: Measurement) -> Conditions:
     )
 
 
-def _names(met: Iterable[Conditions]) -> dict[Conditions, str]:
+def _names(found: Iterable[Conditions]) -> dict[Conditions, str]:
     """Name conditions; where two would have one name, by more of what tells them apart."""
-    names = {conditions: conditions.name for conditions in met}
+    names = {conditions: conditions.name for conditions in found}
     further: tuple[Callable[[Conditions], str], ...] = (
         lambda one: f"torch {one.torch}",
         lambda one: one.hardware,
@@ -162,13 +164,19 @@ def entries_of(entries: Iterable[Entry], query: str, key: str) -> list[Entry]:
         UserError: If there is none, or several networks are meant.
     """
     entries = list(entries)
-    found = [entry for entry in entries if entry.matches(query)]
+    found = matching(entries, query)
     if not found:
         raise unknown_name(f"{key}={query}", "row", query, {entry.label for entry in entries})
     if len({entry.group for entry in found}) > 1:
         labels = ", ".join(sorted({entry.label for entry in found}))
         raise bad_value(key, query, f"one of {labels}: it means them all")
     return found
+
+
+def matching(entries: Sequence[Entry], query: str) -> list[Entry]:
+    """Take what a query means; a run's full name means that run, whatever other rows' IDs are."""
+    exact = [entry for entry in entries if any(query == run.name for run in entry.runs)]
+    return exact or [entry for entry in entries if entry.matches(query)]
 
 
 def plainest(entries: Sequence[Entry]) -> Entry:

@@ -1,4 +1,4 @@
-"""The columns of a leaderboard: what they hold, and how people read them."""
+"""The columns of a leaderboard: what they hold, how people read them, and its table."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cifar_lightning.comparison.entry import Conditions, Entry, Estimate
 from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.errors import bad_value, unknown_name
+from cifar_lightning.runs.markdown import draw_table, number
 from cifar_lightning.runs.run import MEGA
+from cifar_lightning.runs.table import Value
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Column:
         numeric: Whether it is a number.
     """
 
-    value: Callable[[Leaderboard, Entry], Any]
+    value: Callable[[Leaderboard, Entry], Value]
     header: str | None = None
     text: Callable[[Leaderboard, Entry], str] | None = None
     highest: bool = False
@@ -77,13 +78,9 @@ def _speedup(leaderboard: Leaderboard, entry: Entry) -> float:
     return leaderboard.baseline.mean_ms.mean / entry.mean_ms.mean
 
 
-def _place(leaderboard: Leaderboard, entry: Entry) -> str:
+def _pareto(leaderboard: Leaderboard, entry: Entry) -> str:
     better = leaderboard.dominated_by.get(entry)
-    return "front" if better is None else f"behind {better.name}"
-
-
-def _dash(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    return "front" if better is None else f"dominated by {better.name}"
 
 
 COLUMNS: dict[str, Column] = {
@@ -94,7 +91,7 @@ COLUMNS: dict[str, Column] = {
     "test_acc": Column(lambda a, e: e.accuracy.mean, "Acc. (%)", _accuracy, highest=True),
     "test_acc_low": Column(
         lambda a, e: _finite(e.accuracy.low),
-        "95 % interval",
+        "Acc. 95 % interval",
         lambda a, e: _interval(e.accuracy, 2),
         highest=True,
     ),
@@ -102,28 +99,28 @@ COLUMNS: dict[str, Column] = {
     "test_acc_std": Column(lambda a, e: e.accuracy.std),
     "acc_rank": Column(
         lambda a, e: _accuracy_rank(a, e)[0],
-        "Rank",
+        "Acc. rank",
         lambda a, e: _rank_text(_accuracy_rank(a, e)),
     ),
     "lat_mean_ms": Column(lambda a, e: e.mean_ms.mean, "Lat. mean (ms)", _latency),
     "lat_mean_low_ms": Column(
         lambda a, e: _finite(e.mean_ms.low),
-        "95 % interval",
+        "Lat. 95 % interval",
         lambda a, e: _interval(e.mean_ms, 3),
     ),
     "lat_mean_high_ms": Column(lambda a, e: _finite(e.mean_ms.high)),
     "lat_mean_std_ms": Column(lambda a, e: e.mean_ms.std),
     "lat_rank": Column(
         lambda a, e: _latency_rank(a, e)[0],
-        "Rank",
+        "Lat. rank",
         lambda a, e: _rank_text(_latency_rank(a, e)),
     ),
-    "lat_p95_ms": Column(lambda a, e: e.p95_ms, "Lat. p95 (ms)", lambda a, e: _dash(e.p95_ms, 3)),
+    "lat_p95_ms": Column(lambda a, e: e.p95_ms, "Lat. p95 (ms)", lambda a, e: number(e.p95_ms, 3)),
     "speedup": Column(_speedup, "Speed-up", lambda a, e: f"{_speedup(a, e):.2f}", highest=True),
-    "size_mb": Column(lambda a, e: e.size_mb, "Size (MB)", lambda a, e: _dash(e.size_mb, 2)),
+    "size_mb": Column(lambda a, e: e.size_mb, "Size (MB)", lambda a, e: number(e.size_mb, 2)),
     "params": Column(lambda a, e: e.params, "Params (M)", lambda a, e: f"{e.params / MEGA:.2f}"),
     "macs": Column(lambda a, e: e.macs, "MACs (M)", lambda a, e: f"{e.macs / MEGA:.2f}"),
-    "place": Column(_place, "Place", numeric=False),
+    "pareto": Column(_pareto, "Pareto", numeric=False),
     "optim": Column(lambda a, e: e.runs[0].choices["optim"], numeric=False),
     "scheduler": Column(lambda a, e: e.runs[0].choices["scheduler"], numeric=False),
     "epochs": Column(lambda a, e: e.runs[0].config["epochs"]),
@@ -138,9 +135,9 @@ COLUMNS: dict[str, Column] = {
 
 SHOWN = {name: column for name, column in COLUMNS.items() if column.header}
 # Known only once rows have met each other, so nothing can be filtered by them.
-RELATIVE = {"acc_rank", "lat_rank", "speedup", "place"}
+RELATIVE = {"acc_rank", "lat_rank", "speedup", "pareto"}
 
-OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
     "!=": operator.ne,
@@ -148,13 +145,25 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
+def table(leaderboard: Leaderboard, entries: Sequence[Entry]) -> str:
+    """Draw a leaderboard's table in Markdown; ``~`` marks means that had not settled."""
+    rows = [[column.shown(leaderboard, entry) for column in SHOWN.values()] for entry in entries]
+    numeric = [index for index, column in enumerate(SHOWN.values()) if column.numeric]
+    return draw_table([str(column.header) for column in SHOWN.values()], rows, numeric)
+
+
 def in_order(leaderboard: Leaderboard, sort: str) -> list[Entry]:
-    """Sort an leaderboard's entries by a column, the best first; what has no value comes last."""
+    """Sort a leaderboard's entries by a column, the best first; what has no value comes last."""
     column = COLUMNS[sort.removeprefix("-")]
     reverse = column.highest != sort.startswith("-")
-    known = [e for e in leaderboard.entries if column.value(leaderboard, e) is not None]
-    rest = [e for e in leaderboard.entries if column.value(leaderboard, e) is None]
-    return sorted(known, key=lambda e: column.value(leaderboard, e), reverse=reverse) + rest
+
+    def order(entry: Entry) -> tuple[bool, float, str]:
+        value = column.value(leaderboard, entry)
+        if isinstance(value, str):
+            return reverse, 0.0, value
+        return (value is None) != reverse, value or 0.0, ""
+
+    return sorted(leaderboard.entries, key=order, reverse=reverse)
 
 
 def check_sort(sort: str) -> None:
@@ -197,16 +206,16 @@ def _test(condition: str, name: str, sign: str, text: str) -> Callable[[Leaderbo
     if not column.numeric:
         if sign not in ("=", "!="):
             raise bad_value("filter", condition, f"{name}=... or {name}!=...: it is a text")
-        return lambda leaderboard, entry: holds(
-            str(column.value(leaderboard, entry)).lower(), text.lower()
+        return lambda leaderboard, entry: (
+            (str(column.value(leaderboard, entry)).lower() == text.lower()) == (sign == "=")
         )
     try:
-        number = float(text)
+        limit = float(text)
     except ValueError as error:
         raise bad_value("filter", condition, f"{name}{sign} and a number") from error
 
     def test(leaderboard: Leaderboard, entry: Entry) -> bool:
         value = column.value(leaderboard, entry)
-        return value is not None and holds(value, number)
+        return isinstance(value, int | float) and holds(value, limit)
 
     return test

@@ -25,7 +25,7 @@ class Leaderboard:
     def rank(
         self, entry: Entry, of: Callable[[Entry], Estimate], highest: bool
     ) -> tuple[int, bool]:
-        """Rank an entry behind all that are surely better.
+        """Rank an entry behind all that are significantly better.
 
         Args:
             entry: One of the leaderboard's.
@@ -45,10 +45,10 @@ class Leaderboard:
 
     @cached_property
     def dominated_by(self) -> dict[Entry, Entry]:
-        """For each entry that another one makes needless, that other one.
+        """For each dominated entry, the one that dominates it.
 
-        Its means are at least as good in both accuracy and latency, and one of them is surely
-        better. Of several it is the fastest.
+        Its means are at least as good in both accuracy and latency, and one of them is
+        significantly better. Of several it is the fastest.
         """
         found = {}
         for entry in self.entries:
@@ -58,12 +58,12 @@ class Leaderboard:
         return found
 
     @property
-    def front(self) -> list[Entry]:
-        """What no other entry makes needless, the fastest first."""
+    def pareto_front(self) -> list[Entry]:
+        """What no other entry dominates, the fastest first."""
         kept = [entry for entry in self.entries if entry not in self.dominated_by]
         return sorted(kept, key=_speed)
 
-    def choice(self, min_acc: float) -> Entry | None:
+    def recommend(self, min_acc: float) -> Entry | None:
         """Take the fastest entry with at least that accuracy, in percent."""
         good = [entry for entry in self.entries if entry.accuracy.mean >= min_acc]
         return min(good, key=_speed, default=None)

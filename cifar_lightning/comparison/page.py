@@ -16,7 +16,7 @@ from cifar_lightning.comparison.collect import Comparison
 from cifar_lightning.comparison.columns import SHOWN, Column
 from cifar_lightning.comparison.entry import Entry, Estimate
 from cifar_lightning.comparison.leaderboard import Leaderboard
-from cifar_lightning.comparison.section import Section, apart
+from cifar_lightning.comparison.section import Section, unranked_lines
 from cifar_lightning.system import environment, escaping
 
 LOG_TICKS = [digit * 10.0**power for power in range(-4, 5) for digit in (1, 2, 5)]
@@ -27,14 +27,14 @@ def interactive(section: Section, min_acc: float, number: int) -> Markup:
     leaderboard = section.leaderboard
     networks = [entry.network for entry in leaderboard.entries]
     figure = go.Figure()
-    front = leaderboard.front
+    front = leaderboard.pareto_front
     figure.add_scatter(
         x=[entry.mean_ms.mean for entry in front],
         y=[entry.accuracy.mean for entry in front],
         mode="lines",
         line={"dash": "dash", "width": 1, "shape": "hv", "color": plots.GRID},
         hoverinfo="skip",
-        name="front",
+        name="Pareto front",
     )
     for network in dict.fromkeys(networks):
         entries = [entry for entry in section.entries if entry.network == network]
@@ -142,7 +142,7 @@ def page(
                 "rows": [
                     {
                         "front": entry not in section.leaderboard.dominated_by,
-                        "chosen": entry is section.leaderboard.choice(min_acc),
+                        "chosen": entry is section.leaderboard.recommend(min_acc),
                         "cells": [
                             (
                                 column.shown(section.leaderboard, entry),
@@ -160,7 +160,7 @@ def page(
         ],
         columns=[(column.header, column.numeric) for column in SHOWN.values()],
         details=[(heading, drawn(figure)) for heading, figure in details.values()],
-        apart=apart(comparison),
+        unranked=unranked_lines(comparison),
         code=environment.code().commit,
         plotly=Markup(get_plotlyjs()),
     )

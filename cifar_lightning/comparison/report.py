@@ -63,7 +63,7 @@ def detailed(comparison: Comparison, query: str | None, min_acc: float) -> Entry
             raise UserError(f"detail={query}: its confusion matrix was not recorded; measure again")
         return plainest(known)
     choices = [
-        leaderboard.choice(min_acc)
+        leaderboard.recommend(min_acc)
         or max(leaderboard.entries, key=lambda entry: entry.accuracy.mean)
         for leaderboard in comparison.leaderboards
     ]

@@ -46,7 +46,7 @@ def accuracy_latency(leaderboard: Leaderboard, min_acc: float) -> Figure:
             capsize=2,
             zorder=3,
         )
-    front = leaderboard.front
+    front = leaderboard.pareto_front
     axes.step(
         [entry.mean_ms.mean for entry in front],
         [entry.accuracy.mean for entry in front],
@@ -69,7 +69,7 @@ def accuracy_latency(leaderboard: Leaderboard, min_acc: float) -> Figure:
         for network in dict.fromkeys(networks)
     ]
     draw_legend(figure, marks, "outside lower right")
-    _label_points(figure, axes, leaderboard.entries, leaderboard.choice(min_acc))
+    _label_points(figure, axes, leaderboard.entries, leaderboard.recommend(min_acc))
     return figure
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,12 +10,11 @@ from matplotlib.figure import Figure
 from cifar_lightning.comparison import plots, scatter
 from cifar_lightning.comparison.changes import changes, effect
 from cifar_lightning.comparison.collect import Comparison
-from cifar_lightning.comparison.columns import COLUMNS, SHOWN, in_order
+from cifar_lightning.comparison.columns import COLUMNS, in_order, table
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.comparison.verdict import Verdict, verdict
-from cifar_lightning.runs.markdown import draw_table
-from cifar_lightning.runs.table import csv_value
+from cifar_lightning.runs.table import csv_text
 from cifar_lightning.system import escaping
 
 
@@ -61,26 +58,16 @@ def _change_lines(leaderboard: Leaderboard) -> Iterator[str]:
         yield f"{entry.name}{mark}: {what}. {effect(base, entry).capitalize()}."
 
 
-def table(section: Section) -> str:
-    """Draw an leaderboard's table in Markdown; ``~`` marks means that had not settled."""
-    lines = [tuple(str(column.header) for column in SHOWN.values())]
-    lines += [
-        tuple(column.shown(section.leaderboard, entry) for column in SHOWN.values())
-        for entry in section.entries
-    ]
-    return draw_table(lines, [i for i, column in enumerate(SHOWN.values()) if column.numeric])
-
-
 def table_csv(sections: Sequence[Section]) -> str:
     """Write every column of every entry as CSV."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for section in sections:
-        for entry in section.entries:
-            values = [column.value(section.leaderboard, entry) for column in COLUMNS.values()]
-            writer.writerow([csv_value(value) for value in values])
-    return text.getvalue()
+    return csv_text(
+        list(COLUMNS),
+        (
+            [column.value(section.leaderboard, entry) for column in COLUMNS.values()]
+            for section in sections
+            for entry in section.entries
+        ),
+    )
 
 
 def markdown(sections: Sequence[Section], comparison: Comparison) -> str:
@@ -89,15 +76,15 @@ def markdown(sections: Sequence[Section], comparison: Comparison) -> str:
     for section in sections:
         told = section.verdict
         parts += [f"## {escaping.markdown(section.leaderboard.name)}", ""]
-        parts += [escaping.markdown(told.advice), escaping.markdown(told.front)]
-        parts += ["", table(section)]
-        if told.needless:
-            parts += ["Why not the others:", "", *_listed(told.needless), ""]
+        parts += [escaping.markdown(told.advice), escaping.markdown(told.pareto_front)]
+        parts += ["", table(section.leaderboard, section.entries)]
+        if told.dominated:
+            parts += ["Why not the others:", "", *_listed(told.dominated), ""]
         if section.changes:
             parts += [escaping.markdown(f"Against {section.leaderboard.baseline.name}:"), ""]
             parts += [*_listed(section.changes), ""]
-    if comparison.apart:
-        parts += ["## Not ranked", "", *_listed(apart(comparison)), ""]
+    if comparison.unranked:
+        parts += ["## Not ranked", "", *_listed(unranked_lines(comparison)), ""]
     return "\n".join(parts)
 
 
@@ -105,13 +92,11 @@ def _listed(lines: Sequence[str]) -> list[str]:
     return [f"- {escaping.markdown(line)}" for line in lines]
 
 
-def apart(comparison: Comparison) -> list[str]:
+def unranked_lines(comparison: Comparison) -> list[str]:
     """Name each row that is not ranked, and say why."""
     lines = []
-    for row in comparison.apart:
-        measured = row["variant"] is not None
-        where = f" {row['variant']} on {row['device']}" if measured else ""
-        status = row["status"] if measured or row["status"] == "failed" else "not measured"
-        reason = f": {row['error']}" if row["error"] else ""
-        lines.append(f"{row['id']}{where} is {status}{reason}")
+    for row in comparison.unranked:
+        where = f" {row.variant} on {row.device}" if row.variant else ""
+        status = row.status if row.variant or row.status == "failed" else "not measured"
+        lines.append(f"{row.id}{where} is {status}{f': {row.error}' if row.error else ''}")
     return lines

@@ -17,33 +17,33 @@ class Verdict:
 
     Attributes:
         advice: Which entry to take, and how sure that is.
-        front: What is on the front.
-        needless: Why each other entry is not needed.
+        pareto_front: What is on it.
+        dominated: Why each other entry is dominated.
     """
 
     advice: str
-    front: str
-    needless: list[str]
+    pareto_front: str
+    dominated: list[str]
 
 
 def verdict(leaderboard: Leaderboard, min_acc: float) -> Verdict:
     """Say which entry to take if at least ``min_acc`` percent are needed."""
     front = ", ".join(
         f"{entry.name} ({entry.accuracy.mean:.2f} %, {entry.mean_ms.mean:.3f} ms)"
-        for entry in leaderboard.front
+        for entry in leaderboard.pareto_front
     )
     return Verdict(
         advice=" ".join(_advice(leaderboard, min_acc)),
-        front=f"On the front, from fast to accurate: {front}.",
-        needless=[
-            f"{entry.name} is not needed: {_advantage(better, entry)}."
+        pareto_front=f"On the Pareto front, from fast to accurate: {front}.",
+        dominated=[
+            f"{entry.name} is dominated: {_advantage(better, entry)}."
             for entry, better in leaderboard.dominated_by.items()
         ],
     )
 
 
 def _advice(leaderboard: Leaderboard, min_acc: float) -> Iterator[str]:
-    chosen = leaderboard.choice(min_acc)
+    chosen = leaderboard.recommend(min_acc)
     good = [entry for entry in leaderboard.entries if entry.accuracy.mean >= min_acc]
     if chosen is None:
         best = max(leaderboard.entries, key=lambda entry: entry.accuracy.mean)

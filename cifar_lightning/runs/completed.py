@@ -1,52 +1,25 @@
-"""A finished run met again: its row, and what has changed since it was trained.
+"""A finished run met again: what is left to do, and what has changed since it was trained.
 
-Light on imports: torch is not needed to show a row.
+Light on imports: torch is not needed for that.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-
-from cifar_lightning.runs import resolve
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.markdown import markdown
 from cifar_lightning.runs.measurement import Measurement
-from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import Run, read_weights
-from cifar_lightning.runs.table import TABLE_MD, write_table
+from cifar_lightning.runs.table import TABLE_MD
 from cifar_lightning.system import environment
 from cifar_lightning.system.formatting import duration, relative
 
 log = logging.getLogger(__name__)
-
-
-def shown(cfg: DictConfig) -> bool:
-    """Show the configured run's row if there is nothing left to do for it.
-
-    Args:
-        cfg: Composed and checked.
-
-    Returns:
-        Whether that was so. Never in one of several processes: there the first one decides.
-    """
-    if any(name in os.environ for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID")):
-        return False
-    config = resolve.resolve(cfg)
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    run = finished(folder, config)
-    if run is None:
-        return False
-    show_again(folder, run, config)
-    return True
 
 
 def finished(folder: Path, config: Mapping[str, Any]) -> Run | None:
@@ -83,16 +56,9 @@ def _spellings(variant: str) -> Iterator[str]:
     return map("+".join, permutations(parts))
 
 
-def show_again(folder: Path, run: Run, config: Mapping[str, Any]) -> None:
-    """Show a finished run's rows, with the ID that is asked for now, and say what differs."""
-    log.info("%s is finished; rerun=true would train it again", run.name)
-    take_up(folder, run, config)
-    write_table(Path(config["outputs"]))
-    show(folder)
-
-
 def take_up(folder: Path, run: Run, config: Mapping[str, Any]) -> None:
     """Give a finished run the ID that is asked for now, and say what has changed since."""
+    log.info("%s is finished; rerun=true would train it again", run.name)
     if config["id"] not in (None, run.id):
         replace(run, id=config["id"]).save(folder)
     for change in changes_since(run):
@@ -117,13 +83,11 @@ def changes_since(run: Run) -> list[str]:
     return changes
 
 
-def show(folder: Path) -> None:
-    """Show a run's rows, the time it took, and where its files are."""
-    log.info("\n%s", markdown(rows_of(folder)))
-    run = Run.load(folder)
+def show_files(folder: Path) -> None:
+    """Show the time a run took, and where its files are."""
+    run, paths = Run.load(folder), RunFolder(folder)
     if run.train_seconds is not None:
         log.info("trained in %s", duration(run.train_seconds))
-    paths = RunFolder(folder)
-    for path in (*sorted(paths.checkpoints.glob("*.ckpt")), paths.weights):
+    table = paths.outputs / TABLE_MD
+    for path in (*sorted(paths.checkpoints.glob("*.ckpt")), paths.weights, table):
         log.info("%s", relative(path))
-    log.info("%s", relative(paths.outputs / TABLE_MD))

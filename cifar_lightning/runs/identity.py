@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from functools import cache
@@ -89,6 +90,12 @@ def _canonical(value: Any, key: str) -> Any:
         return {name: _canonical(one, f"{prefix}{name}") for name, one in value.items()}
     if isinstance(value, list):
         return [_canonical(one, key) for one in value]
+    if (
+        isinstance(value, str)
+        and key.endswith("._target_")
+        and value.startswith("cifar_lightning.")
+    ):
+        return str(value).rpartition(".")[2]  # a module may move
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
     if key in _float_keys():
@@ -139,5 +146,8 @@ def group_name(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
 
 
 def _digest(training: Mapping[str, Any]) -> str:
+    """Take 8 hex digits, the first a letter: what begins with a digit may be read as a number."""
     canonical = json.dumps(training, sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+    found = re.search("[a-f][0-9a-f]{7}", hashlib.sha256(canonical.encode()).hexdigest())
+    assert found is not None
+    return found.group()

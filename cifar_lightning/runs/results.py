@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import operator
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.identity import group_name
@@ -16,48 +15,61 @@ from cifar_lightning.runs.run import MEGA, Run, copied, left_out
 
 log = logging.getLogger(__name__)
 
-CSV_COLUMNS = (
-    "id",
-    "run",
-    "group",
-    "model",
-    "optim",
-    "scheduler",
-    "epochs",
-    "seed",
-    "teacher",
-    "dataset",
-    "variant",
-    "val_acc",
-    "test_acc",
-    "lat_mean_ms",
-    "lat_p50_ms",
-    "lat_p95_ms",
-    "lat_std_ms",
-    "lat_n",
-    "lat_ci_ms",
-    "lat_converged",
-    "lat_processes",
-    "lat_spread_pct",
-    "launch_bound",
-    "speedup",
-    "prep_s",
-    "size_mb",
-    "params",
-    "macs",
-    "device",
-    "hardware",
-    "threads",
-    "clock",
-    "protocol",
-    "torch",
-    "recipe",
-    "status",
-    "error",
-    "started",
-)
 
-Row = dict[str, Any]
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of the results table; its fields are the columns of ``results.csv``.
+
+    What was not measured is None. Accuracies are percent, MACs multiply-accumulates, ``size_mb`` is
+    in 10^6 bytes.
+    """
+
+    id: str
+    run: str
+    group: str
+    model: str
+    optim: str
+    scheduler: str
+    epochs: int
+    seed: int
+    teacher: str | None
+    dataset: str
+    variant: str | None = None
+    val_acc: float | None
+    test_acc: float | None
+    lat_mean_ms: float | None = None
+    lat_p50_ms: float | None = None
+    lat_p95_ms: float | None = None
+    lat_std_ms: float | None = None
+    lat_n: int | None = None
+    lat_ci_ms: float | None = None
+    lat_converged: bool | None = None
+    lat_processes: int | None = None
+    lat_spread_pct: float | None = None
+    launch_bound: bool | None = None
+    speedup: float | None = None
+    prep_s: float | None = None
+    size_mb: float | None = None
+    params: int
+    macs: int
+    device: str | None = None
+    hardware: str | None = None
+    threads: int | None = None
+    clock: str | None = None
+    protocol: str | None = None
+    torch: str | None = None
+    recipe: str | None = None
+    status: str
+    error: str | None
+    started: str
+
+    @property
+    def timed_like(self) -> tuple[str | int | None, ...]:
+        """What is the same in rows whose latencies can be divided by each other."""
+        return self.device, self.hardware, self.threads, self.protocol, self.torch
+
+
+CSV_COLUMNS = tuple(column.name for column in fields(Row))
 
 
 @dataclass(frozen=True)
@@ -125,68 +137,79 @@ def _lines(run: Run, measurements: list[Measurement]) -> list[tuple[Row, Measure
     if run.status in ("running", "interrupted"):
         return []
     if not shown or run.status == "failed":
-        return [(_row(run, None), None)]
+        return [(_run_row(run), None)]
     rows = [_row(run, measurement) for measurement in shown]
-    _add_speedups(rows)
-    return list(zip(rows, shown, strict=True))
+    return list(zip(_with_speedups(rows), shown, strict=True))
 
 
-def _add_speedups(rows: list[Row]) -> None:
+def _with_speedups(rows: list[Row]) -> Iterator[Row]:
     """Divide fp32's mean latency by each row's, on the same device with the same protocol.
 
-    Disturbed measurements have no say and no share in it.
+    Disturbed measurements have no say and no speed-up.
     """
-    like = operator.itemgetter("device", "hardware", "threads", "protocol", "torch")
-    good = [row for row in rows if row["status"] == "ok"]
-    baselines = {like(row): row["lat_mean_ms"] for row in good if row["variant"] == "fp32"}
-    for row in good:
-        if row["lat_mean_ms"] and baselines.get(like(row)):
-            row["speedup"] = baselines[like(row)] / row["lat_mean_ms"]
-
-
-def _row(run: Run, measurement: Measurement | None) -> Row:
-    row: Row = dict.fromkeys(CSV_COLUMNS)
-    row |= {key: run.choices.get(key) for key in ("model", "optim", "scheduler")}
-    row |= {
-        "id": run.label,
-        "run": run.name,
-        "group": group_name(run.config, run.choices),
-        "epochs": run.config["epochs"],
-        "seed": run.config["seed"],
-        "teacher": (run.config.get("distill") or {}).get("teacher"),
-        "dataset": run.config["data"]["name"],
-        "val_acc": run.val_acc,
-        "test_acc": run.test_acc,
-        "params": run.params,
-        "macs": run.macs,
-        "status": run.status,
-        "error": run.error,
-        "started": run.started,
+    baselines = {
+        row.timed_like: row.lat_mean_ms
+        for row in rows
+        if row.status == "ok" and row.variant == "fp32"
     }
-    if measurement is not None:
-        latency = measurement.latency
-        if latency is not None:
-            shown = ("mean_ms", "p50_ms", "p95_ms", "std_ms", "n", "converged")
-            row |= {f"lat_{key}": getattr(latency, key) for key in shown}
-            row["lat_ci_ms"] = latency.mean_ci_ms
-        row |= {
-            "lat_processes": len(measurement.repeats) or None,
-            "lat_spread_pct": measurement.spread,
-            "launch_bound": measurement.launch_bound,
-            "prep_s": measurement.preparation_s,
-        }
-        row |= {
-            "variant": measurement.variant,
-            "test_acc": measurement.test_acc,
-            "size_mb": measurement.size_bytes and measurement.size_bytes / MEGA,
-            "device": measurement.device,
-            "hardware": measurement.hardware,
-            "recipe": measurement.making,
-            "threads": measurement.threads,
-            "clock": measurement.clock,
-            "protocol": measurement.protocol,
-            "torch": measurement.environment.versions["torch"],
-            "status": measurement.status,
-            "error": measurement.reason,
-        }
-    return row
+    for row in rows:
+        baseline = baselines.get(row.timed_like)
+        if row.status == "ok" and baseline and row.lat_mean_ms:
+            row = replace(row, speedup=baseline / row.lat_mean_ms)
+        yield row
+
+
+def _run_row(run: Run) -> Row:
+    return Row(
+        id=run.label,
+        run=run.name,
+        group=group_name(run.config, run.choices),
+        model=run.choices["model"],
+        optim=run.choices["optim"],
+        scheduler=run.choices["scheduler"],
+        epochs=run.config["epochs"],
+        seed=run.config["seed"],
+        teacher=(run.config["distill"] or {}).get("teacher"),
+        dataset=run.config["data"]["name"],
+        val_acc=run.val_acc,
+        test_acc=run.test_acc,
+        params=run.params,
+        macs=run.macs,
+        status=run.status,
+        error=run.error,
+        started=run.started,
+    )
+
+
+def _row(run: Run, measurement: Measurement) -> Row:
+    row = replace(
+        _run_row(run),
+        variant=measurement.variant,
+        test_acc=measurement.test_acc,
+        lat_processes=len(measurement.repeats) or None,
+        lat_spread_pct=measurement.spread,
+        launch_bound=measurement.launch_bound,
+        prep_s=measurement.preparation_s,
+        size_mb=measurement.size_bytes and measurement.size_bytes / MEGA,
+        device=measurement.device,
+        hardware=measurement.hardware,
+        threads=measurement.threads,
+        clock=measurement.clock,
+        protocol=measurement.protocol,
+        torch=measurement.environment.versions["torch"],
+        recipe=measurement.making,
+        status=measurement.status,
+        error=measurement.reason,
+    )
+    if (latency := measurement.latency) is None:
+        return row
+    return replace(
+        row,
+        lat_mean_ms=latency.mean_ms,
+        lat_p50_ms=latency.p50_ms,
+        lat_p95_ms=latency.p95_ms,
+        lat_std_ms=latency.std_ms,
+        lat_n=latency.n,
+        lat_ci_ms=latency.mean_ci_ms,
+        lat_converged=latency.converged,
+    )

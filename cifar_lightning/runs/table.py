@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 from cifar_lightning.runs.markdown import markdown
@@ -27,16 +29,13 @@ def write_table(outputs: Path) -> list[Row]:
     with locked(outputs / TABLE_LOCK, "waiting for another process that writes the table"):
         remove_unfinished(outputs)
         rows = warned(RunResults.read_all(outputs))
-        rows.sort(key=lambda row: (row["started"], row["run"], str(row["variant"])))
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: csv_value(value) for key, value in row.items()} for row in rows)
-        views = {TABLE_CSV: text.getvalue(), TABLE_MD: markdown(rows)}
+        rows.sort(key=lambda row: (row.started, row.run, str(row.variant)))
+        views = {TABLE_CSV: csv_text(CSV_COLUMNS, map(astuple, rows)), TABLE_MD: markdown(rows)}
         replace_views(outputs, views, TABLE_DIGESTS)
     return rows
 
 
+Value = str | float | None  # of a cell
 TABLE_CSV, TABLE_MD = "results.csv", "results.md"
 TABLE_LOCK = ".results.lock"
 TABLE_DIGESTS = ".results.sha256"  # of the tables written last; others were changed by hand
@@ -53,6 +52,14 @@ def check_table(outputs: Path) -> None:
         check_replaceable(outputs / name)
 
 
-def csv_value(value: object) -> object:
-    """Make a cell of a CSV file: floats rounded, texts escaped."""
-    return round(value, 6) if isinstance(value, float) else escaping.csv_cell(value)
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Value]]) -> str:
+    """Write a CSV file's text: floats rounded, texts escaped."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for row in rows:
+        writer.writerow(
+            round(value, 6) if isinstance(value, float) else escaping.csv_cell(value)
+            for value in row
+        )
+    return text.getvalue()

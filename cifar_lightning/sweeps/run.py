@@ -20,14 +20,12 @@ from pathlib import Path
 from hydra.core.utils import configure_log
 from omegaconf import DictConfig, OmegaConf
 
+from cifar_lightning.comparison.publish import publish, seeds_table
 from cifar_lightning.config import schema
 from cifar_lightning.errors import RunFailed, UserError
 from cifar_lightning.runs.completed import finished, take_up
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.markdown import group_means, markdown
-from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import Run
-from cifar_lightning.runs.table import write_table
 from cifar_lightning.sweeps.executors import LocalExecutor, Place, Process, outcome_file
 from cifar_lightning.sweeps.jobs import Job
 from cifar_lightning.system import signals
@@ -116,22 +114,17 @@ def attempt(all_jobs: Sequence[Job], place: Place, merged: int = 0) -> list[Fail
         left = left if place.apart else [job for job in left if job not in first]
         place = LocalExecutor(1) if place.apart else place
         failures += _run_each(left, place, "measuring", "rerun=false")
-    outputs = Path(all_jobs[0].config["outputs"])
-    if RunFolder.all(outputs):
-        write_table(outputs)  # a job that was killed could not
-    if len(all_jobs) > 1 or place.apart or not missing:  # else the one job has shown its rows
-        _show(all_jobs)
+    # A job that was killed could not; and a single job has shown its rows.
+    outputs, several = Path(all_jobs[0].config["outputs"]), len(all_jobs) > 1
+    shown = [job.folder for job in all_jobs] if several or place.apart or not missing else []
+    folders = list(dict.fromkeys(shown))
+    for line in publish(outputs, folders):
+        log.warning("%s", line)
+    if means := seeds_table(folders):
+        log.info("\n%s", means)
     if signals.received():
         raise signals.error("interrupted; the same command again runs what is missing")
     return failures
-
-
-def _show(jobs: Sequence[Job]) -> None:
-    folders = dict.fromkeys(job.folder for job in jobs)
-    rows = [row for folder in folders for row in rows_of(folder)]
-    log.info("\n%s", markdown(rows))
-    if means := group_means(rows):
-        log.info("%s", means)
 
 
 @dataclass

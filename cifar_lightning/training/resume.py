@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from cifar_lightning.benchmark.contention import lock_path
+from cifar_lightning.comparison.publish import publish
 from cifar_lightning.errors import (
     CifarLightningError,
     Crashed,
@@ -27,7 +28,7 @@ from cifar_lightning.runs.completed import changes_since
 from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import MEGA, Run, read_weights
-from cifar_lightning.runs.table import check_table, write_table
+from cifar_lightning.runs.table import check_table
 from cifar_lightning.system import environment, signals, untrusted
 from cifar_lightning.system.devices import device_name
 from cifar_lightning.system.files import check_inside, is_disk_full, remove_unfinished
@@ -225,7 +226,7 @@ def record_failure(experiment: Experiment, ending: CifarLightningError, outputs:
         else:
             line = str(ending).removeprefix(f"{experiment.folder.name}: ").partition("; see ")[0]
             replace(record, status="failed", error=line).save(experiment.folder)
-            write_table(outputs)
+            publish(outputs)
 
 
 def _greet(experiment: Experiment) -> None:

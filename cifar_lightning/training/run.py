@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -20,15 +20,14 @@ from safetensors.torch import save as to_bytes
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from cifar_lightning.comparison import tensorboard
+from cifar_lightning.comparison.publish import attempt, publish
 from cifar_lightning.config import schema
-from cifar_lightning.errors import Interrupted, NotFinite, RunFailed, reason_of
+from cifar_lightning.errors import Interrupted, NotFinite, RunFailed
 from cifar_lightning.runs import identity, resolve
-from cifar_lightning.runs.completed import show, show_again
+from cifar_lightning.runs.completed import show_files, take_up
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import Network, Run
-from cifar_lightning.runs.table import write_table
 from cifar_lightning.system import escaping, event_files, signals
 from cifar_lightning.system.files import write_atomically
 from cifar_lightning.system.locks import alone
@@ -107,35 +106,18 @@ def _complete(experiment: Experiment, config: dict[str, Any], trained: bool) -> 
     """
     folder, outputs = experiment.folder, Path(config["outputs"])
     failures: list[str] = []
-
-    @contextmanager
-    def tried(what: str) -> Iterator[None]:
-        try:
-            yield
-        except Interrupted:
-            raise
-        except Exception as error:
-            log.debug("%s failed", what, exc_info=True)
-            failures.append(f"{what}: {reason_of(error)}")
-
     measurements: list[Measurement] = []
+    if trained:
+        take_up(folder, Run.load(folder), config)
     try:
-        with tried("measuring"), signals.deferred():
+        with attempt("measuring", failures), signals.deferred():
             measurements = experiment.benchmark.measure(
                 folder, experiment.data, training_device(experiment)
             )
     finally:
-        if measurements or not trained:
-            with tried("drawing for TensorBoard"):
-                tensorboard.draw(folder)
-        with tried("writing the table"):
-            write_table(outputs)
-    failures += [f"measuring {one.variant}: {one.reason}" for one in measurements if one.failed]
-    with tried("showing the rows"):
-        if trained:
-            show_again(folder, Run.load(folder), config)
-        else:
-            show(folder)
+        failures += [f"measuring {one.variant}: {one.reason}" for one in measurements if one.failed]
+        failures += publish(outputs, [folder], draw=bool(measurements) or not trained)
+    show_files(folder)
     if failures:
         raise RunFailed(
             f"{folder.name}: trained and tested, but {'; '.join(failures)}; "

@@ -1,0 +1,108 @@
+"""Publishing a run: what is recorded reaches TensorBoard, the results table and the terminal.
+
+Light on imports: torch is needed only where something is drawn.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from cifar_lightning.errors import Interrupted, RunFailed, reason_of
+from cifar_lightning.runs import resolve
+from cifar_lightning.runs.completed import finished, show_files, take_up
+from cifar_lightning.runs.folder import RunFolder
+from cifar_lightning.runs.markdown import markdown
+from cifar_lightning.runs.results import RunResults, rows_of
+from cifar_lightning.runs.table import write_table
+
+log = logging.getLogger(__name__)
+
+
+def publish(outputs: Path, folders: Sequence[Path] = (), draw: bool = False) -> list[str]:
+    """Renew what is derived from the records, and show rows.
+
+    Args:
+        outputs: Whose table is written, unless the folders are of runs that were moved elsewhere.
+        folders: Of the runs whose rows are shown.
+        draw: Whether what TensorBoard shows of these runs has changed.
+
+    Returns:
+        What went wrong, a line for each step; the other steps are done.
+    """
+    failures: list[str] = []
+    if draw:
+        with attempt("drawing for TensorBoard", failures):
+            from cifar_lightning.comparison import tensorboard
+
+            for folder in folders:
+                tensorboard.draw(folder)
+    here = not folders or any(RunFolder(folder).is_in(outputs) for folder in folders)
+    if here and RunFolder.all(outputs):
+        with attempt("writing the table", failures):
+            write_table(outputs)
+    if folders:
+        with attempt("showing the rows", failures):
+            log.info("\n%s", markdown(row for folder in folders for row in rows_of(folder)))
+    return failures
+
+
+def seeds_table(folders: Sequence[Path]) -> str:
+    """Draw the means of those runs that differ only in the seed; empty if there are none."""
+    from cifar_lightning.comparison.collect import compare  # scipy
+    from cifar_lightning.comparison.columns import table
+
+    compared = compare(
+        [RunResults.read(folder) for folder in folders], keep=lambda _, entry: len(entry.runs) > 1
+    )
+    return "\n".join(table(one, one.entries) for one in compared.leaderboards)
+
+
+@contextmanager
+def attempt(what: str, failures: list[str]) -> Iterator[None]:
+    """Note an error instead of ending the work; a signal ends it.
+
+    Args:
+        what: Is tried, for people.
+        failures: Where the error's line is added.
+    """
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        log.debug("%s failed", what, exc_info=True)
+        failures.append(f"{what}: {reason_of(error)}")
+
+
+def publish_finished(cfg: DictConfig) -> bool:
+    """Publish the configured run again if there is nothing left to do for it.
+
+    Args:
+        cfg: Composed and checked.
+
+    Returns:
+        Whether that was so. Never in one of several processes: there the first one decides.
+
+    Raises:
+        RunFailed: If a step went wrong.
+    """
+    if any(name in os.environ for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID")):
+        return False
+    config = resolve.resolve(cfg)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    run = finished(folder, config)
+    if run is None:
+        return False
+    take_up(folder, run, config)
+    failures = publish(Path(config["outputs"]), [folder])
+    show_files(folder)
+    if failures:
+        raise RunFailed(f"{folder.name}: {'; '.join(failures)}")
+    return True
