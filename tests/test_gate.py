@@ -107,7 +107,7 @@ def read_by_all(outputs, folder, config):
     rows = write_table(outputs)
     others = [row for row in rows if row.id == "other"]
     assert len(others) == 1
-    assert others[0]["lat_mean_ms"] == MEASUREMENT.latency.mean_ms
+    assert others[0].lat_mean_ms == MEASUREMENT.latency.mean_ms
     assert find_run(outputs, "other").name == RUN.name
     found = collect.compare(recorded)
     assert any(
@@ -131,7 +131,7 @@ def read_by_all(outputs, folder, config):
 
 def use(folder):
     """Do what is done with one run that has been read; a record of other data refuses in a line."""
-    publish(outputs, [folder])
+    assert not publish(RunFolder(folder).outputs, [folder])
     show_files(folder)
     with suppress(UserError):
         load_data(folder)

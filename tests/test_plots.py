@@ -22,9 +22,12 @@ def test_labels_cover_neither_each_other_nor_the_points(seed):
         entry(f"network-{i}", 90 + rng.normal(0, 0.3), 1 + rng.uniform(0, 0.2), width=0.001)
         for i in range(12)
     ]
-    figure = scatter.accuracy_latency(leaderboard(*entries), 85)
-    boxes = [Text.get_window_extent(label) for label in labels_of(figure)]
-    assert len(boxes) == 12
+    found = leaderboard(*entries)
+    figure = scatter.accuracy_latency(found, 85)
+    labels = labels_of(figure)
+    assert [label.get_text() for label in labels] == [one.name for one in found.pareto_front]
+    boxes = [Text.get_window_extent(label) for label in labels]
+    assert all(box.x0 >= figure.axes[0].bbox.x0 for box in boxes)
     for number, box in enumerate(boxes):
         assert not box.count_overlaps(boxes[:number])
     places = figure.axes[0].transData.transform(

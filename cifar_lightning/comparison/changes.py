@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.config.rules import DERIVED_KEYS
 from cifar_lightning.config.schema import CONF_DIR, NAMING_GROUPS
-from cifar_lightning.runs.identity import training_config
+from cifar_lightning.runs.identity import canonical, training_config
 from cifar_lightning.runs.run import Run
 
 
@@ -49,8 +49,7 @@ def _differences(name: str, before: Mapping[str, Any], after: Mapping[str, Any])
 def _unusual(name: str, choices: Mapping[str, str], found: Mapping[str, Any]) -> set[str]:
     """Tell which of an option's settings are not its file's."""
     path = CONF_DIR / name / f"{choices[name]}.yaml"
-    file = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
-    assert isinstance(file, dict)
+    file = canonical(OmegaConf.to_container(OmegaConf.load(path)), name) if path.exists() else {}
     return {key for key, value in found[name].items() if file.get(key) != value}
 
 

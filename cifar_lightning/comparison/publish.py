@@ -100,6 +100,7 @@ def publish_finished(cfg: DictConfig) -> bool:
     run = finished(folder, config)
     if run is None:
         return False
+    log.info("%s is finished; rerun=true would train it again", run.name)
     take_up(folder, run, config)
     failures = publish(Path(config["outputs"]), [folder])
     show_files(folder)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.transforms import Bbox
 
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
@@ -69,69 +67,34 @@ def accuracy_latency(leaderboard: Leaderboard, min_acc: float) -> Figure:
         for network in dict.fromkeys(networks)
     ]
     draw_legend(figure, marks, "outside lower right")
-    _label_points(figure, axes, leaderboard.entries, leaderboard.recommend(min_acc))
+    _name_front(axes, front, leaderboard.recommend(min_acc))
     return figure
 
 
-def _label_points(
-    figure: Figure, axes: Axes, entries: Sequence[Entry], chosen: Entry | None
-) -> None:
-    """Name each point in the nearest free place; the chosen one in bold.
+def _name_front(axes: Axes, front: Sequence[Entry], recommended: Entry | None) -> None:
+    """Name the points of the front: nothing lies above and left of it.
 
-    A label covers no point and no other label as long as there is a free place at all.
+    Each label begins above the one before, as far as that is in its way, and does not cross
+    the axis; the recommended entry's is bold.
     """
-    FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]  # the layout has to be final
-    figure.set_layout_engine("none")
-    inside = axes.get_window_extent()
-    points = [axes.transData.transform((e.mean_ms.mean, e.accuracy.mean)) for e in entries]
-    reach = MARKER_SIZE / 2 * figure.dpi / 72
-    taken = [Bbox([point - reach, point + reach]) for point in points]
-    for entry, point in zip(entries, points, strict=True):
+    FigureCanvasAgg(axes.figure).draw()  # type: ignore[no-untyped-call,arg-type]  # final layout
+    top = -math.inf
+    for entry in front:
+        point = axes.transData.transform((entry.mean_ms.mean, entry.accuracy.mean))
+        lift = max(0.0, top - point[1])
         text = axes.annotate(
             visible(entry.name),
             (entry.mean_ms.mean, entry.accuracy.mean),
-            xytext=(0, 0),
+            xytext=(-8, 5 + lift * 72 / axes.figure.dpi),
             textcoords="offset points",
+            ha="right",
             fontsize=8,
             color=INK,
-            fontweight="bold" if entry is chosen else "normal",
+            fontweight="bold" if entry is recommended else "normal",
             arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.6, "shrinkB": 5},
         )
         # Of the text alone: an annotation's own extent includes its arrow.
-        size = Text.get_window_extent(text)
-        places = [
-            Bbox([point + offset, point + offset + size.size])
-            for offset in _offsets(size.width, size.height, reach)
-        ]
-        free = (
-            place
-            for place in places
-            if inside.x0 <= place.x0
-            and place.x1 <= inside.x1
-            and inside.y0 <= place.y0
-            and place.y1 <= inside.y1
-            and not place.count_overlaps(taken)
-        )
-        place = next(free, None) or _within(places[0], inside)
-        taken.append(place)
-        text.set_position(tuple((place.p0 - point) * 72 / figure.dpi))
-
-
-def _within(place: Bbox, inside: Bbox) -> Bbox:
-    """Move a place as little as it takes to lie inside."""
-    x = min(max(place.x0, inside.x0), inside.x1 - place.width)
-    y = min(max(place.y0, inside.y0), inside.y1 - place.height)
-    return Bbox.from_bounds(x, y, place.width, place.height)
-
-
-def _offsets(width: float, height: float, reach: float) -> list[np.ndarray[Any, Any]]:
-    """List where a label's lower left corner may lie from its point, the nearest first."""
-    offsets = []
-    for distance in range(round(reach) + 4, 200, 6):
-        for angle in np.pi / 4 + np.arange(0, 2 * np.pi, np.pi / 8):
-            x, y = np.cos(angle), np.sin(angle)
-            # The label's side that faces the point touches the circle.
-            offsets.append(
-                np.array([distance * x - width * (1 - x) / 2, distance * y - height * (1 - y) / 2])
-            )
-    return offsets
+        extent = Text.get_window_extent(text)
+        top = extent.y1
+        if extent.x0 < axes.bbox.x0:
+            text.set_horizontalalignment("left")

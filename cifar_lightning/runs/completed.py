@@ -6,9 +6,8 @@ Light on imports: torch is not needed for that.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +36,7 @@ def finished(folder: Path, config: Mapping[str, Any]) -> Run | None:
     benchmark = config["benchmark"]
     on_cpu = run.machine.device == run.machine.processor.title
     measured = all(
-        any(
-            Measurement.exists(folder, name, threads, benchmark["protocol"])
-            for name in _spellings(variant)
-        )
+        Measurement.exists(folder, variant, threads, benchmark["protocol"])
         for variant in benchmark["variants"]
         for threads in (benchmark["threads"] if on_cpu else benchmark["threads"][:1])
     )
@@ -50,15 +46,8 @@ def finished(folder: Path, config: Mapping[str, Any]) -> Run | None:
     return run
 
 
-def _spellings(variant: str) -> Iterator[str]:
-    """Write a variant's parts in every order: a measurement has the one in which they work."""
-    parts = set(variant.split("+")) - {"fp32"} or {"fp32"}
-    return map("+".join, permutations(parts))
-
-
 def take_up(folder: Path, run: Run, config: Mapping[str, Any]) -> None:
     """Give a finished run the ID that is asked for now, and say what has changed since."""
-    log.info("%s is finished; rerun=true would train it again", run.name)
     if config["id"] not in (None, run.id):
         replace(run, id=config["id"]).save(folder)
     for change in changes_since(run):

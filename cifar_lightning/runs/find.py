@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from cifar_lightning.errors import UserError, bad_value, unknown_name
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.run import Run, copied, left_out
+from cifar_lightning.runs.run import Run, runs_of
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +27,12 @@ def find_run(outputs: Path, query: str, key: str = "run") -> Path:
     if os.path.isfile(RunFolder(Path(query)).record):  # noqa: PTH113  # also of what can't be a path
         folder, run = Path(query), load_run(Path(query))
     else:
-        runs = dict(_whole_runs(outputs))
+        runs = {}
+        for folder, run_or_reason in runs_of(outputs):
+            if isinstance(run_or_reason, str):
+                log.warning("%s", run_or_reason)
+            else:
+                runs[folder] = run_or_reason
         # A record may come from anybody: no ID of one hides another run's name.
         found = (
             [folder for folder, run in runs.items() if query == run.name]
@@ -45,21 +49,6 @@ def find_run(outputs: Path, query: str, key: str = "run") -> Path:
     if run.status != "finished":
         raise UserError(f"{key}={query}: {run.name} is {run.status}, needed is a finished run")
     return folder
-
-
-def _whole_runs(outputs: Path) -> Iterator[tuple[Path, Run]]:
-    for folder in (one.path for one in RunFolder.all(outputs)):
-        try:
-            run = Run.load(folder)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except ValueError as error:
-            log.warning("%s", left_out(RunFolder(folder).record, error))
-            continue
-        if run.name == folder.name:
-            yield folder, run
-        else:
-            log.warning("%s", copied(folder, run))
 
 
 def load_run(folder: Path) -> Run:

@@ -59,7 +59,7 @@ def training_config(config: Mapping[str, Any]) -> dict[str, Any]:
             result[key] = kept(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
         return result
 
-    training: dict[str, Any] = _canonical(kept(config, ""), "")
+    training: dict[str, Any] = canonical(kept(config, ""), "")
     training["augment"] = list(training["augment"].items())  # transforms work in this order
     trainer = config["trainer"]
     processes = [count_devices(trainer.get("devices", 1)), trainer.get("num_nodes", 1)]
@@ -79,7 +79,7 @@ def count_devices(devices: Any) -> Any:
     return devices
 
 
-def _canonical(value: Any, key: str) -> Any:
+def canonical(value: Any, key: str) -> Any:
     """Write equal numbers alike: 1 and 1.0 are one value, true is another.
 
     A number has the type that the files in ``conf`` give its key; where none does, it is an integer
@@ -87,9 +87,9 @@ def _canonical(value: Any, key: str) -> Any:
     """
     if isinstance(value, Mapping):
         prefix = f"{key}." if key else ""
-        return {name: _canonical(one, f"{prefix}{name}") for name, one in value.items()}
+        return {name: canonical(one, f"{prefix}{name}") for name, one in value.items()}
     if isinstance(value, list):
-        return [_canonical(one, key) for one in value]
+        return [canonical(one, key) for one in value]
     if (
         isinstance(value, str)
         and key.endswith("._target_")

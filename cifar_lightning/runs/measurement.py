@@ -177,14 +177,14 @@ class Measurement(Record):
     def exists(cls, folder: Path, variant: str, threads: int, protocol: str) -> bool:
         """Tell whether a run has it, on any hardware and by this or the full protocol.
 
-        One that failed, or is of a part's earlier recipe, is none.
+        One that failed, or is of a part's earlier recipe, is none; parts may come in any order.
         """
         try:
             found, _ = cls.read_all(folder, Run.load(folder))
         except (OSError, ValueError):
             return False
         return any(
-            (one.variant, one.threads) == (variant, threads)
+            one.threads == threads
             and one.protocol in (protocol, "full")
             and one.recipe == recipe(variant)
             and not one.failed

@@ -12,5 +12,6 @@ VERSIONS = {
 
 
 def recipe(variant: str) -> dict[str, int]:
-    """Tell the versions of a variant's parts."""
-    return {part: VERSIONS.get(part, 1) for part in variant.split("+")}
+    """Tell the versions of a variant's parts, in whatever order they are written."""
+    parts = [part for part in variant.split("+") if part != "fp32"] or ["fp32"]
+    return {part: VERSIONS.get(part, 1) for part in parts}

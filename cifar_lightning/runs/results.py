@@ -11,7 +11,7 @@ from typing import Self
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.identity import group_name
 from cifar_lightning.runs.measurement import Measurement
-from cifar_lightning.runs.run import MEGA, Run, copied, left_out
+from cifar_lightning.runs.run import MEGA, Run, left_out, runs_of
 
 log = logging.getLogger(__name__)
 
@@ -94,24 +94,23 @@ class RunResults:
         ``full`` is shown.
         """
         try:
-            run = Run.load(folder)
+            return cls._of(folder, Run.load(folder))
         except (FileNotFoundError, NotADirectoryError):
             return cls(folder, None, [], [])
         except ValueError as error:
-            return cls(folder, None, [], [left_out(RunFolder(folder).record, error)])
-        measurements, damaged = Measurement.read_all(folder, run)
-        return cls(folder, run, _lines(run, measurements), damaged)
+            return cls._of(folder, left_out(RunFolder(folder).record, error))
 
     @classmethod
     def read_all(cls, outputs: Path) -> list[Self]:
         """Read every run below an outputs folder; what is damaged or a copy is left out."""
-        found = []
-        for folder in (one.path for one in RunFolder.all(outputs)):
-            one = cls.read(folder)
-            if one.run is not None and one.run.name != folder.name:
-                one = cls(folder, None, [], [copied(folder, one.run)])
-            found.append(one)
-        return found
+        return [cls._of(folder, run) for folder, run in runs_of(outputs)]
+
+    @classmethod
+    def _of(cls, folder: Path, run: Run | str) -> Self:
+        if isinstance(run, str):
+            return cls(folder, None, [], [run])
+        measurements, damaged = Measurement.read_all(folder, run)
+        return cls(folder, run, _lines(run, measurements), damaged)
 
 
 def rows_of(folder: Path) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -206,6 +207,15 @@ def left_out(path: Path, reason: object) -> str:
     return f"{path} is damaged and left out ({reason})"
 
 
-def copied(folder: Path, run: Run) -> str:
-    """Name a folder that holds another run's record."""
-    return f"{folder} is left out: it holds a copy of the run {run.name}"
+def runs_of(outputs: Path) -> Iterator[tuple[Path, Run | str]]:
+    """Yield each run's folder of the outputs with its record, or with why it is left out."""
+    for one in RunFolder.all(outputs):
+        try:
+            run = Run.read(one.record)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except ValueError as error:
+            yield one.path, left_out(one.record, error)
+        else:
+            copy = f"{one.path} is left out: it holds a copy of the run {run.name}"
+            yield one.path, run if run.name == one.path.name else copy

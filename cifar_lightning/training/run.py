@@ -108,6 +108,7 @@ def _complete(experiment: Experiment, config: dict[str, Any], trained: bool) -> 
     failures: list[str] = []
     measurements: list[Measurement] = []
     if trained:
+        log.info("%s is finished; rerun=true would train it again", folder.name)
         take_up(folder, Run.load(folder), config)
     try:
         with attempt("measuring", failures), signals.deferred():
