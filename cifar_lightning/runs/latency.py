@@ -63,7 +63,7 @@ class LatencyStats:
         ordered = sorted(samples_ms)
 
         def percentile(percent: int) -> float | None:
-            rank = -(-percent * n // 100)  # whole numbers: 0.95 * n can come out just too large
+            rank = -(-percent * n // 100)  # integers: 0.95 * n can come out just too large
             return ordered[rank - 1] if n >= MIN_SAMPLES[percent] else None
 
         mean = statistics.fmean(ordered)

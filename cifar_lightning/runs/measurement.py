@@ -31,7 +31,7 @@ LAUNCH_BOUND_ABOVE = 1.3  # eager over replayed
 
 @dataclass(frozen=True)
 class Load:
-    """What other processes used of the device; None where it is unknown. See `company.Load`."""
+    """What other processes used of the device; None where it is unknown. See `contention.Load`."""
 
     mean: Annotated[float, Meta(ge=0)] | None = None
     peak: Annotated[float, Meta(ge=0)] | None = None
@@ -52,10 +52,10 @@ class Environment:
 
     Attributes:
         flags: Every switch that was set.
-        convolution_error: See `variants.convolution_error`.
+        convolution_error: See `precision.convolution_error`.
         cuda: torch's version of it.
         cudnn: Its version.
-        device: See `company.device_key`.
+        device: See `devices.device_key`.
     """
 
     versions: Versions
@@ -84,7 +84,7 @@ class Measurement(Record):
         latency: None if it was not timed.
         preparation_s: What happens once: compiling, capturing, exporting, calibrating.
         notes: What else the variant has to say.
-        state: Of the device ``before`` and ``after``; see `company.device_state`.
+        state: Of the device ``before`` and ``after``; see `contention.device_state`.
         wall: On CUDA, the same calls by the wall clock.
         graph_ms: On CUDA, the mean of replaying the same call as a CUDA graph.
         repeats: Figures of several fresh processes, of which this is the median one.
