@@ -22,13 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning.cli.arguments import flags_apart, key_positional, quote_text
 from cifar_lightning.config import rules, schema, user_errors
-from cifar_lightning.errors import (
-    CifarLightningError,
-    Interrupted,
-    RunFailed,
-    UserError,
-    reason_of,
-)
+from cifar_lightning.errors import CifarLightningError, Interrupted, RunFailed, UserError, reason_of
 from cifar_lightning.runs import resolve
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.system import signals, streams
@@ -103,9 +97,8 @@ def entry_point(
         except (Exception, KeyboardInterrupt) as error:  # here, or Hydra says something of its own
             report(error)
 
-    hydra_main = hydra.main(version_base="1.3", config_path=str(schema.CONF_DIR), config_name=name)(
-        job
-    )
+    around = hydra.main(version_base="1.3", config_path=str(schema.CONF_DIR), config_name=name)
+    hydra_main = around(job)
 
     def main() -> None:
         global _started
