@@ -296,19 +296,19 @@ def test_what_is_asked_of_a_finished_run(command, outputs, monkeypatch):
         assert ended.status == 2
         assert ended.err.startswith(f"error: benchmark.{wrong.partition('=')[0]}=")
         assert len(ended.err.splitlines()) == 1
-    monkeypatch.delitem(sys.modules, "cifar_lightning.experiment")  # needs seconds to load
+    monkeypatch.delitem(sys.modules, "cifar_lightning.training.run")  # needs seconds to load
     again = command(*COMMAND, "benchmark.variants=[channels_last+fp32+fused]")
     assert "is finished" in again.out
-    assert "cifar_lightning.experiment" not in sys.modules
+    assert "cifar_lightning.training.run" not in sys.modules
 
 
 def test_several_numbers_of_threads_are_finished_too(command, outputs, monkeypatch):
     settings = (*COMMAND, "epochs=1", MEASURED, "benchmark.threads=[1,2]")
     assert command(*settings).status == 0
     assert [row.threads for row in rows_of(only_run(outputs))] == [1, 2]
-    monkeypatch.delitem(sys.modules, "cifar_lightning.experiment")  # needs seconds to load
+    monkeypatch.delitem(sys.modules, "cifar_lightning.training.run")  # needs seconds to load
     assert command(*settings).status == 0
-    assert "cifar_lightning.experiment" not in sys.modules
+    assert "cifar_lightning.training.run" not in sys.modules
 
 
 @pytest.mark.parametrize("step", [2, 60])

@@ -11,11 +11,9 @@ from functools import cached_property
 from scipy import stats
 
 from cifar_lightning.runs.identity import group_name
-from cifar_lightning.runs.latency import LatencyStats
+from cifar_lightning.runs.latency import CONFIDENCE, LatencyStats
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import MEGA, Run
-
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -170,14 +168,11 @@ class Entry:
     @property
     def p95_ms(self) -> float | None:
         """Mean over the seeds."""
-        values = [_stats(m).p95_ms for m in self.measurements]
-        known = [value for value in values if value is not None]
-        return statistics.fmean(known) if len(known) == len(self.measurements) else None
+        return _mean([_stats(m).p95_ms for m in self.measurements])
 
     @property
     def size_mb(self) -> float | None:
-        known = [m.size_bytes for m in self.measurements if m.size_bytes is not None]
-        return statistics.fmean(known) / MEGA if len(known) == len(self.measurements) else None
+        return _mean([m.size_bytes and m.size_bytes / MEGA for m in self.measurements])
 
     @property
     def confusion(self) -> list[list[int]] | None:
@@ -210,6 +205,12 @@ class Entry:
     @property
     def converged(self) -> bool:
         return all(_stats(m).converged for m in self.measurements)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Take the mean; None if a value is not known."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None
 
 
 def _stats(measurement: Measurement) -> LatencyStats:
