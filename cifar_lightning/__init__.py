@@ -1,1 +1,27 @@
 """Train light networks on CIFAR-10 from scratch and measure how fast they answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cifar_lightning.deploy.load import Classifier
+
+
+def load(source: str | Path, outputs: str | Path = "outputs", device: str = "cpu") -> Classifier:
+    """Load a trained network with its preprocessing and classes, ready to classify images.
+
+    Args:
+        source: A finished run's ID, the beginning of its name or its folder; or its
+            ``weights.safetensors``, or an export of ``format=safetensors``.
+        outputs: Where runs are looked for by ID or name.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+
+    Raises:
+        UserError: If there is no such run or file, or its weights are damaged or of another
+            network than its record says; one line says why.
+    """
+    from cifar_lightning.deploy.load import load
+
+    return load(source, outputs, device)

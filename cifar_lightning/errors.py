@@ -38,7 +38,7 @@ class RunFailed(CifarLightningError):
 
 
 class NotFinite(RunFailed):
-    """The training loss became NaN or infinite."""
+    """The training loss, or what a network answers, is NaN or infinite."""
 
     kind = "not_finite"
 

@@ -15,14 +15,18 @@ import sys
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from hashlib import sha256
+from math import inf
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.system.locks import locked
 
 # The networks of the tests are so small that a second thread slows them down.
@@ -90,6 +94,16 @@ def pack_archive(files: Mapping[str, bytes] | Sequence[tuple[str, bytes]]) -> by
     return buffer.getvalue()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_is_settled_at_once() -> Iterator[None]:
+    """Take the quick protocol's calls in this process, but never more until figures settle."""
+    before = PROTOCOLS["quick"]
+    never = {"warmup_tolerance": inf, "mean_tolerance": inf, "p95_tolerance": inf}
+    PROTOCOLS["quick"] = replace(before, **never)
+    yield
+    PROTOCOLS["quick"] = before
+
+
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
     return tmp_path / "outputs"
@@ -131,6 +145,29 @@ def command(outputs: Path, call: Callable[..., Ended]) -> Callable[..., Ended]:
     return run
 
 
+def call_once(main: Callable[[], None], *arguments: str) -> None:
+    """Run a command's ``main`` in this process for fixtures that several tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [main.__module__, *arguments])
+        main()
+
+
+@pytest.fixture(scope="session")
+def exported(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Export the finished run in a format, once; return the folder."""
+    from cifar_lightning.cli import export
+
+    @cache
+    def to(name: str) -> Path:
+        folder = tmp_path_factory.mktemp("exported") / "to"
+        call_once(
+            export.main, f"outputs={finished_run}", "run=tiny", f"format={name}", f"to={folder}"
+        )
+        return folder
+
+    return to
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train a tiny network for one epoch, measure two variants; return its outputs."""
@@ -151,6 +188,19 @@ def _train_tiny(outputs: Path) -> None:
          "benchmark.variants=[fp32,fused]"],
         cwd=ROOT, check=True, capture_output=True,
     )  # fmt: skip
+
+
+def with_weights(folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Change every tensor of a run's weights, as a stranger would: its record goes along."""
+    from safetensors.torch import load_file, save_file
+
+    from cifar_lightning.runs.folder import RunFolder
+    from cifar_lightning.runs.run import Network, Run
+
+    path, run = RunFolder(folder).weights, Run.load(folder)
+    weights = {name: change(tensor) for name, tensor in load_file(path).items()}
+    save_file(weights, path, Network.of(run).metadata)
+    replace(run, weights=sha256(path.read_bytes()).hexdigest()).save(folder)
 
 
 @pytest.fixture

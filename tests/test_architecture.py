@@ -122,7 +122,12 @@ def loaded_by(module):
 
 @pytest.mark.parametrize(
     "module",
-    ["cifar_lightning.cli.train", "cifar_lightning.runs.measurement", "cifar_lightning.runs.table"],
+    [
+        "cifar_lightning",
+        "cifar_lightning.cli.train",
+        "cifar_lightning.runs.measurement",
+        "cifar_lightning.runs.table",
+    ],
 )
 def test_what_is_light_imports_nothing_heavy(module):
     assert loaded_by(module) == "[]"

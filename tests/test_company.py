@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 HOLD = """
 import sys, time, torch
-from cifar_lightning.company import device_lock
+from cifar_lightning.benchmark.contention import device_lock
 with device_lock(torch.device("cpu")):
     print("held", flush=True)
     time.sleep(float(sys.argv[1]))

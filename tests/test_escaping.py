@@ -20,7 +20,8 @@ from test_results import place
 
 from cifar_lightning.cli import report as report_command
 from cifar_lightning.comparison import plots, scatter
-from cifar_lightning.deploy import export
+from cifar_lightning.deploy.formats import FORMATS
+from cifar_lightning.deploy.model_card import Agreement, card
 from cifar_lightning.runs.markdown import draw_table
 from cifar_lightning.runs.table import write_table
 from cifar_lightning.system import escaping
@@ -234,11 +235,11 @@ def test_the_card_of_a_hostile_run(tmp_path):
         run = replace(a_run("B1"), classes=[text, "```"])
         settings = run.config | {"data": run.config["data"] | {"name": text}}
         folder = place(tmp_path, replace(run, config=settings), measured(run))
-        card = export.card(folder, "safetensors", export.Agreement(1, 0.0, 1))
-        assert not obeyed(card)
+        shown = card(folder, FORMATS["safetensors"], Agreement(1, 0.0, 1))
+        assert not obeyed(shown)
         page = Page(
             markdown_reader.markdown(
-                card, extensions=["tables", "fenced_code"], output_format="html"
+                shown, extensions=["tables", "fenced_code"], output_format="html"
             )
         )
         known = {"h1", "h2", "p", "code", "pre", "table", "thead", "tbody", "tr", "th", "td"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, call_once
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -30,6 +30,23 @@ from cifar_lightning.training.module import ImageClassifier
 
 COMMAND = (*TINY, "epochs=3", "batch_size=128", "optim.lr=0.2", "benchmark.variants=[]")
 MEASURED = "benchmark.variants=[fp32]"
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory):
+    """Outputs with what the plain command trains."""
+    import train
+
+    outputs = tmp_path_factory.mktemp("trained") / "outputs"
+    call_once(train.main, f"outputs={outputs}", *COMMAND)
+    return outputs
+
+
+@pytest.fixture
+def trained(trained_once, outputs):
+    """Put a copy of them where the test's outputs are; return the run's folder."""
+    shutil.copytree(trained_once, outputs)
+    return only_run(outputs)
 
 
 def only_run(outputs):
@@ -61,6 +78,7 @@ def test_from_the_command_to_the_row(command, outputs):
     first_line = ended.out.splitlines()[0]
     assert first_line.startswith(f"{folder.name} in {folder} on ")
     assert "M parameters" in first_line
+    assert "changed" not in ended.out
     assert "about " in ended.out  # the estimated duration
     for name in ("best.ckpt", "last.ckpt", "weights.safetensors", "results.md", "| first |"):
         assert name in ended.out
@@ -92,15 +110,15 @@ def test_from_the_command_to_the_row(command, outputs):
     assert "configuration/text_summary" in events.Tags()["tensors"]
 
 
-def test_the_same_command_again_shows_the_row(command, outputs, monkeypatch):
-    assert "changed" not in command(*COMMAND).out
-    folder = only_run(outputs)
+def test_the_same_command_again_shows_the_row(command, outputs, monkeypatch, trained):
+    folder = trained
     weights = (folder / "weights.safetensors").read_bytes()
     (outputs / "results.csv").unlink()
     monkeypatch.setattr(ImageClassifier, "training_step", no_training)
     again = command(*COMMAND, "id=named")
     assert again.status == 0
     assert "is finished" in again.out
+    assert "changed" not in again.out
     assert "| named |" in again.out
     assert Run.load(folder).id == "named"
     assert (folder / "weights.safetensors").read_bytes() == weights
@@ -271,10 +289,8 @@ def test_a_lock_that_can_not_be_had_is_found_before_training(
     assert not list(outputs.glob("runs/*"))
 
 
-def test_measuring_later(command, outputs, monkeypatch):
-    trained = command(*COMMAND)
-    assert trained.status == 0, trained.err
-    folder = only_run(outputs)
+def test_measuring_later(command, monkeypatch, trained):
+    folder = trained
     assert Run.load(folder).status == "finished"
     assert not (folder / "measurements").exists()
     (row,) = rows_of(folder)
@@ -364,18 +380,17 @@ def test_a_full_disk(command, outputs, monkeypatch):
     assert again.status == 0
 
 
-def test_two_commands_at_the_same_run(command, outputs):
-    name = command(*COMMAND).out.split(maxsplit=1)[0]
+def test_two_commands_at_the_same_run(command, outputs, trained):
+    name = trained.name
     with alone(outputs / "runs" / name / ".lock", "held"):
         ended = command(*COMMAND, "rerun=true")
     assert ended.status == 2
     assert ended.err == f"error: {name}: another process is at it; let it finish\n"
 
 
-def test_a_refused_command_leaves_the_files_of_the_one_that_begins(command, outputs):
+def test_a_refused_command_leaves_the_files_of_the_one_that_begins(command, trained):
     """Another process holds the lock and has not come to write run.json yet."""
-    name = command(*COMMAND).out.split(maxsplit=1)[0]
-    folder = outputs / "runs" / name
+    folder = trained
     (folder / "run.json").unlink()
     with alone(folder / ".lock", "held"):
         assert command(*COMMAND).status == 2
@@ -407,10 +422,9 @@ def test_outputs_that_were_moved(command, outputs, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("what", ["weights.safetensors", "run.json"])
-def test_a_finished_run_that_lost_a_file_is_finished_again(what, command, outputs, monkeypatch):
+def test_a_finished_run_that_lost_a_file_is_finished_again(what, command, trained):
     """As after a kill while rerun=true was clearing the folder."""
-    assert command(*COMMAND).status == 0
-    folder = only_run(outputs)
+    folder = trained
     before = Run.load(folder).test_acc
     (folder / what).unlink()
     again = command(*COMMAND)
@@ -419,27 +433,25 @@ def test_a_finished_run_that_lost_a_file_is_finished_again(what, command, output
 
 
 @pytest.mark.parametrize("kept", [["last.ckpt"], []])
-def test_weights_and_best_checkpoint_are_gone(kept, command, outputs):
-    assert command(*COMMAND, "epochs=1").status == 0
-    folder = only_run(outputs)
+def test_weights_and_best_checkpoint_are_gone(kept, command, trained):
+    folder = trained
     before = Run.load(folder)
     for path in (folder / "weights.safetensors", *(folder / "checkpoints").iterdir()):
         if path.name not in kept:
             path.unlink()
     for _ in range(2):
-        ended = command(*COMMAND, "epochs=1")
+        ended = command(*COMMAND)
         assert ended.status == 2
         (line,) = ended.err.splitlines()
         assert line.endswith("start over with rerun=true")
         assert str(folder / "checkpoints") in line
         assert Run.load(folder) == before
-    assert command(*COMMAND, "epochs=1", "rerun=true").status == 0
+    assert command(*COMMAND, "rerun=true").status == 0
     assert (folder / "weights.safetensors").exists()
 
 
-def test_what_has_changed_since_is_said(command, outputs):
-    command(*COMMAND)
-    folder = only_run(outputs)
+def test_what_has_changed_since_is_said(command, trained):
+    folder = trained
     run = Run.load(folder)
     replace(run, code={"commit": "0" * 40, "dirty": False}, versions={"torch": "1.0"}).save(folder)
     shown = command(*COMMAND)

@@ -7,17 +7,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import cifar_lightning
 from cifar_lightning.benchmark.load import load_backbone
 from cifar_lightning.cli import export as export_command
 from cifar_lightning.data.digits import DigitsDataModule
-from cifar_lightning.deploy import export
+from cifar_lightning.deploy import formats
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.find import find_run
 from cifar_lightning.runs.run import Network, Run
 
 
 @pytest.fixture
-def exported(call, finished_run, tmp_path):
+def export_run(call, finished_run, tmp_path):
     return lambda *arguments: call(
         export_command.main, f"outputs={finished_run}", f"to={tmp_path / 'to'}", *arguments
     )
@@ -30,19 +31,15 @@ def images(finished_run):
     return data.normalize(data.images.test.images[:7])
 
 
-@pytest.mark.parametrize("name", export.FORMATS)
-def test_the_card_loads_what_the_run_has(
-    exported, finished_run, images, tmp_path, monkeypatch, name
-):
+@pytest.mark.parametrize("name", formats.FORMATS)
+def test_the_card_loads_what_the_run_has(exported, finished_run, images, monkeypatch, name):
     if name == "onnx":
         pytest.importorskip("onnxscript", reason="needs the onnx extra")
         pytest.importorskip("onnxruntime", reason="needs the onnx extra")
-    ended = exported("run=tiny", f"format={name}")
-    assert ended.status == 0, ended.err
-    to = tmp_path / "to"
+    to = exported(name)
     card = (to / f"model-{name}.md").read_text()
     assert sorted(path.name for path in to.iterdir()) == sorted(
-        [f"model-{name}.md", export.FORMATS[name].file]
+        [f"model-{name}.md", formats.FORMATS[name].file, f".model-{name}.sha256"]
     )
     (example,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert example.count("\n") == 3
@@ -61,21 +58,39 @@ def test_the_card_loads_what_the_run_has(
         assert part in card
 
 
-def test_a_network_that_disagrees_is_not_written(exported, monkeypatch, tmp_path):
-    form = export.FORMATS["safetensors"]
-    wrong = export.Format(form.file, form.write, lambda path: lambda x: torch.ones(len(x), 10), "")
-    monkeypatch.setitem(export.FORMATS, "safetensors", wrong)
-    ended = exported("run=tiny", "format=safetensors")
+def test_what_lies_there_already_is_kept(export_run, tmp_path):
+    """Another program's file, and a card that was edited; what was exported is replaced."""
+    to = tmp_path / "to"
+    to.mkdir()
+    (to / "model.safetensors").write_bytes(b"mine")
+    ended = export_run("run=tiny", "format=safetensors")
+    assert ended.status == 0, ended.err
+    assert (to / "model.kept-1.safetensors").read_bytes() == b"mine"
+    assert "kept as model.kept-1.safetensors" in ended.err + ended.out
+    card = to / "model-safetensors.md"
+    card.write_text(card.read_text() + "My notes.")
+    assert export_run("run=tiny", "format=torch_export").status == 0
+    for _ in range(2):
+        assert export_run("run=tiny", "format=safetensors").status == 0
+    assert "My notes." in (to / "model-safetensors.kept-1.md").read_text()
+    assert len(list(to.glob("*kept*"))) == 2
+
+
+def test_a_network_that_disagrees_is_not_written(export_run, monkeypatch, tmp_path):
+    form = formats.FORMATS["safetensors"]
+    wrong = formats.Format(form.file, form.write, lambda path: lambda x: torch.ones(len(x), 10), "")
+    monkeypatch.setitem(formats.FORMATS, "safetensors", wrong)
+    ended = export_run("run=tiny", "format=safetensors")
     assert ended.status == 1
     assert "the exported logits differ by" in ended.err
     assert not (tmp_path / "to").exists()
 
 
-def test_a_file_may_not_say_what_to_call(exported, tmp_path):
-    exported("run=tiny", "format=safetensors")
+def test_a_file_may_not_say_what_to_call(export_run, tmp_path):
+    export_run("run=tiny", "format=safetensors")
     path = tmp_path / "to" / "model.safetensors"
     network = Network.from_weights(path.read_bytes())
-    assert export.load(path)
+    assert cifar_lightning.load(path)
     harm = str(tmp_path / "harm")
     attack = {"_target_": "os.mkdir", "path": harm}
     text = f"${{oc.create:{{_target_:os.mkdir,path:{harm}}}}}"
@@ -88,20 +103,19 @@ def test_a_file_may_not_say_what_to_call(exported, tmp_path):
         metadata = replace(network, model=node).metadata
         save_file(load_file(path), tmp_path / "evil.safetensors", metadata=metadata)
         with pytest.raises(UserError, match=r"_target_|dropout|_args_"):
-            export.load(tmp_path / "evil.safetensors")
+            cifar_lightning.load(tmp_path / "evil.safetensors")
         assert not (tmp_path / "harm").exists()
 
 
 def test_other_files_are_no_export(tmp_path, finished_run):
-    os.mkfifo(tmp_path / "fifo")
-    for path in (
-        tmp_path / "fifo",
-        tmp_path,
-        tmp_path / "nowhere",
-        shutil.copy(__file__, tmp_path),
-    ):
-        with pytest.raises(UserError, match="not an export of format=safetensors"):
-            export.load(path)
+    names = ("fifo", "folder", "nowhere", "text")
+    fifo, folder, nowhere, text = (tmp_path / f"{name}.safetensors" for name in names)
+    os.mkfifo(fifo)
+    folder.mkdir()
+    shutil.copy(__file__, text)
+    for path in (fifo, folder, nowhere, text):
+        with pytest.raises(UserError, match="not a file of weights that was written here"):
+            cifar_lightning.load(path)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +126,7 @@ def test_other_files_are_no_export(tmp_path, finished_run):
         (["run=tinny"], "error: run=tinny: no such run in"),
     ],
 )
-def test_mistakes(exported, tmp_path, arguments, message):
-    ended = exported(*arguments)
+def test_mistakes(export_run, tmp_path, arguments, message):
+    ended = export_run(*arguments)
     assert (ended.status, ended.err.startswith(message)) == (2, True)
     assert not (tmp_path / "to").exists()

@@ -10,15 +10,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import with_weights
 from safetensors.torch import load as from_bytes
+from safetensors.torch import save
 from test_results import MEASUREMENT, RUN, place
 
-from cifar_lightning.benchmark.load import build_backbone, load_backbone, load_data
+from cifar_lightning.benchmark.load import build_network, load_backbone, load_data
 from cifar_lightning.comparison import collect, columns, report, section, tensorboard, verdict
 from cifar_lightning.comparison.publish import publish
-from cifar_lightning.deploy.export import Agreement, card
-from cifar_lightning.deploy.export import load as load_export
-from cifar_lightning.deploy.predict import Predictor
+from cifar_lightning.deploy.formats import FORMATS
+from cifar_lightning.deploy.load import load
+from cifar_lightning.deploy.model_card import Agreement, card
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.completed import finished, show_files
 from cifar_lightning.runs.find import find_run
@@ -136,10 +138,9 @@ def use(folder):
     with suppress(UserError):
         load_data(folder)
     with suppress(UserError):
-        predictor = Predictor(folder, torch.device("cpu"))
-        predictor.probabilities(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+        load(folder)(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     assert Network.of(Run.load(folder)).metadata
-    assert card(folder, "safetensors", Agreement(1, 0.0, 1))
+    assert card(folder, FORMATS["safetensors"], Agreement(1, 0.0, 1))
 
 
 def reason_to_refuse(kind, path):
@@ -347,7 +348,7 @@ def test_another_runs_weights_are_refused(outputs, folder, resolved, tmp_path):
     weights = folder / "weights.safetensors"
     network = Network.from_weights(weights.read_bytes())
     assert network.run == folder.name
-    assert load_export(weights).state_dict().keys() == load_backbone(folder).state_dict().keys()
+    assert load(weights).network.state_dict().keys() == load_backbone(folder).state_dict().keys()
     config, _ = resolved("data=digits", f"outputs={outputs}", "benchmark.variants=[]")
     assert finished(folder, config)
     content = bytearray(weights.read_bytes())
@@ -367,14 +368,22 @@ def test_another_runs_weights_are_refused(outputs, folder, resolved, tmp_path):
         load_backbone(folder)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.float64, torch.float16])
+def test_weights_of_another_type_are_refused(dtype, folder):
+    with_weights(folder, lambda tensor: tensor.to(dtype))
+    with pytest.raises(UserError, match="not the weights of this run's network"):
+        load_backbone(folder)
+
+
 @pytest.mark.parametrize("classes", [10**7, 10**12, 10**18])
 def test_a_network_of_any_size_costs_no_memory(classes, folder):
     """The record does not pass; whoever builds from other metadata is refused, too."""
     run = Run.load(folder)
     model = run.config["model"] | {"num_classes": classes}
-    weights = from_bytes(read_weights(folder, run))
+    network = replace(Network.of(run), model=model)
+    content = save(from_bytes(read_weights(folder, run)), network.metadata)
     with pytest.raises(UserError, match="not the weights of this run's network"):
-        build_backbone(model, weights, folder)
+        build_network(network, content, folder)
     replace(run, config=run.config | {"model": model}).save(folder)
     with pytest.raises(UserError, match=r"model\.num_classes"):
         load_backbone(folder)

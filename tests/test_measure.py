@@ -1,5 +1,6 @@
 """Measuring finished runs again, in this process and in fresh ones."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -10,12 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import ROOT, TINY, call_once, with_weights
 
 import cifar_lightning.benchmark.measure as measuring
 from cifar_lightning.benchmark import compare, contention, evaluate
 from cifar_lightning.benchmark.load import load_data
-from cifar_lightning.benchmark.measure import Request, measure
+from cifar_lightning.benchmark.measure import BenchmarkSpec, measure
 from cifar_lightning.cli import measure as measure_command
 from cifar_lightning.config import protocols
 from cifar_lightning.runs import recipes
@@ -36,11 +37,9 @@ def trained(tmp_path_factory):
     import train
 
     outputs = tmp_path_factory.mktemp("trained") / "outputs"
-    with pytest.MonkeyPatch.context() as patch:
-        for label, width in (("A", 0.35), ("B", 0.5)):
-            arguments = [*TINY, f"outputs={outputs}", f"id={label}", f"model.width={width}"]
-            patch.setattr(sys, "argv", ["train.py", *arguments, "epochs=1", "batch_size=128"])
-            train.main()
+    for label, width in (("A", 0.35), ("B", 0.5)):
+        arguments = [*TINY, f"outputs={outputs}", f"id={label}", f"model.width={width}"]
+        call_once(train.main, *arguments, "epochs=1", "batch_size=128")
     return outputs
 
 
@@ -139,15 +138,15 @@ def test_a_busy_machine_makes_it_disturbed(outputs, monkeypatch):
         path.unlink()
         if earlier is not None:
             earlier.save(folder)
-        (measurement,) = measure(folder, data, Request(["fp32"], [1], "quick"), CPU)
+        (measurement,) = measure(folder, data, BenchmarkSpec(["fp32"], [1], "quick"), CPU)
         assert measurement.status == "disturbed"
         assert measurement.reason == "other processes used 50 %"
-        assert rows_of(folder)[0]["status"] == status  # an undisturbed one is worth more
+        assert rows_of(folder)[0].status == status  # an undisturbed one is worth more
 
 
 def test_what_a_device_can_not_run_is_a_row(outputs):
     folder = folder_of(outputs, "A")
-    (measurement,) = measure(folder, load_data(folder), Request(["tf32"], [1], "quick"), CPU)
+    (measurement,) = measure(folder, load_data(folder), BenchmarkSpec(["tf32"], [1], "quick"), CPU)
     assert measurement.status == "unsupported"
     assert "GPU" in measurement.reason
     assert "tf32" in {row.variant for row in rows_of(folder)}
@@ -163,12 +162,12 @@ def test_a_variant_that_fails_is_a_row(outputs, monkeypatch):
     (before,) = (folder / "measurements").iterdir()
     good = before.read_bytes()
     data = load_data(folder)
-    (measurement,) = measure(folder, data, Request(["fp32"], [1], "quick"), CPU)
+    (measurement,) = measure(folder, data, BenchmarkSpec(["fp32"], [1], "quick"), CPU)
     assert measurement.status == "failed"
     assert measurement.reason == "RuntimeError: no memory"
     assert before.read_bytes() == good  # what was measured before is kept
     before.unlink()
-    measure(folder, data, Request(["fp32"], [1], "quick"), CPU)
+    measure(folder, data, BenchmarkSpec(["fp32"], [1], "quick"), CPU)
     (row,) = rows_of(folder)
     assert (row.status, row.error) == ("failed", "RuntimeError: no memory")
 
@@ -186,7 +185,7 @@ def test_what_nobody_needs_fails_no_measurement(outputs, monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", broken)
     monkeypatch.setattr("cifar_lightning.system.environment.subprocess.run", hanging)
     folder = folder_of(outputs, "A")
-    (measurement,) = measure(folder, load_data(folder), Request(["fp32"], [1], "quick"), CPU)
+    (measurement,) = measure(folder, load_data(folder), BenchmarkSpec(["fp32"], [1], "quick"), CPU)
     assert measurement.status in ("ok", "disturbed"), measurement.reason
 
 
@@ -208,10 +207,10 @@ def test_a_measurement_by_an_earlier_recipe_is_taken_again(outputs, monkeypatch)
     assert measurement.recipe == {"fp32": 1}
     assert measurement.engines == {"torch": metadata.version("torch")}
     assert measurement.environment.machine.processor.slug == measurement.hardware
-    request = Request(["fp32"], [1], "quick")
-    assert not list(request.missing(folder, CPU))
+    spec = BenchmarkSpec(["fp32"], [1], "quick")
+    assert not list(spec.missing(folder, CPU))
     monkeypatch.setitem(recipes.VERSIONS, "fp32", 2)
-    assert list(request.missing(folder, CPU)) == [("fp32", 1)]
+    assert list(spec.missing(folder, CPU)) == [("fp32", 1)]
 
 
 def test_engines_are_what_executes_a_variant():
@@ -325,6 +324,33 @@ def test_a_failing_variant_among_compared_ones(again, monkeypatch):
     ended = again("run=A,B")
     assert ended.status == 1
     assert ended.err == "error: A, fp32: RuntimeError: logits differ\n"
+
+
+def test_logits_that_are_no_numbers_are_no_result(again, outputs):
+    folder = folder_of(outputs, "A")
+    shutil.rmtree(folder / "measurements")
+    with_weights(folder, lambda tensor: tensor * float("nan") if tensor.ndim else tensor)
+    ended = again("run=A")
+    assert ended.status == 1
+    assert ended.err == "error: fp32: failed: the logits are NaN or infinite\n"
+    (row,) = rows_of(folder)
+    assert (row.status, row.lat_mean_ms) == ("failed", None)
+
+
+def test_a_kill_during_repeats_loses_nothing(outputs):
+    """SIGKILL while the first of the fresh processes measures."""
+    folder = folder_of(outputs, "A")
+    (path,) = (folder / "measurements").iterdir()
+    before = path.read_bytes()
+    arguments = "run=A", "repeats=2", "protocol=quick", "device=cpu", f"outputs={outputs}"
+    with subprocess.Popen(
+        [sys.executable, "-m", "cifar_lightning.measure", *arguments],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == b"process 1 of 2\n"
+        os.killpg(process.pid, signal.SIGKILL)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in (outputs / "runs").iterdir() if entry.name == folder.name]
 
 
 BAD = {

@@ -4,16 +4,18 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ODD_FILES, ROOT
+from conftest import ODD_FILES, ROOT, with_weights
 from PIL import Image
 
+import cifar_lightning
 from cifar_lightning.cli import predict as predict_command
 from cifar_lightning.data.digits import DigitsDataModule
-from cifar_lightning.deploy.predict import Predictor, read_image
+from cifar_lightning.deploy.images import read_image
 from cifar_lightning.runs.find import find_run
 from cifar_lightning.runs.run import Run
 
@@ -52,7 +54,7 @@ def test_a_folder_gives_what_the_network_says(predicted, photos, digits, finishe
     assert (ended.status, ended.err) == (0, "")
     rows = list(csv.DictReader(io.StringIO(ended.out)))
     images = digits.images.test.images[:3]
-    expected = Predictor(find_run(finished_run, "tiny"), torch.device("cpu")).probabilities(images)
+    expected = cifar_lightning.load("tiny", finished_run)(images)
     names = ["a.png", "b=1.png", "deeper/it's.png"]
     assert len(rows) == 30
     for number, name in enumerate(names):
@@ -144,6 +146,23 @@ def test_odd_files_are_named_and_the_rest_classified(predicted, photos):
     assert all(line.startswith(f"error: {photos}") for line in lines)
     rows = [row["image"] for row in csv.DictReader(io.StringIO(ended.out))]
     assert {str(photos / name) for name in ("a.png", "b=1.png", "deeper/it's.png")} <= set(rows)
+
+
+@pytest.mark.parametrize("damage", ["weights", "mean"])
+def test_an_answer_that_is_no_number_is_none(call, finished_run, photos, tmp_path, damage):
+    outputs = shutil.copytree(finished_run, tmp_path / "outputs")
+    folder = find_run(outputs, "tiny")
+    if damage == "weights":
+        with_weights(folder, lambda tensor: tensor * float("nan") if tensor.ndim else tensor)
+    else:
+        run = Run.load(folder)
+        data = run.config["data"] | {"mean": [1e308] * 3}
+        replace(run, config=run.config | {"data": data}).save(folder)
+        with_weights(folder, lambda tensor: tensor)
+    ended = call(predict_command.main, f"outputs={outputs}", "run=tiny", "device=cpu", str(photos))
+    assert (ended.status, ended.out) == (2, "")
+    said = f"error: {folder.name}: the logits are NaN or infinite; the run is damaged\n"
+    assert ended.err == said
 
 
 @pytest.mark.parametrize("form", ["json", "csv"])

@@ -16,10 +16,9 @@ import pytest
 from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cifar_lightning.cli import export as export_command
 from cifar_lightning.cli import report as report_command
 from cifar_lightning.comparison import tensorboard
-from cifar_lightning.deploy import export
+from cifar_lightning.deploy.formats import FORMATS
 from cifar_lightning.runs.find import find_run
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.system import event_files
@@ -76,16 +75,12 @@ def test_the_search_finds(tmp_path):
     assert len(list(told(tmp_path, {b"/somebody/", b"somewhere"}))) == 2
 
 
-@pytest.mark.parametrize("name", export.FORMATS)
-def test_exports_tell_nothing(call, finished_run, tmp_path, private, name):
+@pytest.mark.parametrize("name", FORMATS)
+def test_exports_tell_nothing(exported, private, name):
     if name == "onnx":
         pytest.importorskip("onnxscript", reason="needs the onnx extra")
-    to = tmp_path / "exported"
-    ended = call(
-        export_command.main, f"outputs={finished_run}", "run=tiny", f"format={name}", f"to={to}"
-    )
-    assert ended.status == 0, ended.err
-    assert len(list(to.iterdir())) == 2
+    to = exported(name)
+    assert len(list(to.iterdir())) == 3
     assert list(told(to, private)) == []
     for path in to.iterdir():
         for part, content in contents(path):
@@ -93,11 +88,10 @@ def test_exports_tell_nothing(call, finished_run, tmp_path, private, name):
             assert b'.py"' not in content, part
 
 
-def test_onnx_has_no_metadata_anywhere(finished_run, tmp_path):
+def test_onnx_has_no_metadata_anywhere(exported):
     onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
     pytest.importorskip("onnxscript", reason="needs the onnx extra")
-    export.export(find_run(finished_run, "tiny"), "onnx", tmp_path)
-    model = onnx.load(tmp_path / "model.onnx")
+    model = onnx.load(exported("onnx") / "model.onnx")
 
     def texts(message, path):
         for field, value in message.ListFields():

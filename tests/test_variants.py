@@ -1,4 +1,5 @@
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ NETWORKS = {
     "shufflenet_v2": {"width": 0.5},
     "resnet18": {"output_stride": 8},
 }
+IMAGES = torch.randn(1, 3, 32, 32), torch.randn(100, 3, 32, 32)
 # Largest difference of logits over their largest value.
 TOLERANCE = {
     "fp32": 1e-6,
@@ -67,14 +69,21 @@ def assert_close(found, expected, tolerance):
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
+@cache
+def prepared_once(variant, device):
+    """Give logits of `IMAGES`, the size, and whether every flag was as before: exports are slow."""
+    before = flags()
+    found, prepared = logits_of(variant, network(), IMAGES, torch.device(device))
+    return found, prepared.size_bytes, flags() == before
+
+
 @pytest.mark.parametrize("variant", TOLERANCE)
 @pytest.mark.parametrize("device", ["cpu", GPU])
 def test_logits_are_the_backbones(variant, device):
-    images = torch.randn(1, 3, 32, 32), torch.randn(100, 3, 32, 32)
     with torch.no_grad():
-        expected = [network()(batch) for batch in images]
+        expected = [network()(batch) for batch in IMAGES]
     try:
-        found, prepared = logits_of(variant, network(), images, torch.device(device))
+        found, size, _ = prepared_once(variant, device)
     except Unsupported as reason:
         if device == "cpu" or variant.split("+")[-1] not in ("onnx", "int8"):
             raise AssertionError(f"{variant} runs on a {device}: {reason}") from reason
@@ -82,7 +91,7 @@ def test_logits_are_the_backbones(variant, device):
     for ours, theirs in zip(found, expected, strict=True):
         # Another device sums in another order.
         assert_close(ours, theirs, max(TOLERANCE[variant], 0 if device == "cpu" else 1e-3))
-    assert prepared.size_bytes > 0
+    assert size > 0
 
 
 @pytest.mark.parametrize("variant", ["tf32", "cuda_graph", "fp16+cuda_graph", "fused+cuda_graph"])
@@ -176,11 +185,9 @@ def test_int8_bears_one_loud_channel_behind_the_stem():
 
 def test_sizes_are_those_of_the_files():
     sizes = {}
-    before = flags()
     for variant in ("fp32", "channels_last", "fused", "fp16", "onnx", "int8"):
-        with prepare(variant, network(), CPU, calibration) as prepared:
-            sizes[variant] = prepared.size_bytes
-        assert flags() == before
+        _, sizes[variant], restored = prepared_once(variant, "cpu")
+        assert restored
     parameters = sum(parameter.numel() for parameter in network().parameters())
     assert 4 * parameters < sizes["fp32"] == sizes["channels_last"] < 4.6 * parameters
     assert sizes["fp16"] < 0.6 * sizes["fp32"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -14,9 +16,9 @@ from pathlib import Path
 import torch
 
 from cifar_lightning.benchmark.contention import DISTURBED_ABOVE, Load, device_lock
-from cifar_lightning.benchmark.evaluate import calibration, example_image
+from cifar_lightning.benchmark.evaluate import calibration
 from cifar_lightning.benchmark.load import load_backbone, load_data
-from cifar_lightning.benchmark.measure import Request, new_measurement
+from cifar_lightning.benchmark.measure import BenchmarkSpec, new_measurement
 from cifar_lightning.benchmark.timing import compare_latencies
 from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.errors import CifarLightningError, RunFailed, bad_value, reason_of
@@ -27,49 +29,41 @@ from cifar_lightning.runs.measurement import Measurement, Repeat
 from cifar_lightning.system import signals
 from cifar_lightning.system.cores import torch_threads
 from cifar_lightning.system.devices import hardware_slug
-from cifar_lightning.system.files import write_atomically
 from cifar_lightning.system.openmp_waiting import as_by_default
-from cifar_lightning.variants import context, registry
+from cifar_lightning.variants import registry
+from cifar_lightning.variants.context import Unsupported, example_images
 
 log = logging.getLogger(__name__)
 
 
 def measure_repeatedly(
-    folder: Path, request: Request, device: torch.device, repeats: int, data_root: str | None
+    folder: Path, spec: BenchmarkSpec, device: torch.device, repeats: int, data_root: str | None
 ) -> list[Measurement]:
     """Measure in fresh processes, and keep the median one with all their figures."""
-    names = ",".join(f"'{name}'" for name in request.variants)
+    names = ",".join(f"'{name}'" for name in spec.variants)
     arguments = [
-        f"run='{folder}'",
         f"variants=[{names}]",
-        f"threads=[{','.join(map(str, request.threads))}]",
-        f"protocol={request.protocol}",
+        f"threads=[{','.join(map(str, spec.threads))}]",
+        f"protocol={spec.protocol}",
         f"device={device}",
     ]
     if data_root is not None:
         arguments.append(f"data_root='{data_root}'")
-    paths = [
-        RunFolder(folder).measurement(name, hardware_slug(device), threads, request.protocol)
-        for name, threads in request.combinations(device)
-    ]
-    taken: dict[Path, list[Measurement]] = {path: [] for path in paths}
-    before = {path: path.read_bytes() for path in paths if path.exists()}
-    try:
-        for number in range(repeats):
-            log.info("process %d of %d", number + 1, repeats)
-            for path in paths:  # so that what is read is this process's
-                path.unlink(missing_ok=True)
-            reason = _measured_apart(arguments)
-            for path in paths:
+    taken: dict[str, list[Measurement]] = {}
+    for number in range(repeats):
+        log.info("process %d of %d", number + 1, repeats)
+        # Of a copy of the run, so that whatever ends it leaves the run's own measurements alone.
+        with tempfile.TemporaryDirectory() as temporary:
+            copy = RunFolder.of(Path(temporary), folder.name)
+            copy.path.mkdir(parents=True)
+            shutil.copy(RunFolder(folder).record, copy.record)
+            shutil.copy(RunFolder(folder).weights, copy.weights)
+            reason = _measured_apart([f"run='{copy.path}'", *arguments])
+            for name, threads in spec.combinations(device):
+                path = copy.measurement(name, hardware_slug(device), threads, spec.protocol)
                 if not path.exists():
                     raise RunFailed(f"a measuring process ended early: {reason}")
-                taken[path].append(Measurement.read(path))
-    except BaseException:
-        for path, content in before.items():
-            write_atomically(path, content)
-        raise
-    for path, content in before.items():
-        write_atomically(path, content)
+                taken.setdefault(path.name, []).append(Measurement.read(path))
     chosen = [_median_of(measurements) for measurements in taken.values()]
     for measurement in chosen:
         new_measurement(folder, measurement)
@@ -110,19 +104,19 @@ def _median_of(measurements: list[Measurement]) -> Measurement:
 
 
 def compare(
-    folders: Sequence[Path], request: Request, device: torch.device, data_root: str | None = None
+    folders: Sequence[Path], spec: BenchmarkSpec, device: torch.device, data_root: str | None = None
 ) -> str:
     """Time the networks of several runs in turns, and draw each pair's difference as a table."""
     difference = ("First minus second (ms)", "95 % interval")
     header = ("First", "Second", "Variant", "Threads", *difference, "n", "Faster")
     lines: list[tuple[str, ...]] = []
-    protocol = PROTOCOLS[request.protocol]
+    protocol = PROTOCOLS[spec.protocol]
     labels = [load_run(folder).label for folder in folders]
     if len({*labels}) < len(labels):  # such as the seeds of one ID
         labels = [folder.name for folder in folders]
     images = [load_data(folder, data_root) for folder in folders]
-    image = example_image(device)
-    for name, threads in request.combinations(device):
+    image = example_images(1, device)
+    for name, threads in spec.combinations(device):
         with torch.inference_mode(mode=False), ExitStack() as stack:
             stack.enter_context(device_lock(device))
             stack.enter_context(torch_threads(threads))
@@ -137,7 +131,7 @@ def compare(
                             lambda data=data: calibration(data),  # type: ignore[misc]
                         )
                     )
-                except context.Unsupported as error:
+                except Unsupported as error:
                     raise bad_value(
                         "variants", name, f"what this device can run: {error}"
                     ) from error
@@ -150,12 +144,9 @@ def compare(
             stack.enter_context(as_by_default())
             for first, second in combinations(range(len(calls)), 2):
                 load = Load(device)
-
-                def between(load: Load = load) -> None:
-                    load.sample()
-                    signals.check()
-
-                found = compare_latencies(calls[first], calls[second], device, protocol, between)
+                found = compare_latencies(
+                    calls[first], calls[second], device, protocol, load.on_block_end
+                )
                 low, high = found.mean_ms - found.mean_ci_ms, found.mean_ms + found.mean_ci_ms
                 faster = labels[first] if found.mean_ms < 0 else labels[second]
                 verdict = "tie" if found.tie else faster

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import torch
 
+from cifar_lightning.system import signals
 from cifar_lightning.system.devices import device_key
 from cifar_lightning.system.environment import installation
 from cifar_lightning.system.locks import locked
@@ -42,14 +43,14 @@ class Load:
 
     Call `sample` every now and then; between two calls lies one window. On a CPU the unit is one
     core: 0.5 is half a core kept busy by others, time stolen by other virtual machines included.
-    On a GPU it is the share of time in which others' kernels ran, where the driver tells.
+    On a GPU it is the fraction of time in which others' kernels ran, where the driver tells.
     """
 
     MIN_WINDOW_S = 0.2  # the counters tick every 10 ms
 
     def __init__(self, device: torch.device) -> None:
         self.training_device = device
-        self._windows: list[tuple[float, float]] = []  # seconds, share
+        self._windows: list[tuple[float, float]] = []  # seconds, fraction
         self._known = True
         self._time, self._busy = time.perf_counter(), self._others_seconds()
 
@@ -60,30 +61,39 @@ class Load:
         if seconds < self.MIN_WINDOW_S:
             return
         if self.training_device.type == "cuda":
-            told = _gpu_share_of_others(self.training_device)
+            told = _gpu_fraction_of_others(self.training_device)
             self._known = self._known and told is not None
-            share = told or 0.0
+            fraction = told or 0.0
         else:
             busy = self._others_seconds()
-            share = max(0.0, busy - self._busy) / seconds
+            fraction = max(0.0, busy - self._busy) / seconds
             self._busy = busy
-        self._windows.append((seconds, share))
+        self._windows.append((seconds, fraction))
         self._time = now
+
+    def on_block_end(self) -> None:
+        """Sample, and end the measurement if a signal has come."""
+        self.sample()
+        signals.check()
 
     @property
     def mean(self) -> float | None:
-        """The mean share over all windows; None where the driver does not tell."""
+        """The mean fraction over all windows; None where the driver does not tell."""
         if not self._known:
             return None
         seconds = sum(window for window, _ in self._windows)
-        return sum(window * share for window, share in self._windows) / seconds if seconds else 0.0
+        return (
+            sum(window * fraction for window, fraction in self._windows) / seconds
+            if seconds
+            else 0.0
+        )
 
     @property
     def peak(self) -> float | None:
-        """The largest share in a window; None where the driver does not tell."""
+        """The largest fraction in a window; None where the driver does not tell."""
         if not self._known:
             return None
-        return max((share for _, share in self._windows), default=0.0)
+        return max((fraction for _, fraction in self._windows), default=0.0)
 
     @staticmethod
     def _others_seconds() -> float:
@@ -101,10 +111,9 @@ def device_state(device: torch.device) -> dict[str, Any]:
 
     Returns:
         On a GPU: ``sm_mhz``, ``memory_mhz``, ``temperature_c``, ``power_w``, ``throttle_reasons``,
-        ``driver`` and ``others`` (share of the GPU that other processes use), None each where it is
-        not told. Needs
-        ``nvidia-ml-py``; without it ``{"unknown": <the reason>}``. On a CPU: ``governor`` and
-        ``mhz``, None where the system does not tell.
+        ``driver`` and ``others`` (fraction of the GPU that other processes use), None each where it
+        is not told. Needs ``nvidia-ml-py``; without it ``{"unknown": <the reason>}``. On a CPU:
+        ``governor`` and ``mhz``, None where the system does not tell.
     """
     if device.type != "cuda":
         governor = mhz = None
@@ -118,7 +127,7 @@ def device_state(device: torch.device) -> dict[str, Any]:
         import pynvml
     except ImportError:
         return {"unknown": f"needs nvidia-ml-py: {installation('gpu')}"}
-    state: dict[str, Any] = {"others": _gpu_share_of_others(device)}
+    state: dict[str, Any] = {"others": _gpu_fraction_of_others(device)}
     try:
         with _nvml(device) as handle:
             queries: dict[str, Callable[[], Any]] = {
@@ -165,7 +174,7 @@ def _throttle_reasons(handle: Any) -> list[str]:
     ]
 
 
-def _gpu_share_of_others(device: torch.device) -> float | None:
+def _gpu_fraction_of_others(device: torch.device) -> float | None:
     """Share of the GPU's time that other processes used lately; None where it is not told."""
     try:
         import pynvml

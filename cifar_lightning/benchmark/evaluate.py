@@ -9,22 +9,22 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from cifar_lightning.data.module import ImageDataModule
+from cifar_lightning.errors import NotFinite
 from cifar_lightning.system import signals
 
 CALIBRATION_IMAGES = 512
 
 
-def example_image(device: torch.device) -> Tensor:
-    """Make the one input that every latency is measured on."""
-    return torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
-
-
 def calibration(data: ImageDataModule) -> Tensor:
     """Take normalised training images, (N, 3, 32, 32); the test split stays unseen."""
     train = data.indices["train"]
-    # Evenly over the split: image folders are read class by class.
-    chosen = train[torch.linspace(0, len(train) - 1, min(CALIBRATION_IMAGES, len(train))).long()]
+    chosen = train[evenly(len(train), CALIBRATION_IMAGES)]
     return data.normalize(data.images.train.images[chosen])
+
+
+def evenly(count: int, at_most: int) -> Tensor:
+    """Choose indices evenly over a split: image folders are read class by class."""
+    return torch.linspace(0, count - 1, min(at_most, count)).long()
 
 
 def evaluate(
@@ -34,16 +34,30 @@ def evaluate(
 
     Returns:
         Counts of images: a row for each true class, a column for each predicted one.
+
+    Raises:
+        NotFinite: If an image's logits are NaN or infinite.
     """
     test = data.images.test
     predicted = []
     for images in test.images.split(data.eval_batch_size):
         signals.check()
-        logits = forward(data.normalize(images.to(device)))
+        logits = check_finite(forward(data.normalize(images.to(device))))
         predicted.append(logits.argmax(1).cpu())
     return multiclass_confusion_matrix(torch.cat(predicted), test.labels, logits.shape[1])
 
 
+def check_finite(logits: Tensor) -> Tensor:
+    """Return logits that mean something.
+
+    Raises:
+        NotFinite: If one is NaN or infinite.
+    """
+    if not logits.isfinite().all():
+        raise NotFinite("the logits are NaN or infinite")
+    return logits
+
+
 def accuracy(confusion: Tensor) -> float:
-    """Take the share of right answers, in percent, from what `evaluate` gives."""
+    """Take the accuracy in percent from what `evaluate` gives."""
     return 100 * int(confusion.trace()) / int(confusion.sum())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +16,7 @@ from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.run import read_weights
+from cifar_lightning.runs.run import Network, read_weights
 
 
 def load_backbone(folder: Path) -> nn.Module:
@@ -26,39 +26,47 @@ def load_backbone(folder: Path) -> nn.Module:
         folder: The run's, with ``run.json`` and ``weights.safetensors``.
 
     Raises:
-        UserError: If the weights are missing, damaged or of another network or run.
+        UserError: If the weights are missing, damaged, or of another network or run than the
+            record says.
     """
-    run, path = load_run(folder), RunFolder(folder).weights
-    try:
-        weights = from_bytes(read_weights(folder, run))
-    except SafetensorError as error:
-        raise UserError(f"{path}: not the weights of this run ({error})") from error
-    return build_backbone(run.config["model"], weights, path)
+    run = load_run(folder)
+    return build_network(Network.of(run), read_weights(folder, run), RunFolder(folder).weights)
 
 
-def build_backbone(node: dict[str, Any], weights: dict[str, Tensor], path: Path) -> nn.Module:
+def build_network(record: Network, content: bytes, path: Path) -> nn.Module:
     """Build a network as a record says, and load weights into it.
 
     Args:
-        node: ``model`` of its configuration.
-        weights: By the names of its parameters and buffers.
-        path: The weights' file, to name it in errors.
+        record: Says how.
+        content: Of the weights' file.
+        path: The file, to name it in errors.
 
     Raises:
         UserError: If the builder is none of ours, or the weights are not of this network.
     """
-    # First without memory: a record can ask for a network of any size.
-    with suppress(NotImplementedError, RuntimeError), torch.device("meta"):
-        shape_only: nn.Module = components.construct("model", node)
-        shapes = {name: tensor.shape for name, tensor in shape_only.state_dict().items()}
-        if shapes != {name: tensor.shape for name, tensor in weights.items()}:
-            raise UserError(f"{path}: not the weights of this run's network")
+    other = UserError(f"{path}: not the weights of this run's network")
     try:
-        backbone: nn.Module = components.construct("model", node)
-        backbone.load_state_dict(weights)
-    except (RuntimeError, MemoryError) as error:
-        raise UserError(f"{path}: not the weights of this run's network") from error
-    return backbone.eval()
+        # Strides change no shape: only what the file says of itself tells such networks apart.
+        if Network.from_weights(content) != record:
+            raise other
+        weights = from_bytes(content)
+        # First without memory: a record can ask for a network of any size.
+        with suppress(NotImplementedError, RuntimeError), torch.device("meta"):
+            without_memory: nn.Module = components.construct("model", record.model)
+            if _layout(without_memory.state_dict()) != _layout(weights):
+                raise other
+        network: nn.Module = components.construct("model", record.model)
+        if _layout(network.state_dict()) != _layout(weights):
+            raise other
+        network.load_state_dict(weights)
+    except (RuntimeError, MemoryError, SafetensorError, ValueError) as error:
+        raise other from error
+    return network.eval()
+
+
+def _layout(weights: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Tell each tensor's shape and type: loading would cast another type without a word."""
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}
 
 
 def load_data(folder: Path, root: str | None = None) -> ImageDataModule:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from cifar_lightning.benchmark.contention import DISTURBED_ABOVE, Load, device_lock, device_state
-from cifar_lightning.benchmark.evaluate import accuracy, calibration, evaluate, example_image
+from cifar_lightning.benchmark.evaluate import accuracy, calibration, evaluate
 from cifar_lightning.benchmark.load import load_backbone
-from cifar_lightning.benchmark.timing import measure_latency
+from cifar_lightning.benchmark.timing import clock_of, measure_latency
 from cifar_lightning.config.protocols import PROTOCOL_VERSION, PROTOCOLS, Protocol
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.errors import Interrupted, bad_value, reason_of
@@ -26,13 +26,14 @@ from cifar_lightning.system import environment, signals
 from cifar_lightning.system.cores import torch_threads
 from cifar_lightning.system.devices import device_key, device_name, hardware_slug
 from cifar_lightning.system.openmp_waiting import as_by_default
-from cifar_lightning.variants import context, cuda_graph, precision, registry
+from cifar_lightning.variants import cuda_graph, precision, registry
+from cifar_lightning.variants.context import PreparedModel, Unsupported, example_images
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Request:
+class BenchmarkSpec:
     """What to measure: every variant with every number of threads, by one protocol.
 
     Attributes:
@@ -45,7 +46,7 @@ class Request:
     threads: Sequence[int]
     protocol: str
 
-    def checked(self, prefix: str = "", may_be_empty: bool = False) -> Request:
+    def checked(self, prefix: str = "", may_be_empty: bool = False) -> BenchmarkSpec:
         """See that all of it exists; return it with each variant's name as it is recorded.
 
         Raises:
@@ -76,7 +77,7 @@ class Request:
 def measure(
     folder: Path,
     data: ImageDataModule,
-    request: Request,
+    spec: BenchmarkSpec,
     device: torch.device,
     only_missing: bool = False,
 ) -> list[Measurement]:
@@ -88,7 +89,7 @@ def measure(
     Args:
         folder: The run's.
         data: Gives the test split, and training images to calibrate with.
-        request: What to measure.
+        spec: What to measure.
         device: Where.
         only_missing: Leave out what the run has a measurement of.
 
@@ -100,9 +101,9 @@ def measure(
     """
     measurements = []
     with torch.inference_mode(mode=False):
-        wanted = request.missing(folder, device) if only_missing else request.combinations(device)
+        wanted = spec.missing(folder, device) if only_missing else spec.combinations(device)
         for name, threads in wanted:
-            measurement = _measure(folder, data, name, threads, device, request.protocol)
+            measurement = _measure(folder, data, name, threads, device, spec.protocol)
             measurements.append(measurement)
             kept = new_measurement(folder, measurement)
             if measurement.reason:
@@ -152,7 +153,7 @@ def _measure(
         device=device_name(device),
         hardware=hardware_slug(device),
         threads=threads,
-        clock="cuda_event" if device.type == "cuda" else "perf_counter",
+        clock=clock_of(device),
         protocol=protocol,
         protocol_version=PROTOCOL_VERSION,
         test_acc=None,
@@ -173,7 +174,7 @@ def _measure(
             torch.inference_mode(),
         ):
             return _fill(blank, prepared, data, device)
-    except context.Unsupported as error:
+    except Unsupported as error:
         return replace(blank, status="unsupported", reason=str(error))
     except Interrupted:
         raise
@@ -183,21 +184,18 @@ def _measure(
 
 
 def _fill(
-    blank: Measurement, prepared: context.PreparedModel, data: ImageDataModule, device: torch.device
+    blank: Measurement, prepared: PreparedModel, data: ImageDataModule, device: torch.device
 ) -> Measurement:
     """Evaluate and time a variant that is ready to be called."""
     protocol = PROTOCOLS[blank.protocol]
     confusion = evaluate(prepared.forward, data, device)
-    image = example_image(device)
+    image = example_images(1, device)
     before = device_state(device)
     load = Load(device)
-
-    def between() -> None:
-        load.sample()
-        signals.check()
-
     with as_by_default():
-        latency = measure_latency(lambda: prepared.forward(image), device, protocol, between)
+        latency = measure_latency(
+            lambda: prepared.forward(image), device, protocol, load.on_block_end
+        )
     load.sample()
     environment = replace(
         blank.environment,
@@ -208,12 +206,12 @@ def _fill(
         device=device_key(device),
     )
     precision.verify_precision(blank.variant, error)
-    share = load.mean
-    disturbed = share is not None and share > DISTURBED_ABOVE
+    fraction = load.mean
+    disturbed = fraction is not None and fraction > DISTURBED_ABOVE
     return replace(
         blank,
         status="disturbed" if disturbed else "ok",
-        reason=f"other processes used {100 * share:.0f} %" if disturbed and share else None,
+        reason=f"other processes used {100 * fraction:.0f} %" if disturbed and fraction else None,
         test_acc=accuracy(confusion),
         confusion=confusion.tolist(),
         latency=latency.stats,
@@ -229,9 +227,7 @@ def _fill(
     )
 
 
-def _replayed_ms(
-    prepared: context.PreparedModel, image: Tensor, protocol: Protocol
-) -> float | None:
+def _replayed_ms(prepared: PreparedModel, image: Tensor, protocol: Protocol) -> float | None:
     """Time an eager pass replayed as a CUDA graph: the device's work without the launches."""
     if image.device.type != "cuda" or not prepared.eager:
         return None

@@ -13,11 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from cifar_lightning.config.protocols import Protocol
 from cifar_lightning.runs.latency import BLOCK, LatencyStats, mean_half_width
+
+Clock = Literal["cuda_event", "perf_counter"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Latency:
 
     stats: LatencyStats
     samples_ms: list[float]
-    clock: str
+    clock: Clock
     wall: LatencyStats | None = None
 
 
@@ -54,11 +57,16 @@ class PairedDifference:
         return abs(self.mean_ms) <= self.mean_ci_ms
 
 
+def clock_of(device: torch.device) -> Clock:
+    """Tell what times calls on a device."""
+    return "cuda_event" if device.type == "cuda" else "perf_counter"
+
+
 def measure_latency(
     call: Callable[[], object],
     device: torch.device,
     protocol: Protocol,
-    between: Callable[[], None] = lambda: None,
+    on_block_end: Callable[[], None] = lambda: None,
 ) -> Latency:
     """Time a call again and again on a device until its statistics are certain enough.
 
@@ -69,18 +77,15 @@ def measure_latency(
         call: Does the work once; its result is dropped.
         device: Where the work happens.
         protocol: When to start counting and when to stop.
-        between: Called after every block of samples, outside what is timed: to watch the machine,
-            or to raise an exception that ends the measurement.
+        on_block_end: Called after every block of samples, outside what is timed: to watch the
+            machine, or to raise an exception that ends the measurement.
     """
     walls: list[float] = []
 
     def take(count: int) -> list[float]:
-        if device.type == "cuda":
-            samples, wall = _time_with_events(call, device, count)
-            walls.extend(wall)
-        else:
-            samples = _time_with_clock(call, device, count)
-        between()
+        samples, wall = _time(call, device, count)
+        walls.extend(wall)
+        on_block_end()
         return samples
 
     with _no_garbage_collection():
@@ -90,7 +95,7 @@ def measure_latency(
     return Latency(
         LatencyStats.from_samples(samples, protocol),
         samples,
-        clock="cuda_event" if device.type == "cuda" else "perf_counter",
+        clock_of(device),
         wall=LatencyStats.from_samples(walls, protocol) if walls else None,
     )
 
@@ -100,7 +105,7 @@ def compare_latencies(
     second: Callable[[], object],
     device: torch.device,
     protocol: Protocol,
-    between: Callable[[], None] = lambda: None,
+    on_block_end: Callable[[], None] = lambda: None,
 ) -> PairedDifference:
     """Time two calls in turns, so that whatever the machine does meets both alike.
 
@@ -112,13 +117,11 @@ def compare_latencies(
         second: Does the other.
         device: Where both happen.
         protocol: When to start counting and when to stop.
-        between: Called after every block of pairs.
+        on_block_end: Called after every block of pairs.
     """
 
     def once(call: Callable[[], object]) -> float:
-        if device.type == "cuda":
-            return _time_with_events(call, device, 1)[0][0]
-        return _time_with_clock(call, device, 1)[0]
+        return _time(call, device, 1)[0][0]
 
     firsts, differences = list[float](), list[float]()
 
@@ -130,7 +133,7 @@ def compare_latencies(
                 a, b = once(first), once(second)
             firsts.append(a)
             differences.append(a - b)
-        between()
+        on_block_end()
         return firsts[-count:]
 
     with _no_garbage_collection():
@@ -202,26 +205,27 @@ def collect(
             next_look = max(len(samples) + BLOCK, round(1.1 * len(samples)))
 
 
-def _time_with_clock(call: Callable[[], object], device: torch.device, count: int) -> list[float]:
-    synchronize = torch.mps.synchronize if device.type == "mps" else _nothing
+def _time(
+    call: Callable[[], object], device: torch.device, count: int
+) -> tuple[list[float], list[float]]:
+    """Time calls in milliseconds: on CUDA by events, and by the wall clock beside."""
+    if device.type == "cuda":
+        return _time_with_events(call, device, count)
     samples = []
     for _ in range(count):
-        synchronize()
+        if device.type == "mps":
+            torch.mps.synchronize()
         start = time.perf_counter_ns()
         call()
-        synchronize()
+        if device.type == "mps":
+            torch.mps.synchronize()
         samples.append((time.perf_counter_ns() - start) / 1e6)
-    return samples
-
-
-def _nothing() -> None:
-    """A CPU has finished when the call returns."""
+    return samples, []
 
 
 def _time_with_events(
     call: Callable[[], object], device: torch.device, count: int
 ) -> tuple[list[float], list[float]]:
-    """Time calls by events on the device and by the wall clock, both in milliseconds."""
     starts = [torch.cuda.Event(enable_timing=True) for _ in range(count)]
     ends = [torch.cuda.Event(enable_timing=True) for _ in range(count)]
     walls = []

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cifar_lightning.benchmark.compare import compare, measure_repeatedly
 from cifar_lightning.benchmark.load import load_backbone, load_data
-from cifar_lightning.benchmark.measure import Request, measure
+from cifar_lightning.benchmark.measure import BenchmarkSpec, measure
 from cifar_lightning.cli.command import command
 from cifar_lightning.comparison.publish import publish
 from cifar_lightning.config.schema import MeasureConfig
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 @command("measure", MeasureConfig)
 def main(config: MeasureConfig) -> None:
     """Measure a finished run and show its rows, or compare several."""
-    request = Request(config.variants, config.threads, config.protocol).checked()
+    spec = BenchmarkSpec(config.variants, config.threads, config.protocol).checked()
     device = find_device(config.device)
     outputs = Path(config.outputs)
     folders = [find_run(outputs, query) for query in config.run]
@@ -37,17 +37,17 @@ def main(config: MeasureConfig) -> None:
         if len(folders) > 1:
             if config.repeats > 1:
                 raise bad_value("repeats", config.repeats, "1 where runs are compared")
-            log.info("\n%s", compare(folders, request, device, config.data_root))
+            log.info("\n%s", compare(folders, spec, device, config.data_root))
             return
         (folder,) = folders
         data = load_data(folder, config.data_root)
         load_backbone(folder)
         if config.repeats > 1:
             measurements = measure_repeatedly(
-                folder, request, device, config.repeats, config.data_root
+                folder, spec, device, config.repeats, config.data_root
             )
         else:
-            measurements = measure(folder, data, request, device)
+            measurements = measure(folder, data, spec, device)
         failed = [f"{one.variant}: failed: {one.reason}" for one in measurements if one.failed]
         failed += publish(outputs, [folder], draw=True)
     if failed:

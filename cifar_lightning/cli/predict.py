@@ -11,14 +11,13 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from cifar_lightning.cli.command import command
 from cifar_lightning.config.schema import PredictConfig
-from cifar_lightning.deploy.predict import Prediction, Predictor, find_images
+from cifar_lightning.deploy.images import find_images
+from cifar_lightning.deploy.load import load
+from cifar_lightning.deploy.predict import Prediction, predict
 from cifar_lightning.errors import RunFailed, UserError, bad_value
-from cifar_lightning.runs.find import find_run
-from cifar_lightning.system.devices import find_device
 from cifar_lightning.system.escaping import csv_cell, visible
 from cifar_lightning.system.openmp_waiting import computing
 
@@ -31,14 +30,13 @@ def main(config: PredictConfig) -> None:
     if config.format not in FORMATS:
         raise bad_value("format", config.format, ", ".join(FORMATS))
     paths = find_images(config.images)
-    folder = find_run(Path(config.outputs), config.run)
-    predictor = Predictor(folder, find_device(config.device))
-    if config.top > (count := len(predictor.classes)):
+    classifier = load(config.run, config.outputs, config.device)
+    if config.top > (count := len(classifier.classes)):
         raise bad_value("top", config.top, f"1 to {count}, the classes")
     predictions = []
     errors = []
     with computing():
-        for found in predictor.predict(paths, config.top):
+        for found in predict(classifier, paths, config.top):
             if isinstance(found, ValueError):
                 errors.append(str(found))
             else:

@@ -212,7 +212,9 @@ def named_images(images: Sequence[np.ndarray[Any, Any]], names: Sequence[str]) -
     """Draw images, (height, width, 3), uint8, each with a name, of several lines perhaps."""
     columns = 8
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(WIDTH, 1.5 * rows), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.5 * rows))
+    # A fixed grid: to compute the layout of many images takes longer than to draw them.
+    figure.subplots_adjust(0.01, 0.05 / rows, 0.99, 1 - 0.3 / rows, wspace=0.05, hspace=0.45)
     for number, (image, name) in enumerate(zip(images, names, strict=True)):
         axes = figure.add_subplot(rows, columns, number + 1)
         axes.imshow(image)

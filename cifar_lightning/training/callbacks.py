@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from cifar_lightning.benchmark.measure import Request, measure
+from cifar_lightning.benchmark.measure import BenchmarkSpec, measure
 from cifar_lightning.data.batches import epoch_seed
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.errors import NotFinite
@@ -199,13 +199,15 @@ class Benchmark:
     """
 
     def __init__(self, variants: list[str], threads: list[int], protocol: str) -> None:
-        self.request = Request(variants, threads, protocol).checked("benchmark.", may_be_empty=True)
+        self.spec = BenchmarkSpec(variants, threads, protocol).checked(
+            "benchmark.", may_be_empty=True
+        )
 
     def measure(
         self, folder: Path, data: ImageDataModule, device: torch.device
     ) -> list[Measurement]:
         """Measure what the run in a folder has no measurement of yet."""
-        if not any(self.request.missing(folder, device)):
+        if not any(self.spec.missing(folder, device)):
             return []
-        log.info("measuring latency (%s protocol)", self.request.protocol)
-        return measure(folder, data, self.request, device, only_missing=True)
+        log.info("measuring latency (%s protocol)", self.spec.protocol)
+        return measure(folder, data, self.spec, device, only_missing=True)

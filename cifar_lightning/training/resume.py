@@ -64,7 +64,7 @@ def begin(experiment: Experiment, config: dict[str, Any], choices: dict[str, str
     """
     folder, outputs = experiment.folder, Path(config["outputs"])
     check_table(outputs)
-    if experiment.benchmark.request.variants:
+    if experiment.benchmark.spec.variants:
         check_lock(lock_path(training_device(experiment)))
     if "cache_dir" in config["data"]:
         check_inside(outputs, Path(config["data"]["cache_dir"]))

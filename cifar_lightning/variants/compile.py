@@ -5,20 +5,20 @@ from __future__ import annotations
 import torch
 
 from cifar_lightning.errors import chain, first_line_of
-from cifar_lightning.variants.context import Build, Unsupported, first_call
+from cifar_lightning.variants.context import Unsupported, VariantContext, first_call
 
 
-def use_compile(build: Build) -> None:
+def use_compile(variant: VariantContext) -> None:
     """Compile with torch.compile: CUDA graphs within on a GPU, plain kernels on a CPU."""
     torch.compiler.reset()  # what other networks compiled counts against a limit
-    build.stack.callback(torch.compiler.reset)
+    variant.stack.callback(torch.compiler.reset)
     # Each time from scratch, or the second preparation would be told as a quick one.
     caches_off = torch.compiler.config.patch(force_disable_caches=True)  # type: ignore[attr-defined]
-    build.stack.enter_context(caches_off)
-    mode = "reduce-overhead" if build.device.type == "cuda" else "default"
-    build.forward = torch.compile(build.forward, mode=mode, dynamic=False)
+    variant.stack.enter_context(caches_off)
+    mode = "reduce-overhead" if variant.device.type == "cuda" else "default"
+    variant.forward = torch.compile(variant.forward, mode=mode, dynamic=False)
     try:
-        first_call(build)
+        first_call(variant)
     except Exception as error:
         for link in chain(error):
             if type(link).__name__ in _NO_COMPILER:

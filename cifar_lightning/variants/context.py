@@ -9,14 +9,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 Forward = Callable[[Tensor], Tensor]
-EXAMPLE_SHAPE = (1, 3, 32, 32)
 
 
 class Unsupported(Exception):
@@ -39,12 +37,12 @@ class PreparedModel:
     forward: Forward
     size_bytes: int
     preparation_s: float | None
-    notes: dict[str, Any]
+    notes: dict[str, float | str]
     eager: bool
 
 
 @dataclass
-class Build:
+class VariantContext:
     """What the parts work on, one after the other.
 
     Attributes:
@@ -65,7 +63,7 @@ class Build:
     stack: ExitStack
     size_bytes: int | None = None
     preparation_s: float | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, float | str] = field(default_factory=dict)
 
     def folder(self) -> Path:
         """Make a folder that ends with the variant."""
@@ -85,35 +83,34 @@ class Kind(IntEnum):
     RUNTIME = 3  # decides what calls it
 
 
-def _example(build: Build) -> Tensor:
+def example_images(count: int, device: torch.device | None = None) -> Tensor:
+    """Make images to export, compile, check and time with: the same noise each time."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(EXAMPLE_SHAPE, generator=generator).to(build.device)
+    return torch.randn(count, 3, 32, 32, generator=generator).to(device)
 
 
-def try_forward(build: Build) -> None:
+def try_forward(variant: VariantContext) -> None:
     """Call the network once: whether a device computes in a type is best asked by doing it."""
     try:
         with torch.inference_mode():
-            build.forward(_example(build))
+            variant.forward(example_images(1, variant.device))
     except RuntimeError as error:
         if "not implemented" in str(error) or "not supported" in str(error):
             raise Unsupported(str(error).splitlines()[0]) from error
         raise
 
 
-def first_call(build: Build) -> None:
+def first_call(variant: VariantContext) -> None:
     """Make and time the call that compiles or captures, in the mode of all later ones."""
-    images = _example(build)
+    images = example_images(1, variant.device)
     start = time.perf_counter()
     with torch.inference_mode():
-        build.forward(images)
-        if build.device.type == "cuda":
-            torch.cuda.synchronize(build.device)
-    build.preparation_s = time.perf_counter() - start
+        variant.forward(images)
+        if variant.device.type == "cuda":
+            torch.cuda.synchronize(variant.device)
+    variant.preparation_s = time.perf_counter() - start
 
 
-def weights_size(network: nn.Module, folder: Path) -> int:
+def weights_size(network: nn.Module) -> int:
     """Tell the size in bytes of a network's weights as a file."""
-    weights = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
-    save_file(weights, folder / "weights.safetensors")
-    return (folder / "weights.safetensors").stat().st_size
+    return len(save({key: value.contiguous() for key, value in network.state_dict().items()}))

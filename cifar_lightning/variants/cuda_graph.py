@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cifar_lightning.variants.context import Build, Forward, first_call
+from cifar_lightning.variants.context import Forward, VariantContext, first_call
 
 
-def use_cuda_graph(build: Build) -> None:
+def use_cuda_graph(variant: VariantContext) -> None:
     """Capture the forward pass once for each shape of its input and replay it."""
-    build.need_gpu()
-    inner = build.forward
+    variant.need_gpu()
+    inner = variant.forward
     captured: dict[torch.Size, CapturedGraph] = {}
 
     def forward(images: Tensor) -> Tensor:
@@ -21,9 +21,9 @@ def use_cuda_graph(build: Build) -> None:
             captured[images.shape] = capture(inner, images)
         return captured[images.shape](images)
 
-    build.forward = forward
-    build.stack.callback(captured.clear)
-    first_call(build)
+    variant.forward = forward
+    variant.stack.callback(captured.clear)
+    first_call(variant)
 
 
 @dataclass

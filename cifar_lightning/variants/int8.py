@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
-from cifar_lightning.variants.context import Build, Unsupported
+from cifar_lightning.variants.context import Unsupported, VariantContext
 from cifar_lightning.variants.onnx import export_onnx, import_onnxruntime, run_onnx, silenced
 
 
-def use_int8(build: Build) -> None:
+def use_int8(variant: VariantContext) -> None:
     """Quantize weights and activations after training, for the CPU, with ONNX Runtime.
 
     Convolutions and linear layers are quantized, per channel, but for the first two convolutions:
@@ -20,20 +20,20 @@ def use_int8(build: Build) -> None:
     hard-swish do between layers stays in fp32. Weights use 7 bits, so that sums of products fit on
     processors without VNNI. The reasons are in ``docs/decisions.md``.
     """
-    if build.device.type != "cpu":
+    if variant.device.type != "cpu":
         raise Unsupported("is quantized for the CPU")
-    ort = import_onnxruntime(build.device)
+    ort = import_onnxruntime(variant.device)
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     start = time.perf_counter()
-    folder = build.folder()
-    network = build.network
+    folder = variant.folder()
+    network = variant.network
     if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         network = fuse(network)
     export_onnx(network, folder / "fp32.onnx")
-    batches = iter(build.calibration().split(64))
+    batches = iter(variant.calibration().split(64))
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> dict[str, Any] | None:
@@ -55,4 +55,4 @@ def use_int8(build: Build) -> None:
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
         )
-    run_onnx(build, ort, folder / "int8.onnx", start)
+    run_onnx(variant, ort, folder / "int8.onnx", start)

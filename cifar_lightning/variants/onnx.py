@@ -16,21 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from cifar_lightning.system.environment import installation
-from cifar_lightning.variants.context import EXAMPLE_SHAPE, Build, Unsupported
+from cifar_lightning.variants.context import Forward, Unsupported, VariantContext, example_images
 from cifar_lightning.variants.precision import matmul_precision
 
 MAX_EXPORT_ERROR = 1e-3  # of logits, between ONNX Runtime and torch in fp32
 
 
-def use_onnx(build: Build) -> None:
+def use_onnx(variant: VariantContext) -> None:
     """Export to ONNX and run with ONNX Runtime."""
-    ort = import_onnxruntime(build.device)
+    ort = import_onnxruntime(variant.device)
     start = time.perf_counter()
-    path = build.folder() / "model.onnx"
-    export_onnx(build.network, path)
-    run_onnx(build, ort, path, start)
-    if build.notes["max_abs_difference"] > MAX_EXPORT_ERROR:
-        raise RuntimeError(f"ONNX Runtime's logits differ by {build.notes['max_abs_difference']}")
+    path = variant.folder() / "model.onnx"
+    export_onnx(variant.network, path)
+    difference = run_onnx(variant, ort, path, start)
+    if difference > MAX_EXPORT_ERROR:
+        raise RuntimeError(f"ONNX Runtime's logits differ by {difference}")
 
 
 def import_onnxruntime(device: torch.device) -> Any:
@@ -63,12 +63,11 @@ def export_onnx(network: nn.Module, path: Path) -> None:
     """
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    images = torch.randn(2, *EXAMPLE_SHAPE[1:])
     # NOTE: torch.export reads the older `allow_tf32`, which raises while all switches are `ieee`.
     with silenced(), matmul_precision("tf32"):
         program = torch.onnx.export(
             network.cpu(),
-            (images,),
+            (example_images(2),),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             input_names=["images"],
@@ -80,32 +79,42 @@ def export_onnx(network: nn.Module, path: Path) -> None:
         program.save(path)
 
 
-def run_onnx(build: Build, ort: Any, path: Path, start: float) -> None:
-    """Let ONNX Runtime do the calls, with torch's number of threads."""
+def on_cpu(session: Any) -> Forward:
+    """Make a function of CPU tensors out of an ONNX Runtime session."""
+
+    def forward(images: Tensor) -> Tensor:
+        (logits,) = session.run(None, {"images": images.numpy()})
+        return torch.from_numpy(logits)
+
+    return forward
+
+
+def run_onnx(variant: VariantContext, ort: Any, path: Path, start: float) -> float:
+    """Let ONNX Runtime do the calls, with torch's number of threads.
+
+    Returns:
+        The largest absolute difference of its logits from the network's.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    provider: Any = _provider(build.device)
-    if build.device.type == "cuda":
+    provider: Any = _provider(variant.device)
+    if variant.device.type == "cuda":
         # One stream for both, so that input is ready and events around a call time the call. Not
         # torch's default one: its handle is 0, which ONNX Runtime reads as "none given".
-        stream = torch.cuda.Stream(build.device)
-        build.stack.enter_context(torch.cuda.stream(stream))
+        stream = torch.cuda.Stream(variant.device)
+        variant.stack.enter_context(torch.cuda.stream(stream))
         settings = {
-            "device_id": build.device.index or 0,
+            "device_id": variant.device.index or 0,
             "user_compute_stream": str(stream.cuda_stream),
             "use_tf32": "0",
         }
         provider = (provider, settings)
     session = ort.InferenceSession(path, options, providers=[provider])
-    if _provider(build.device) not in session.get_providers():
-        raise Unsupported(f"{_provider(build.device)} could not be started")
-    reference = build.network.cpu()
-    classes = reference(torch.zeros(EXAMPLE_SHAPE)).shape[1]
-
-    def on_cpu(images: Tensor) -> Tensor:
-        (logits,) = session.run(None, {"images": images.numpy()})
-        return torch.from_numpy(logits)
+    if _provider(variant.device) not in session.get_providers():
+        raise Unsupported(f"{_provider(variant.device)} could not be started")
+    reference = variant.network.cpu()
+    classes = reference(example_images(1)).shape[1]
 
     def on_gpu(images: Tensor) -> Tensor:
         images = images.contiguous()
@@ -119,14 +128,15 @@ def run_onnx(build: Build, ort: Any, path: Path, start: float) -> None:
         session.run_with_iobinding(binding)
         return logits
 
-    build.forward = on_gpu if build.device.type == "cuda" else on_cpu
-    build.preparation_s = time.perf_counter() - start
-    build.size_bytes = path.stat().st_size
-    images = torch.randn(8, *EXAMPLE_SHAPE[1:], generator=torch.Generator().manual_seed(0))
+    variant.forward = on_gpu if variant.device.type == "cuda" else on_cpu(session)
+    variant.preparation_s = time.perf_counter() - start
+    variant.size_bytes = path.stat().st_size
+    images = example_images(8)
     with torch.no_grad():
-        found = build.forward(images.to(build.device)).cpu()
+        found = variant.forward(images.to(variant.device)).cpu()
         difference = float((found - reference(images)).abs().max())
-    build.notes |= {"onnxruntime": ort.__version__, "max_abs_difference": difference}
+    variant.notes |= {"onnxruntime": ort.__version__, "max_abs_difference": difference}
+    return difference
 
 
 @contextmanager

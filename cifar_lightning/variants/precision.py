@@ -37,7 +37,7 @@ def matmul_precision(precision: str) -> Iterator[None]:
 def fastest_algorithms() -> Iterator[None]:
     """Let cuDNN look for the fastest algorithm of each convolution; the warm-up pays for it.
 
-    A training's determinism ends here: it would slow what is measured after it, and only there.
+    A training run's determinism ends here: it would slow what is measured after it, and only there.
     """
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cifar_lightning.errors import bad_value, unknown_name
 from cifar_lightning.system import environment
 from cifar_lightning.variants.compile import use_compile
-from cifar_lightning.variants.context import Build, Kind, PreparedModel, weights_size
+from cifar_lightning.variants.context import Kind, PreparedModel, VariantContext, weights_size
 from cifar_lightning.variants.cuda_graph import use_cuda_graph
 from cifar_lightning.variants.eager import (
     autocast_to,
@@ -25,7 +25,7 @@ from cifar_lightning.variants.int8 import use_int8
 from cifar_lightning.variants.onnx import use_onnx
 from cifar_lightning.variants.precision import fastest_algorithms, matmul_precision
 
-PARTS: dict[str, tuple[Kind, Callable[[Build], None]]] = {
+PARTS: dict[str, tuple[Kind, Callable[[VariantContext], None]]] = {
     "fused": (Kind.GRAPH, fold_batchnorm),
     "fp32": (Kind.PRECISION, keep_fp32),
     "tf32": (Kind.PRECISION, use_tf32),
@@ -107,16 +107,16 @@ def prepare(
         if device.type == "cuda":
             stack.enter_context(torch.cuda.device(device))
         network = backbone.eval()
-        build = Build(network, network, device, calibration, stack)
+        variant = VariantContext(network, network, device, calibration, stack)
         for kind in Kind:
             if kind == Kind.PRECISION and not _ALONE.intersection(parts):
-                build.network.to(device)
+                variant.network.to(device)
             for part in parts:
                 if PARTS[part][0] == kind:
-                    PARTS[part][1](build)
-        if build.size_bytes is None:
-            build.size_bytes = weights_size(build.network, build.folder())
+                    PARTS[part][1](variant)
+        if variant.size_bytes is None:
+            variant.size_bytes = weights_size(variant.network)
         eager = all(PARTS[part][0] != Kind.RUNTIME for part in parts)
         yield PreparedModel(
-            build.forward, build.size_bytes, build.preparation_s, build.notes, eager
+            variant.forward, variant.size_bytes, variant.preparation_s, variant.notes, eager
         )

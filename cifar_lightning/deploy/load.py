@@ -1,0 +1,109 @@
+"""A trained network out of a run or a file of weights, ready to classify images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from cifar_lightning.benchmark.evaluate import check_finite
+from cifar_lightning.benchmark.load import build_network, load_backbone
+from cifar_lightning.data.batches import Normalize
+from cifar_lightning.deploy.images import read_image, to_pixels
+from cifar_lightning.errors import NotFinite, UserError
+from cifar_lightning.models.adapt import INPUT_SIZE
+from cifar_lightning.runs.find import find_run, load_run
+from cifar_lightning.runs.run import Network
+from cifar_lightning.system import untrusted
+from cifar_lightning.system.devices import find_device
+
+Images = Tensor | Sequence[Image.Image | str | Path]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained network with what it needs to classify images.
+
+    Attributes:
+        network: Maps normalised images (N, 3, 32, 32) to logits (N, classes).
+        classes: Their names, in the order of the logits.
+        run: The name of the run that trained it.
+        normalize: Of uint8 pixels, as in training.
+        device: Where the network is.
+    """
+
+    network: nn.Module
+    classes: list[str]
+    run: str
+    normalize: Normalize
+    device: torch.device
+
+    def preprocess(self, images: Images) -> Tensor:
+        """Bring images to the network's device and input.
+
+        Args:
+            images: Files, PIL images of any size, or a tensor (N, 3, 32, 32), uint8, RGB.
+
+        Returns:
+            Shape (N, 3, 32, 32), float32, normalised.
+
+        Raises:
+            ValueError: If a file can't be read, or a tensor has another shape or type.
+        """
+        if not isinstance(images, Tensor):
+            images = torch.stack(
+                [
+                    to_pixels(one) if isinstance(one, Image.Image) else read_image(Path(one))
+                    for one in images
+                ]
+            )
+        shape = (len(images), 3, INPUT_SIZE, INPUT_SIZE)
+        if images.shape != shape or images.dtype != torch.uint8:
+            found = f"{tuple(images.shape)}, {images.dtype}"
+            raise ValueError(f"images: {found}; must be (N, 3, 32, 32), torch.uint8")
+        return self.normalize(images.to(self.device))
+
+    @torch.inference_mode()
+    def __call__(self, images: Images) -> Tensor:
+        """Classify images.
+
+        Args:
+            images: As for `preprocess`.
+
+        Returns:
+            Probabilities (N, classes), on the CPU.
+
+        Raises:
+            UserError: If the logits are NaN or infinite, as damaged weights give them.
+            ValueError: As for `preprocess`.
+        """
+        try:
+            logits = check_finite(self.network(self.preprocess(images)))
+        except NotFinite as error:
+            raise UserError(f"{self.run}: {error}; the run is damaged") from error
+        return logits.softmax(1).cpu()
+
+
+def load(source: str | Path, outputs: str | Path = "outputs", device: str = "cpu") -> Classifier:
+    """Load a trained network; see `cifar_lightning.load`."""
+    place = find_device(device)
+    path = Path(source)
+    if path.suffix == ".safetensors":
+        try:
+            content = untrusted.read(path, untrusted.MAX_WEIGHTS)
+            record = Network.from_weights(content)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(
+                f"{path}: not a file of weights that was written here ({reason})"
+            ) from error
+        network = build_network(record, content, path)
+    else:
+        folder = find_run(Path(outputs), str(source))
+        record, network = Network.of(load_run(folder)), load_backbone(folder)
+    normalize = Normalize(record.mean, record.std)
+    return Classifier(network.to(place), record.classes, record.run, normalize, place)
