@@ -46,9 +46,6 @@ def build_network(record: Network, content: bytes, path: Path) -> nn.Module:
     """
     other = UserError(f"{path}: not the weights of this run's network")
     try:
-        # Strides change no shape: only what the file says of itself tells such networks apart.
-        if Network.from_weights(content) != record:
-            raise other
         weights = from_bytes(content)
         # First without memory: a record can ask for a network of any size.
         with suppress(NotImplementedError, RuntimeError), torch.device("meta"):
@@ -57,6 +54,9 @@ def build_network(record: Network, content: bytes, path: Path) -> nn.Module:
                 raise other
         network: nn.Module = components.construct("model", record.model)
         if _layout(network.state_dict()) != _layout(weights):
+            raise other
+        # Strides change no shape: only what the file says of itself tells such networks apart.
+        if Network.from_weights(content) != record:
             raise other
         network.load_state_dict(weights)
     except (RuntimeError, MemoryError, SafetensorError, ValueError) as error:
