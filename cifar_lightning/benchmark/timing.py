@@ -209,31 +209,24 @@ def _time(
     call: Callable[[], object], device: torch.device, count: int
 ) -> tuple[list[float], list[float]]:
     """Time calls in milliseconds: on CUDA by events, and by the wall clock beside."""
-    if device.type == "cuda":
-        return _time_with_events(call, device, count)
-    samples = []
-    for _ in range(count):
-        if device.type == "mps":
-            torch.mps.synchronize()
-        start = time.perf_counter_ns()
-        call()
-        if device.type == "mps":
-            torch.mps.synchronize()
-        samples.append((time.perf_counter_ns() - start) / 1e6)
-    return samples, []
-
-
-def _time_with_events(
-    call: Callable[[], object], device: torch.device, count: int
-) -> tuple[list[float], list[float]]:
+    walls = list[float]()
+    if device.type != "cuda":
+        for _ in range(count):
+            if device.type == "mps":
+                torch.mps.synchronize()
+            start = time.perf_counter_ns()
+            call()
+            if device.type == "mps":
+                torch.mps.synchronize()
+            walls.append((time.perf_counter_ns() - start) / 1e6)
+        return walls, []
     starts = [torch.cuda.Event(enable_timing=True) for _ in range(count)]
     ends = [torch.cuda.Event(enable_timing=True) for _ in range(count)]
-    walls = []
     with torch.cuda.device(device):
-        for start, end in zip(starts, ends, strict=True):
+        for begin, end in zip(starts, ends, strict=True):
             torch.cuda.synchronize()
             wall = time.perf_counter_ns()
-            start.record()
+            begin.record()
             call()
             end.record()
             torch.cuda.synchronize()
