@@ -298,7 +298,7 @@ def test_what_needs_a_gpu_says_so(variant):
 def test_a_missing_package_names_the_extra(package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with (
-        pytest.raises(Unsupported, match=r"needs .*pip install .*'onnxruntime>=[\d.]+'"),
+        pytest.raises(Unsupported, match=r"needs .*pip install '.*onnx"),
         prepare("onnx", network(), CPU, calibration),
     ):
         pass
