@@ -54,7 +54,7 @@ def test_constant_stays():
     "settings", [{"milestones": [1.5], "gamma": 0.1}, {"milestones": [0.5], "gamma": 2}]
 )
 def test_step_refuses(settings):
-    with pytest.raises(ValueError, match="allowed"):
+    with pytest.raises(ValueError, match="must be"):
         rates(schedulers.step, warmup=0.0, **settings)
 
 

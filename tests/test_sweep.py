@@ -87,7 +87,7 @@ def test_nothing_starts_before_all_are_right(command, outputs):
     """Mistakes that composing, our own rules and a constructor find, each in a line."""
     ended = command("-m", *SMALL, "model.output_stride=32,5", "optim.lr=0.1,-1")
     assert ended.status == 2
-    assert sorted(line.partition(": allowed")[0] for line in ended.err.splitlines()) == [
+    assert sorted(line.partition(": must be")[0] for line in ended.err.splitlines()) == [
         "error: model.output_stride=5",
         "error: optim.lr=-1",
     ]
