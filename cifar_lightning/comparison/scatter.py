@@ -74,18 +74,19 @@ def accuracy_latency(leaderboard: Leaderboard, min_acc: float) -> Figure:
 def _name_front(axes: Axes, front: Sequence[Entry], recommended: Entry | None) -> None:
     """Name the points of the front: nothing lies above and left of it.
 
-    Each label begins above the one before, as far as that is in its way, and does not cross
-    the axis; the recommended entry's is bold.
+    Each label begins above the one before, as far as that is in its way, and the axis begins where
+    all fit; the recommended entry's is bold.
     """
     FigureCanvasAgg(axes.figure).draw()  # type: ignore[no-untyped-call,arg-type]  # final layout
-    top = -math.inf
+    pixel = 72 / axes.figure.dpi
+    top, begin, width = -math.inf, 0.0, axes.bbox.width
     for entry in front:
-        point = axes.transData.transform((entry.mean_ms.mean, entry.accuracy.mean))
-        lift = max(0.0, top - point[1])
+        x, y = axes.transData.transform((entry.mean_ms.mean, entry.accuracy.mean))
+        lift = max(0.0, top - y)
         text = axes.annotate(
             visible(entry.name),
             (entry.mean_ms.mean, entry.accuracy.mean),
-            xytext=(-8, 5 + lift * 72 / axes.figure.dpi),
+            xytext=(-8, 5 + lift * pixel),
             textcoords="offset points",
             ha="right",
             fontsize=8,
@@ -94,7 +95,9 @@ def _name_front(axes: Axes, front: Sequence[Entry], recommended: Entry | None) -
             arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.6, "shrinkB": 5},
         )
         # Of the text alone: an annotation's own extent includes its arrow.
-        extent = Text.get_window_extent(text)
-        top = extent.y1
-        if extent.x0 < axes.bbox.x0:
-            text.set_horizontalalignment("left")
+        size = Text.get_window_extent(text)
+        top = y + lift + 5 / pixel + size.height
+        needed = min(size.width + 12 / pixel, width / 2)
+        begin = max(begin, width * (needed - (x - axes.bbox.x0)) / (width - needed))
+    left = axes.transData.inverted().transform((axes.bbox.x0 - begin, 0))[0]
+    axes.set_xlim(left=left)
