@@ -23,7 +23,7 @@ from torchvision import transforms
 
 from cifar_lightning.config import schema
 from cifar_lightning.runs import resolve
-from cifar_lightning.training.experiment import Experiment, build
+from cifar_lightning.training.build import Experiment, build
 from cifar_lightning.training.module import parameter_groups
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]

@@ -22,7 +22,7 @@ from lightning import LightningModule, Trainer
 
 from cifar_lightning.runs import resolve
 from cifar_lightning.system.cores import usable_cores
-from cifar_lightning.training.experiment import Experiment
+from cifar_lightning.training.build import Experiment
 from perf.baseline import Baseline, baseline_loader, prepare, random_images
 from perf.input import Images
 from perf.interleaved import conditions, interleave, table

@@ -21,6 +21,7 @@ from functools import cache
 from hashlib import sha256
 from math import inf
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -28,6 +29,9 @@ from PIL import Image
 
 from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.system.locks import locked
+
+if TYPE_CHECKING:
+    from cifar_lightning.data.cifar10 import CIFAR10DataModule
 
 # The networks of the tests are so small that a second thread slows them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -102,6 +106,18 @@ def quick_is_settled_at_once() -> Iterator[None]:
     PROTOCOLS["quick"] = replace(before, **never)
     yield
     PROTOCOLS["quick"] = before
+
+
+def cifar10(root: Path, mirrors: Sequence[str], md5: str) -> CIFAR10DataModule:
+    """Make the data module of an archive; what only training needs is left at 0."""
+    from cifar_lightning.data.cifar10 import CIFAR10DataModule
+
+    shared = dict.fromkeys(("val_fraction", "split_seed", "num_workers", "seed"), 0)
+    shared |= {"name": "cifar10", "num_classes": 10, "batch_size": 2, "eval_batch_size": 2}
+    return CIFAR10DataModule(
+        root=str(root), mirrors=list(mirrors), md5=md5, connect_timeout=2.0,
+        mean=[0.0] * 3, std=[1.0] * 3, **shared,
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from cifar_lightning.data.augmentation import (
 )
 from cifar_lightning.data.batches import BatchIndices, ImageBatches
 from cifar_lightning.data.digits import DigitsDataModule
+from cifar_lightning.data.module import Length
 
 GREY = [0.5, 0.25, 1.0]
 
@@ -167,7 +168,8 @@ def test_a_training_sees_images_grow(resolved):
     settings = {k: v for k, v in config["data"].items() if k != "_target_"}
     data = DigitsDataModule(augment=augment, **settings)
     batch = next(iter(data.loader("train")))
-    data.trainer = SimpleNamespace(training=True, max_epochs=10, current_epoch=0)
+    data.length = Length(steps_per_epoch=4, steps=40)
+    data.trainer = SimpleNamespace(training=True, current_epoch=0)
     shapes = []
     for data.trainer.current_epoch in range(10):
         shapes.append(data.on_after_batch_transfer(batch, 0)[0].shape[-1])

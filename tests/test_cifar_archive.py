@@ -81,15 +81,15 @@ def test_a_good_archive_is_read_whatever_pickled_it(read, protocol):
     assert found.classes == tuple(NAMES)
     assert found.train.labels.tolist() == [0, 1, 2, 0, 1, 2] * 5
     expected = np.concatenate([members[f"data_batch_{number}"]["data"] for number in range(1, 6)])
-    assert np.array_equal(found.train.pixels, expected.reshape(-1, 3, 32, 32))
-    assert np.array_equal(found.test.pixels.reshape(6, 3072), members["test_batch"]["data"])
+    assert np.array_equal(found.train.images, expected.reshape(-1, 3, 32, 32))
+    assert np.array_equal(found.test.images.reshape(6, 3072), members["test_batch"]["data"])
 
 
 def test_the_order_of_members_has_no_say(read):
     files = pickled(contents())
     expected = read(files)
     found = read(dict(reversed(files.items())))
-    assert np.array_equal(found.train.pixels, expected.train.pixels)
+    assert np.array_equal(found.train.images, expected.train.images)
 
 
 def test_another_number_of_images_is_said(read, caplog):
@@ -117,10 +117,10 @@ BATCHES = {
     "a negative label": (change(labels=[0, 1, 2, 0, 1, -100]), "labels has -100, must be 0 to 2"),
     "a label too large": (change(labels=[0, 1, 2, 0, 1, 3]), "labels has 3, must be 0 to 2"),
     "an endless label": (change(labels=[10**5000] * 6), "labels has a int, must be 0 to 2"),
-    "labels of numbers": (change(labels=[0.0] * 6), "labels must be a list of whole numbers"),
-    "labels of truths": (change(labels=[True] * 6), "labels must be a list of whole numbers"),
-    "labels of text": (change(labels="012012"), "labels must be a list of whole numbers"),
-    "no labels": (drop("labels"), "labels must be a list of whole numbers"),
+    "labels of numbers": (change(labels=[0.0] * 6), "labels must be a list of integers"),
+    "labels of truths": (change(labels=[True] * 6), "labels must be a list of integers"),
+    "labels of text": (change(labels="012012"), "labels must be a list of integers"),
+    "no labels": (drop("labels"), "labels must be a list of integers"),
     "no images": (drop("data"), "data must be an array of bytes"),
     "images as text": (change(data="x" * 18432), "data must be an array of bytes"),
     "floats": (map_data(lambda d: d.astype("f4")), "data has elements of type f4, must be u1"),

@@ -16,6 +16,7 @@ def small():
 def classifier(backbone, **settings):
     defaults = {"label_smoothing": 0.0, "channels_last": False, "compile": False}
     return ImageClassifier(
+        {},
         backbone,
         partial(torch.optim.SGD, lr=0.1),
         lambda optimizer, total_steps: None,

@@ -61,7 +61,6 @@ BAD = {
     "trainer.devices=99": "trainer.devices=99: must be 1 to",
     "trainer.accelerator=abacus": "trainer",
     "trainer.max_epoch=3": "trainer.max_epoch: no such key; did you mean max_epochs?",
-    "+trainer.fast_dev_run=true": "trainer.fast_dev_run: no such key",
     "trainer.max_epochs=10": "trainer.max_epochs=10: must be 30, which follows from epochs; set",
     "trainer.max_epochs=null": "trainer.max_epochs=None: must be 30, which follows from epochs",
     "trainer.precision=16-mixed": "trainer.precision=16-mixed: must be 32-true, which follows",

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from cifar_lightning.config import components, rules, schema
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs import identity, resolve
-from cifar_lightning.training.experiment import build
+from cifar_lightning.training.build import build
 
 OPTIONS = {
     group: sorted(path.stem for path in (ROOT / "conf" / group).glob("[!_]*.yaml"))

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import Run
+from cifar_lightning.training.build import build
 from cifar_lightning.training.distillation import Distillation
-from cifar_lightning.training.experiment import build
 
 SMALL = (*TINY, "batch_size=128", "optim.lr=0.2", "benchmark.variants=[]")
 STUDENT = (*SMALL, "epochs=2", "distill=kd", "precision=bf16-mixed")

@@ -385,7 +385,7 @@ def test_two_commands_at_the_same_run(command, outputs, trained):
     with alone(outputs / "runs" / name / ".lock", "held"):
         ended = command(*COMMAND, "rerun=true")
     assert ended.status == 2
-    assert ended.err == f"error: {name}: another process is at it; let it finish\n"
+    assert ended.err == f"error: {name}: already running in another process; let it finish\n"
 
 
 def test_a_refused_command_leaves_the_files_of_the_one_that_begins(command, trained):

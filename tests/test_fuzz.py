@@ -10,7 +10,7 @@ from test_command import start
 from cifar_lightning.config import rules, schema, user_errors
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs import identity, resolve
-from cifar_lightning.training.experiment import build
+from cifar_lightning.training.build import build
 
 WHOLE = ("epochs", "batch_size", "seed", "data.num_workers", "data.eval_batch_size")
 NUMBERS = (

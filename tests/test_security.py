@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, pack_archive
+from conftest import TINY, cifar10, pack_archive
 from PIL import Image
 
 from cifar_lightning.benchmark.load import load_backbone, load_data
-from cifar_lightning.data.cifar10 import read_cifar10
 from cifar_lightning.data.cifar_archive import ARCHIVE
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.find import find_run
@@ -125,13 +124,13 @@ def test_a_hostile_archive(tmp_path, trap):
     root.mkdir()
     (root / ARCHIVE).write_bytes(packed)
     with pytest.raises(UserError, match="md5 is"):
-        read_cifar10(str(root), [], "0" * 32, 1.0)
+        cifar10(root, [], "0" * 32).read()
     with pytest.raises(UserError, match="trap has no place in it"):
-        read_cifar10(str(root), [], md5(packed).hexdigest(), 1.0)
+        cifar10(root, [], md5(packed).hexdigest()).read()
     packed = pack_archive({places[-1]: content})
     (root / ARCHIVE).write_bytes(packed)
     with pytest.raises(UserError, match=r"data_batch_1: .*mkdir has no place in it"):
-        read_cifar10(str(root), [], md5(packed).hexdigest(), 1.0)
+        cifar10(root, [], md5(packed).hexdigest()).read()
     assert sorted(path.name for path in root.iterdir()) == [ARCHIVE]
 
 

@@ -9,13 +9,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
-from conftest import ODD_FILES, pack_archive
+from conftest import ODD_FILES, cifar10, pack_archive
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cifar_lightning.data import image_folder
-from cifar_lightning.data.cifar10 import read_cifar10
 from cifar_lightning.data.cifar_archive import ARCHIVE
 from cifar_lightning.data.digits import read_digits
 from cifar_lightning.data.image_folder import read_image_folder
@@ -98,8 +97,22 @@ def dead():
         yield f"http://127.0.0.1:{bound.getsockname()[1]}/{ARCHIVE}"
 
 
+def test_lightning_downloads_once_and_reads_in_each_process(tmp_path, archive, mirror):
+    data = cifar10(tmp_path, [mirror.url("good")], md5(archive[0]))
+    with pytest.raises(UserError, match=f"{ARCHIVE}: No such file"):
+        data.setup("fit")
+    data.prepare_data()
+    data.num_classes = 3
+    data.setup("fit")
+    assert len(data.images.train.labels) == 30
+    data.prepare_data()
+    assert len(mirror.requests) == 1
+
+
 def read(root, archive, *mirrors):
-    return read_cifar10(str(root), mirrors, md5(archive[0]), connect_timeout=2.0)
+    data = cifar10(root, mirrors, md5(archive[0]))
+    data.prepare_data()
+    return data.read()
 
 
 def test_the_archive_is_read_whole(tmp_path, archive):
@@ -187,7 +200,7 @@ def test_a_wrong_checksum_names_both(tmp_path, archive):
 def test_an_archive_that_is_no_file(tmp_path):
     os.mkfifo(tmp_path / ARCHIVE)
     with pytest.raises(UserError, match=f"{ARCHIVE}: not a regular file"):
-        read_cifar10(str(tmp_path), [], "", 1.0)
+        cifar10(tmp_path, [], "").read()
 
 
 # --- Image folders --------------------------------------------------------------------------

@@ -96,6 +96,7 @@ def load_data(folder: Path, root: str | None = None) -> ImageDataModule:
                 raise UserError(f"data_root: needs a value{hint}")
     try:
         data: ImageDataModule = components.construct("data", node)
+        data.prepare_data()
         fingerprint = data.images.fingerprint
     except UserError as error:
         raise UserError(f"{error}{hint}") from error

@@ -93,6 +93,7 @@ def entry_point(
             signals.check()  # what Hydra called may have swallowed it
             mark_started()
             task(composed)
+            _remove_leftovers()  # a trial of a few batches makes no run
             sys.stdout.flush()
         except (Exception, KeyboardInterrupt) as error:  # here, or Hydra says something of its own
             report(error)

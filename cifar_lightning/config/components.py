@@ -142,7 +142,7 @@ def check_component(name: str, node: Mapping[str, Any], given: tuple[str, ...] =
         target = get_object(node["_target_"])
     except Exception as error:
         raise bad_value(f"{name}._target_", node["_target_"], "what can be imported") from error
-    parameters = _parameters(target)
+    parameters = parameters_of(target)
     settings = {key: value for key, value in node.items() if not key.startswith("_")}
     for key, value in settings.items():
         if key not in parameters or key in given:
@@ -157,7 +157,7 @@ def check_component(name: str, node: Mapping[str, Any], given: tuple[str, ...] =
             raise UserError(f"{name}.{key}: needed by {node['_target_']}")
 
 
-def _parameters(target: Any) -> dict[str, inspect.Parameter]:
+def parameters_of(target: Any) -> dict[str, inspect.Parameter]:
     """Collect named parameters with real annotations; ``**kwargs`` go on to the base class."""
     parameters: dict[str, inspect.Parameter] = {}
     for level in target.__mro__ if inspect.isclass(target) else (target,):

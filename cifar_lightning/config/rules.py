@@ -46,6 +46,12 @@ def _at_least(least: int) -> tuple[Callable[[object], bool], str]:
     return _integer(lambda value: value >= least), f"an integer of at least {least}"
 
 
+def _limit(value: object) -> bool:
+    """Tell whether a value is a number of batches, or with a fraction a part of all."""
+    number = isinstance(value, float) and 0 < value <= 1
+    return number or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
+
+
 _POSITIVE = (_number(lambda v: v > 0), "a number above 0")
 _NOT_NEGATIVE = (_number(lambda v: v >= 0), "a number of 0 or more")
 _IN_UNIT = _number(lambda v: 0 < v < 1)
@@ -90,6 +96,14 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "data.eval_batch_size": _at_least(1),
     "data.num_classes": _at_least(2),
     "data.connect_timeout": _POSITIVE,
+    "trainer.accumulate_grad_batches": _at_least(1),
+    "trainer.check_val_every_n_epoch": _at_least(1),
+    "trainer.limit_train_batches": (_limit, "an integer of at least 1, or a fraction up to 1.0"),
+    "trainer.limit_val_batches": (
+        lambda v: v == 0 or _limit(v),
+        "an integer of 0 or more, or a fraction up to 1.0",
+    ),
+    "trainer.max_steps": _at_least(1),
     "n_trials": _at_least(1),
     "top": _at_least(1),
     "min_acc": (_number(lambda v: 0 <= v <= 100), "0 to 100, percent"),

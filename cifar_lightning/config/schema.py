@@ -26,6 +26,8 @@ class TrainConfig:
     data: dict[str, Any] = MISSING
     augment: dict[str, Any] = MISSING
     trainer: dict[str, Any] = MISSING
+    callbacks: dict[str, Any] | None = None
+    logger: dict[str, Any] = MISSING
     distill: dict[str, Any] | None = field(default=None, metadata={"texts": ("teacher",)})
     benchmark: dict[str, Any] = MISSING
     epochs: int = MISSING

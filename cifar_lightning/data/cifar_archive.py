@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import logging
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from cifar_lightning.data.array_unpickler import (
     Array,
@@ -24,12 +23,14 @@ from cifar_lightning.data.array_unpickler import (
     unpickle_arrays,
     unpickling_error,
 )
+from cifar_lightning.data.images import IMAGE_SIZE, ImageData, Split
 from cifar_lightning.errors import UserError
 from cifar_lightning.system.files import open_regular
 
 log = logging.getLogger(__name__)
 
-PIXELS = 3 * 32 * 32
+ARCHIVE = "cifar-10-python.tar.gz"
+PIXELS = 3 * IMAGE_SIZE * IMAGE_SIZE
 # Bytes of the longest member, CIFAR-100's: the pixels, and names and labels beside them.
 MAX_MEMBER = 50_000 * (PIXELS + 512)
 
@@ -67,23 +68,6 @@ CIFAR10 = Layout(
 )
 
 
-@dataclass(frozen=True)
-class Images:
-    """Pixels of shape (N, 3, 32, 32), uint8, and labels of shape (N,), int64."""
-
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What an archive holds."""
-
-    train: Images
-    test: Images
-    classes: tuple[str, ...]
-
-
 @contextmanager
 def _named(place: object) -> Iterator[None]:
     try:
@@ -92,7 +76,7 @@ def _named(place: object) -> Iterator[None]:
         raise Bad(f"{place}: {error}") from error
 
 
-def read(archive: Path, layout: Layout = CIFAR10) -> Contents:
+def read(archive: Path, layout: Layout = CIFAR10) -> ImageData:
     """Read a whole archive.
 
     Every member has to be there once and at its place, and to hold what the format promises: bytes
@@ -109,7 +93,7 @@ def read(archive: Path, layout: Layout = CIFAR10) -> Contents:
             with _named(layout.meta):
                 classes = _names(members[layout.meta], layout)
                 said = _images_said(members[layout.meta])
-            parts: dict[str, Images] = {}
+            parts: dict[str, Split] = {}
             for name, original in {**layout.train, **layout.test}.items():
                 expected = said or (original if parts else None)
                 with _named(name):
@@ -122,8 +106,14 @@ def read(archive: Path, layout: Layout = CIFAR10) -> Contents:
                 parts[name] = part
     except Bad as error:
         raise UserError(str(error)) from error
-    train, test = ([parts[name] for name in names] for names in (layout.train, layout.test))
-    return Contents(_joined(train), _joined(test), classes)
+    train, test = (
+        Split(
+            torch.cat([parts[name].images for name in names]),
+            torch.cat([parts[name].labels for name in names]),
+        )
+        for names in (layout.train, layout.test)
+    )
+    return ImageData(train, test, classes)
 
 
 def _members(archive: Path, layout: Layout) -> dict[str, Member]:
@@ -180,11 +170,11 @@ def _names(meta: Member, layout: Layout) -> tuple[str, ...]:
 def _images_said(meta: Member) -> int | None:
     said = meta.get("num_cases_per_batch")
     if said is not None and (type(said) is not int or said < 1):
-        raise Bad("num_cases_per_batch must be a whole number of at least 1")
+        raise Bad("num_cases_per_batch must be an integer of at least 1")
     return said
 
 
-def _images(batch: Member, layout: Layout, classes: int, expected: int | None) -> Images:
+def _images(batch: Member, layout: Layout, classes: int, expected: int | None) -> Split:
     data = batch.get("data")
     if not isinstance(data, Array):
         raise Bad("data must be an array of bytes")
@@ -197,21 +187,12 @@ def _images(batch: Member, layout: Layout, classes: int, expected: int | None) -
         raise Bad(f"{show_value(count)} images, must be {expected}")
     labels = batch.get(layout.labels)
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
-        raise Bad(f"{layout.labels} must be a list of whole numbers")
+        raise Bad(f"{layout.labels} must be a list of integers")
     for key, value in batch.items():  # file names, too, and CIFAR-100's other labels
         if isinstance(value, list) and len(value) != count:
             raise Bad(f"{len(value)} {show_value(key)} for {show_value(count)} images")
     for label in labels:
         if not 0 <= label < classes:
             raise Bad(f"{layout.labels} has {show_value(label)}, must be 0 to {classes - 1}")
-    return Images(data.bytes().reshape(-1, 3, 32, 32), np.array(labels, np.int64))
-
-
-def _joined(parts: Sequence[Images]) -> Images:
-    return Images(
-        np.concatenate([part.pixels for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-    )
-
-
-ARCHIVE = "cifar-10-python.tar.gz"
+    pixels = torch.from_numpy(data.bytes().copy())  # the file's bytes can't be written to
+    return Split(pixels.view(-1, 3, IMAGE_SIZE, IMAGE_SIZE), torch.tensor(labels))

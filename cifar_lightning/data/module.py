@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -20,6 +22,14 @@ from cifar_lightning.errors import bad_value
 SplitName = Literal["train", "val", "test"]
 
 
+@dataclass(frozen=True)
+class Length:
+    """How long a training run is, in optimizer steps."""
+
+    steps_per_epoch: int
+    steps: int
+
+
 def epochs_done(trainer: Trainer) -> int:
     """Count the finished epochs, right also while a continued run is being set up."""
     progress: Any = trainer.fit_loop.epoch_progress.current
@@ -32,7 +42,7 @@ class ImageDataModule(LightningDataModule, ABC):
     Args:
         name: What the results table calls the data set.
         num_classes: Has to agree with what is read.
-        val_fraction: Share of the training images held out to choose the checkpoint; 0 trains on
+        val_fraction: Fraction of the training images held out to choose the checkpoint; 0 trains on
             all of them, and the last checkpoint is the chosen one.
         split_seed: Of the held-out split; not the training's, so all seeds share the split.
         batch_size: Of training, per process.
@@ -79,13 +89,17 @@ class ImageDataModule(LightningDataModule, ABC):
             self.augment[kind(transform)].append(transform)
         self._places: dict[tuple[str, torch.device], Batch] = {}
 
+    def setup(self, stage: str) -> None:
+        """Read the data set, in each process."""
+        _ = self.images
+
     @abstractmethod
     def read(self) -> ImageData:
         """Read the whole data set into memory."""
 
     @cached_property
     def images(self) -> ImageData:
-        """The data set, read when it is first asked for.
+        """The data set, read when it is first asked for, after `prepare_data`.
 
         Raises:
             UserError: If it can't be read or does not fit the configuration.
@@ -124,6 +138,22 @@ class ImageDataModule(LightningDataModule, ABC):
             split = f" (the training split has {images} images)"
             most = f"{images // processes} for {processes} processes" if processes > 1 else images
             raise bad_value("batch_size", self.batch_size, f"2 to {most}{split}")
+
+    @cached_property
+    def length(self) -> Length:
+        """The training run's length: all its epochs, or ``max_steps`` if that is less.
+
+        NOTE: Lightning's ``estimated_stepping_batches`` would make the training iterator, before a
+        checkpoint is restored; with workers, a continued run would then begin with the first
+        epoch's images.
+        """
+        trainer = self.trainer
+        assert trainer is not None
+        batches, limit = len(self.loader("train")), trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+        steps = per_epoch * int(trainer.max_epochs or 0)
+        return Length(per_epoch, min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps)
 
     def loader(self, split: SplitName) -> DataLoader[Batch]:
         """Make the loader of one split; its batches are uint8."""
@@ -177,8 +207,8 @@ class ImageDataModule(LightningDataModule, ABC):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment (in training) and normalise a batch that already lies on its device."""
         if self.trainer is not None and self.trainer.training:
-            epochs = int(self.trainer.max_epochs or 0)
-            return self.augmented(batch, self.trainer.current_epoch / epochs)
+            done = self.trainer.current_epoch * self.length.steps_per_epoch
+            return self.augmented(batch, done / self.length.steps)
         images, labels = batch
         return self.normalize(images), labels
 

@@ -15,6 +15,7 @@ class RunFolder:
         lock: Held by the process that trains the run.
         log: What the training run said.
         output: What a job of a sweep that failed printed.
+        csv: The metrics, with ``logger=csv``.
         results: Removed when a run starts over; the record first, since without it there is no run.
         before_training: Made before there is a record.
     """
@@ -28,12 +29,14 @@ class RunFolder:
         self.last = self.checkpoints / "last.ckpt"
         self.measurements = path / "measurements"
         self.tensorboard = path / "tensorboard"
+        self.csv = path / "csv"
         self.hydra = path / ".hydra"
         self.lock = path / ".lock"
         self.log = path / "train.log"
         self.output = path / "output.log"
         self.results = (
-            self.record, self.weights, self.checkpoints, self.measurements, self.tensorboard
+            self.record, self.weights, self.checkpoints, self.measurements, self.tensorboard,
+            self.csv,
         )  # fmt: skip
         self.before_training = (self.hydra, self.lock, self.log)
 

@@ -25,6 +25,7 @@ NON_IDENTITY_KEYS = {
     "channels_last",
     "compile",
     "id",
+    "logger",
     "outputs",
     "rerun",
     "data.eval_batch_size",
@@ -36,12 +37,15 @@ NON_IDENTITY_KEYS = {
     "trainer.detect_anomaly",
     "trainer.deterministic",
     "trainer.devices",  # enters as the number of processes
-    "trainer.enable_autolog_hparams",
+    "trainer.enable_progress_bar",
+    "trainer.inference_mode",
     "trainer.log_every_n_steps",
     "trainer.num_nodes",
     "trainer.profiler",
     "trainer.strategy",
 }
+# An integer is a number of batches there, a number with a fraction a part of all.
+COUNT_OR_FRACTION = {"trainer.limit_train_batches", "trainer.limit_val_batches"}
 
 
 def training_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +100,7 @@ def canonical(value: Any, key: str) -> Any:
         and value.startswith("cifar_lightning.")
     ):
         return str(value).rpartition(".")[2]  # a module may move
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or key in COUNT_OR_FRACTION:
         return value
     if key in _float_keys():
         return float(value) + 0.0 if abs(value) < MAX_EXACT else value  # -0.0 + 0.0 is 0.0

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, open_dict
 
 from cifar_lightning.config import rules, user_errors
-from cifar_lightning.errors import UserError
+from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.runs import identity, resolve
 from cifar_lightning.runs.completed import finished
 from cifar_lightning.runs.folder import RunFolder
@@ -66,13 +66,13 @@ def jobs(
                 composed.hydra.job.id = composed.hydra.job.num = number
             config = resolve.resolve(composed)
             rules.check(config)
+            if config["trainer"].get("fast_dev_run"):
+                raise bad_value("trainer.fast_dev_run", True, "false: it leaves no run to show")
             name = identity.run_name(config, composed.hydra.runtime.choices)
             folder = RunFolder.of(Path(config["outputs"]), name).path
             job = Job(tuple(overrides), " ".join(varied) or name, config, folder)
             if not job.done:
-                from cifar_lightning.training.experiment import (
-                    build,  # torch: only where there is work
-                )
+                from cifar_lightning.training.build import build  # torch: where there is work
 
                 build(config, folder)
         except Exception as error:

@@ -38,10 +38,13 @@ class EpochSeed(Callback):
         seed_everything(seed, verbose=False)
 
 
-class NameInCheckpoints(Callback):
-    """Writes into each checkpoint which run it is of."""
+class RunState(Callback):
+    """Writes into each checkpoint which run it is of, and whether the training ended early.
 
-    KEY = "run"
+    Lightning forgets the latter: a run that was killed before it was tested would train on.
+    """
+
+    NAME, STOPPED = "run", "stopped"
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -49,7 +52,19 @@ class NameInCheckpoints(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint[self.KEY] = self.name
+        checkpoint |= {self.NAME: self.name, self.STOPPED: trainer.should_stop}
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        trainer.should_stop = checkpoint[self.STOPPED]
+
+
+class StepLimit(Callback):
+    """Validates after the last one of ``max_steps``: Lightning does so only where an epoch ends."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.should_stop |= trainer.global_step >= trainer.max_steps
 
 
 class GracefulShutdown(Callback):

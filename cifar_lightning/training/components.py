@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning import Callback
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from cifar_lightning.benchmark.load import load_backbone
 from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.system.cores import usable_cores
 from cifar_lightning.training.distillation import Distillation
 from cifar_lightning.training.module import parameter_groups
 
-# Each component, with the arguments that the code gives it or can't do without: the configuration
-# has no say in those.
+# Each component, with the arguments that the code gives it: the configuration has no say in those.
 RESERVED_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "model": (),
     "optim": ("params",),
@@ -30,19 +29,9 @@ RESERVED_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "distill": ("backbone",),
     "data": ("augment",),
     "benchmark": (),
-    "trainer": (
-        "barebones",
-        "callbacks",
-        "default_root_dir",
-        "enable_checkpointing",
-        "enable_model_summary",
-        "fast_dev_run",
-        "logger",
-        "num_sanity_val_steps",
-        "plugins",
-        "use_distributed_sampler",
-    ),
+    "callbacks": (),
 }
+METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "lr")  # once an epoch
 
 
 def build_teacher(config: dict[str, Any]) -> Distillation | None:
@@ -74,6 +63,24 @@ def teachers_folder(config: dict[str, Any]) -> Path:
     return RunFolder.of(Path(config["outputs"]), name).path
 
 
+def build_callbacks(nodes: Mapping[str, Any], validating: bool) -> list[Callback]:
+    """Build what the ``callbacks`` group names.
+
+    Raises:
+        UserError: If its settings are wrong, or it looks at a metric that there is none of.
+    """
+    metrics = [name for name in METRICS if validating or not name.startswith("val/")]
+    found = []
+    for name, node in nodes.items():
+        callback: Callback = construct(f"callbacks.{name}", node)
+        monitor = getattr(callback, "monitor", None)
+        if monitor is not None and monitor not in metrics:
+            why = "" if validating else "; there is no validation, so nothing to watch"
+            raise bad_value(f"callbacks.{name}.monitor", monitor, f"{', '.join(metrics)}{why}")
+        found.append(callback)
+    return found
+
+
 def construct(name: str, node: dict[str, Any], **given: Any) -> Any:
     """Instantiate one component; what its constructor refuses is the user's mistake."""
     try:
@@ -101,31 +108,3 @@ def try_optimizer(optimizer: Any, scheduler: Any, backbone: torch.nn.Module) -> 
         scheduler(tried, total_steps=100)
     except (ValueError, TypeError) as error:
         raise _refused(name, error) from error
-
-
-def check_devices(config: dict[str, Any]) -> None:
-    """See that the devices are there and can compute as asked.
-
-    Raises:
-        UserError: If not.
-    """
-    trainer = config["trainer"]
-    accelerator, devices = trainer.get("accelerator", "auto"), trainer.get("devices", 1)
-    gpus = torch.cuda.device_count()
-    on_cpu = accelerator == "cpu" or (
-        accelerator == "auto" and not gpus and not torch.backends.mps.is_available()
-    )
-    if accelerator in ("gpu", "cuda") and not gpus:
-        raise bad_value("trainer.accelerator", accelerator, "cpu or auto: there is no GPU here")
-    available = usable_cores() if on_cpu else max(gpus, 1)
-    counted = isinstance(devices, int) and devices != -1
-    if counted and not 1 <= devices <= available:
-        raise bad_value("trainer.devices", devices, f"1 to {available} on this machine")
-    if "TORCHELASTIC_RUN_ID" in os.environ and counted:
-        started = int(os.environ["WORLD_SIZE"]) // trainer.get("num_nodes", 1)
-        if devices != started:
-            raise bad_value("trainer.devices", devices, f"{started}, what torchrun started a node")
-    if on_cpu and config["data"].get("device") == "gpu":
-        raise bad_value("data.device", "gpu", "cpu: the training has no GPU")
-    if on_cpu and config["precision"] == "16-mixed":
-        raise bad_value("precision", "16-mixed", "32-true or bf16-mixed on a CPU")

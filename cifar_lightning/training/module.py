@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
@@ -14,8 +13,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import SumMetric
 
+from cifar_lightning.config import components
 from cifar_lightning.data.batches import Batch
 from cifar_lightning.training.distillation import Distillation
+from cifar_lightning.training.progress import log_epoch
 
 Stage = Literal["train", "val", "test"]
 
@@ -25,10 +26,14 @@ class ImageClassifier(LightningModule):
 
     Losses and counts stay on the device and are read once an epoch, so no step waits for it.
 
+    ``ImageClassifier.load_from_checkpoint("best.ckpt")`` builds the network as the run did; its
+    builder must be one that a file in ``conf/model`` names.
+
     Args:
-        backbone: Maps (B, 3, 32, 32) to (B, num_classes).
-        optimizer: Called with parameter groups.
-        scheduler: Called with the optimizer and ``total_steps``; stepped once per batch.
+        model: The network's node of the configuration, as plain values; checkpoints carry it.
+        backbone: Maps (B, 3, 32, 32) to (B, num_classes); None builds what ``model`` says.
+        optimizer: Called with parameter groups; needed for training only.
+        scheduler: Called with the optimizer and ``total_steps``; stepped once per optimizer step.
         label_smoothing: Of the training loss; validation and test losses go without.
         channels_last: Memory format while training.
         compile: Compile the backbone for training.
@@ -37,15 +42,19 @@ class ImageClassifier(LightningModule):
 
     def __init__(
         self,
-        backbone: nn.Module,
-        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
-        scheduler: Callable[..., LRScheduler],
-        label_smoothing: float,
-        channels_last: bool,
-        compile: bool,
+        model: dict[str, Any],
+        backbone: nn.Module | None = None,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer] | None = None,
+        scheduler: Callable[..., LRScheduler] | None = None,
+        label_smoothing: float = 0.0,
+        channels_last: bool = False,
+        compile: bool = False,
         distillation: Distillation | None = None,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters("model", "label_smoothing", "channels_last", logger=False)
+        if backbone is None:
+            backbone = cast(nn.Module, components.construct("model", model))
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.backbone = backbone.to(memory_format=memory_format)
         if compile:
@@ -55,16 +64,13 @@ class ImageClassifier(LightningModule):
         self.scheduler = scheduler
         self.label_smoothing = label_smoothing
         self.distillation = distillation
-        # Over all processes. What is no number is found by `callbacks.TerminateOnNaN`.
+        # Over all processes. NaN is found by `callbacks.TerminateOnNaN`.
         # NOTE: torchmetrics 1.9's MeanMetric forgets its weights with this strategy.
         self.sums = nn.ModuleDict(
             {name: SumMetric(nan_strategy="disable") for name in ("loss", "correct", "images")}
         )
-        self._steps: dict[Stage, list[tuple[Tensor, Tensor, int]]] = {
-            "train": [],
-            "val": [],
-            "test": [],
-        }
+        self._steps: dict[Stage, list[tuple[Tensor, Tensor, int]]]
+        self._steps = {"train": [], "val": [], "test": []}
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.backbone(images)
@@ -90,7 +96,7 @@ class ImageClassifier(LightningModule):
         loss = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         if stage == "train" and self.distillation is not None:
             loss = self.distillation(images, logits, loss)
-        # Mixed images have a share of each class; the largest one is the label.
+        # Mixed images have a fraction of each class; the largest one is the label.
         classes = labels if labels.ndim == 1 else labels.argmax(1)
         # Kept as they are: updating two metrics here takes ten times as long.
         correct = (logits.detach().argmax(1) == classes).sum()
@@ -131,6 +137,7 @@ class ImageClassifier(LightningModule):
         for logger in self.loggers:
             logger.log_metrics(values, step=self.trainer.global_step - 1)
             logger.save()
+        log_epoch(self.trainer, values)
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self._epoch_metrics("val"))
@@ -139,25 +146,15 @@ class ImageClassifier(LightningModule):
         self.log_dict(self._epoch_metrics("test"))
 
     def configure_optimizers(self) -> Any:
+        assert self.optimizer is not None
+        assert self.scheduler is not None
         optimizer = self.optimizer(parameter_groups(self.backbone))
-        scheduler = self.scheduler(optimizer, total_steps=self._total_steps())
+        total = self.trainer.datamodule.length.steps  # type: ignore[attr-defined]
+        scheduler = self.scheduler(optimizer, total_steps=total)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
-
-    def _total_steps(self) -> int:
-        """Count the optimizer's steps in the whole training.
-
-        NOTE: Lightning's ``estimated_stepping_batches`` would make the training iterator here,
-        before a checkpoint is restored; with workers, a continued run would then begin with the
-        first epoch's images.
-        """
-        trainer = self.trainer
-        batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        limit = trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        return math.ceil(batches / trainer.accumulate_grad_batches) * int(trainer.max_epochs or 0)
 
 
 def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:

@@ -1,94 +1,96 @@
-"""The progress bar."""
+"""How far a training run is: a bar on a terminal, a line an epoch, the time left."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
-from tqdm import tqdm
+from lightning.pytorch.callbacks import Callback, Timer, TQDMProgressBar
 
 from cifar_lightning.data.augmentation import Kind
+from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.system.formatting import duration
 
 log = logging.getLogger(__name__)
 
 
-class RunProgressBar(ProgressBar):
-    """One bar over the whole training: loss, validation accuracy, time left.
+def bar_wanted() -> bool:
+    """Tell whether somebody sees a progress bar; ``TQDM_DISABLE=1`` is how others ask for none."""
+    return sys.stdout.isatty() and not os.environ.get("TQDM_DISABLE")
 
-    The loss is fetched from the device only when the bar is drawn. After the first steps the whole
-    duration is estimated in a line of its own.
-    """
 
-    WARM_STEPS = 5  # the first ones are slower and don't count for the estimate
-    ESTIMATE_STEP = 20
+class Bar(TQDMProgressBar):
+    """Lightning's bar of each epoch, without the folder of the logger."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._enabled = True
-        self._bar: tqdm[Any] | None = None
-        self._accuracy = ""
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+
+
+class Estimate(Callback):
+    """Says after the first steps how long the training run will take, and why it ends early."""
+
+    WARM_STEPS = 5  # the first ones are slower and don't count
+    STEP = 20
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._steps = 0
         self._warm_since = 0.0
 
-    def disable(self) -> None:
-        self._enabled = False
-
-    def enable(self) -> None:
-        self._enabled = True
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        total = int(trainer.num_training_batches) * int(trainer.max_epochs or 0)
-        self._bar = tqdm(
-            total=total,
-            initial=trainer.global_step,
-            desc="train",
-            unit="step",
-            smoothing=0,  # the mean speed includes validation
-            mininterval=0.5 if sys.stderr.isatty() else 30,
-            dynamic_ncols=True,
-            disable=not self._enabled,
-        )
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
-    ) -> None:
-        assert self._bar is not None
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self._steps += 1
         if self._steps == self.WARM_STEPS:
             self._warm_since = time.perf_counter()
-        if self._steps == self.ESTIMATE_STEP:
-            self._estimate(trainer)
-        if self._bar.update():
-            self._bar.set_postfix_str(f"loss {float(outputs['loss']):.3f}{self._accuracy}")
-
-    def _estimate(self, trainer: Trainer) -> None:
-        assert self._bar is not None
-        per_step = (time.perf_counter() - self._warm_since) / (self.ESTIMATE_STEP - self.WARM_STEPS)
-        remaining = ((self._bar.total or 0) - trainer.global_step) * per_step
-        grows = trainer.datamodule.augment[Kind.PROGRESSIVE]  # type: ignore[attr-defined]
-        if self._enabled:
-            log.info(
-                "%s %s for the training", "at least" if grows else "about", duration(remaining)
-            )
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._bar is not None and "val/acc" in trainer.callback_metrics:
-            self._accuracy = f", val acc {100 * float(trainer.callback_metrics['val/acc']):.2f} %"
+        if self._steps == self.STEP:
+            per_batch = (time.perf_counter() - self._warm_since) / (self.STEP - self.WARM_STEPS)
+            data = _data(trainer)
+            steps = data.length.steps - trainer.global_step
+            left = duration(steps * trainer.accumulate_grad_batches * per_batch)
+            grows = data.augment[Kind.PROGRESSIVE]
+            log.info("%s %s for the training", "at least" if grows else "about", left)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._close()
+        if trainer.global_step < _data(trainer).length.steps:
+            log.info(
+                "ended early, after step %d of %d in epoch %d",
+                trainer.global_step,
+                _data(trainer).length.steps,
+                trainer.current_epoch,
+            )
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        self._close()
 
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+def log_epoch(trainer: Trainer, values: Mapping[str, Any]) -> None:
+    """Say in one line what an epoch has brought; beside a bar it is for ``train.log`` alone.
+
+    Args:
+        trainer: At the end of an epoch.
+        values: The training's metrics in this epoch.
+    """
+    if not trainer.is_global_zero:
+        return
+    metrics = {k: float(v) for k, v in (trainer.callback_metrics | dict(values)).items()}
+    figures = [
+        f"{split} loss {metrics[f'{split}/loss']:.3f}, acc {100 * metrics[f'{split}/acc']:.2f} %"
+        for split in ("train", "val")
+        if f"{split}/loss" in metrics
+    ]
+    (timer,) = (one for one in trainer.callbacks if isinstance(one, Timer))  # type: ignore[attr-defined]
+    done, steps = trainer.global_step, _data(trainer).length.steps
+    log.log(
+        logging.DEBUG if trainer.progress_bar_callback else logging.INFO,
+        "epoch %d of %d: %s, %s left",
+        trainer.current_epoch + 1,
+        trainer.max_epochs,
+        "; ".join(figures),
+        duration(timer.time_elapsed() * (steps - done) / done),
+    )
+
+
+def _data(trainer: Trainer) -> ImageDataModule:
+    return cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from hashlib import sha256
@@ -13,27 +12,26 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer
-from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import TensorBoardLogger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from safetensors.torch import save as to_bytes
-from torch.utils.tensorboard import SummaryWriter
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cifar_lightning.comparison.publish import attempt, publish
 from cifar_lightning.config import schema
 from cifar_lightning.errors import Interrupted, NotFinite, RunFailed
-from cifar_lightning.runs import identity, resolve
+from cifar_lightning.runs import resolve
 from cifar_lightning.runs.completed import show_files, take_up
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import Network, Run
-from cifar_lightning.system import escaping, event_files, signals
+from cifar_lightning.system import signals
 from cifar_lightning.system.files import write_atomically
 from cifar_lightning.system.locks import alone
 from cifar_lightning.system.openmp_waiting import computing
-from cifar_lightning.training.experiment import Experiment, build, training_device
-from cifar_lightning.training.resume import Start, begin, classify_failure, record_failure
+from cifar_lightning.training.build import Experiment, build, training_device
+from cifar_lightning.training.failure import classify_failure, record_failure
+from cifar_lightning.training.loggers import begin_logging
+from cifar_lightning.training.resume import ResumeState, prepare_run
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +57,9 @@ def run(cfg: DictConfig) -> None:
     experiment = build(config, folder)
     with ExitStack() as stack:
         stack.enter_context(computing())
-        if experiment.leads:
+        if experiment.is_global_zero:
             stack.enter_context(
-                alone(RunFolder(folder).lock, f"{folder.name}: another process is at it")
+                alone(RunFolder(folder).lock, f"{folder.name}: already running in another process")
             )
         try:
             _run(experiment, config, choices)
@@ -69,7 +67,7 @@ def run(cfg: DictConfig) -> None:
             ending = classify_failure(experiment, error, config)
             if ending is None:
                 raise
-            if experiment.leads:
+            if experiment.is_global_zero:
                 record_failure(experiment, ending, Path(config["outputs"]))
             elif isinstance(ending, Interrupted | NotFinite):
                 return  # the first process says so for all
@@ -77,7 +75,10 @@ def run(cfg: DictConfig) -> None:
 
 
 def _run(experiment: Experiment, config: dict[str, Any], choices: dict[str, str]) -> None:
-    start = begin(experiment, config, choices) if experiment.leads else None
+    if config["trainer"].get("fast_dev_run"):
+        _try_batches(experiment)
+        return
+    start = prepare_run(experiment, config, choices) if experiment.is_global_zero else None
     if experiment.trainer.world_size > 1:
         start = _agree(experiment.trainer, start)
     assert start is not None
@@ -85,12 +86,27 @@ def _run(experiment: Experiment, config: dict[str, Any], choices: dict[str, str]
     if not trained:
         with signals.deferred():
             test(experiment, fit(experiment, start))
-    if experiment.leads:
+    if experiment.is_global_zero:
         _complete(experiment, config, trained)
 
 
+def _try_batches(experiment: Experiment) -> None:
+    """Take a few batches of each split through everything that a training run does."""
+    trainer = experiment.trainer
+    experiment.data.prepare_data()
+    with signals.deferred():
+        trainer.fit(experiment.classifier, datamodule=experiment.data)
+        trainer.test(experiment.classifier, datamodule=experiment.data, verbose=False)
+    if experiment.is_global_zero:
+        log.info(
+            "fast_dev_run: training, validation and test work (%d batches of each); "
+            "nothing is kept: no run, no row, no checkpoint",
+            trainer.num_training_batches,
+        )
+
+
 def _complete(experiment: Experiment, config: dict[str, Any], trained: bool) -> None:
-    """Do what follows a finished training: measure what is missing, draw, write the table, show.
+    """Do what follows a finished training run: measure what is missing, publish and show it.
 
     None of it can take the training back: what goes wrong is said in the end, and the same command
     does it again.
@@ -126,10 +142,10 @@ def _complete(experiment: Experiment, config: dict[str, Any], trained: bool) -> 
         )
 
 
-def fit(experiment: Experiment, start: Start) -> Run:
+def fit(experiment: Experiment, start: ResumeState) -> Run:
     """Train to the end and write the chosen backbone's weights."""
     trainer, record = experiment.trainer, start.record
-    trainer.logger = _logger(experiment.folder, start)
+    begin_logging(trainer.loggers, record.config, start.step if start.checkpoint else None)
     with logging_redirect_tqdm():
         trainer.fit(
             experiment.classifier,
@@ -138,7 +154,7 @@ def fit(experiment: Experiment, start: Start) -> Run:
             weights_only=True,
         )
     score = experiment.best.best_model_score if experiment.best else None
-    if experiment.leads:
+    if experiment.is_global_zero:
         chosen = experiment.chosen.best_model_path
         state = torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"]
         prefix = "backbone."
@@ -173,12 +189,12 @@ def test(experiment: Experiment, record: Run) -> Run:
     )
 
 
-def percent(share: float) -> float:
-    """Turn a float32 share into percent without its rounding error."""
-    return round(100 * share, 4)
+def percent(fraction: float) -> float:
+    """Turn a float32 fraction into percent without its rounding error."""
+    return round(100 * fraction, 4)
 
 
-def _agree(trainer: Trainer, start: Start | None) -> Start:
+def _agree(trainer: Trainer, start: ResumeState | None) -> ResumeState:
     """Start the other processes, unless something else did, and tell them where to begin."""
     strategy = trainer.strategy
     assert strategy.launcher is not None
@@ -189,33 +205,3 @@ def _agree(trainer: Trainer, start: Start | None) -> Start:
     if not trainer.is_global_zero:
         logging.getLogger().setLevel(logging.ERROR)
     return agreed
-
-
-class _Curves(TensorBoardLogger):
-    """Leaves out the machine's name, and the epoch's number, which Lightning adds to everything."""
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> SummaryWriter:
-        if self._experiment is None:
-            self._experiment = event_files.Writer(self.log_dir, **self._kwargs)
-        return self._experiment
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        super().log_metrics({k: v for k, v in metrics.items() if k != "epoch"}, step)
-
-
-def _logger(folder: Path, start: Start) -> TensorBoardLogger:
-    """Write TensorBoard's files; what a killed process wrote beyond ``start.step`` is dropped."""
-    logger = _Curves(
-        folder,
-        name="",
-        version=RunFolder(folder).tensorboard.name,
-        purge_step=start.step if start.checkpoint else None,
-    )
-    if start.checkpoint is None:
-        # Without paths and addresses: curves are passed on.
-        shown = identity.training_config(start.record.config)
-        text = OmegaConf.to_yaml(OmegaConf.create(shown))
-        logger.experiment.add_text("configuration", escaping.markdown_block(text, "yaml"))
-    return logger

@@ -19,31 +19,38 @@ from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.errors import bad_value
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Run
+from cifar_lightning.training.arguments import (
+    check_devices,
+    check_trainer,
+    validates,
+)
 from cifar_lightning.training.callbacks import (
     EMA,
     AtomicCheckpointIO,
     Benchmark,
     EpochSeed,
     GracefulShutdown,
-    NameInCheckpoints,
     RelocatableCheckpoint,
+    RunState,
+    StepLimit,
     TerminateOnNaN,
 )
 from cifar_lightning.training.components import (
     RESERVED_ARGUMENTS,
+    build_callbacks,
     build_teacher,
-    check_devices,
     construct,
     try_optimizer,
 )
+from cifar_lightning.training.loggers import build_loggers
 from cifar_lightning.training.module import ImageClassifier
 from cifar_lightning.training.pictures import MisclassifiedImages, TrainingImages
-from cifar_lightning.training.progress import RunProgressBar
+from cifar_lightning.training.progress import Bar, Estimate, bar_wanted
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything a training is made of."""
+    """Everything a training run is made of."""
 
     folder: Path
     data: ImageDataModule
@@ -55,17 +62,17 @@ class Experiment:
     benchmark: Benchmark
 
     @property
-    def leads(self) -> bool:
+    def is_global_zero(self) -> bool:
         """Whether this is the one process, or the first of several: it alone writes files."""
         return bool(self.trainer.is_global_zero)
 
     @property
     def chosen(self) -> ModelCheckpoint:
-        """The checkpoint that is tested: the best one, or without validation the last one."""
-        return self.best or self.last
+        """The checkpoint that is tested: the best one, or where nothing was validated the last."""
+        return self.best if self.best and self.best.best_model_path else self.last
 
     def save(self, record: Run) -> Run:
-        return record.save(self.folder) if self.leads else record
+        return record.save(self.folder) if self.is_global_zero else record
 
 
 def build(config: dict[str, Any], folder: Path) -> Experiment:
@@ -78,6 +85,7 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
     for name, given in RESERVED_ARGUMENTS.items():
         if config[name] is not None:
             components.check_component(name, config[name], given)
+    check_trainer(config)
     check_devices(config)
     seed_everything(config["seed"], verbose=False)
     backbone = construct("model", config["model"])
@@ -87,6 +95,7 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
     augment = {key: construct(f"augment.{key}", node) for key, node in config["augment"].items()}
     data = construct("data", config["data"], augment=augment)
     classifier = ImageClassifier(
+        config["model"],
         backbone,
         optimizer=optimizer,
         scheduler=scheduler,
@@ -107,39 +116,50 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         )
         for path, monitor in ((RunFolder(folder).best, "val/acc"), (RunFolder(folder).last, None))
     )
-    validates = config["data"]["val_fraction"] > 0
-    averaging = [EMA(config["ema"])] if config["ema"] is not None else []
-    timer = Timer()
-    benchmark = construct("benchmark", config["benchmark"])
+    node, validating = dict(config["trainer"]), validates(config)
+    duration = {
+        "_target_": "lightning.pytorch.callbacks.Timer",
+        "duration": node.pop("max_time", None),
+    }
+    timer = construct("trainer.max_time", duration)
+    if timer.time_remaining() == 0:
+        raise bad_value("trainer.max_time", config["trainer"]["max_time"], "above 0")
+    node.setdefault("enable_progress_bar", bar_wanted())
+    if not config["data"]["val_fraction"]:
+        node["limit_val_batches"] = 0
+    callbacks = [
+        EpochSeed(config["seed"]),
+        RunState(folder.name),
+        GracefulShutdown(),
+        TerminateOnNaN(),
+        TrainingImages(),
+        MisclassifiedImages(),
+        Estimate(),
+        timer,
+        *([Bar()] if node["enable_progress_bar"] else ()),
+        *([StepLimit()] if "max_steps" in node else ()),
+        *([EMA(config["ema"])] if config["ema"] is not None else ()),
+        *build_callbacks(config["callbacks"] or {}, validating),
+        *([best] if validating else ()),
+        last,
+    ]
     trainer = construct(
         "trainer",
-        config["trainer"],
-        callbacks=[
-            EpochSeed(config["seed"]),
-            NameInCheckpoints(folder.name),
-            GracefulShutdown(),
-            TerminateOnNaN(),
-            TrainingImages(),
-            MisclassifiedImages(),
-            RunProgressBar(),
-            timer,
-            *averaging,
-            *([best] if validates else ()),
-            last,
-        ],
+        node,
+        callbacks=callbacks,
         default_root_dir=str(folder),
         enable_model_summary=False,
-        logger=False,  # `fit` knows where its curves begin
+        logger=build_loggers(config["logger"], folder),
         num_sanity_val_steps=0,
         plugins=_plugins(),
         use_distributed_sampler=False,
-        **({} if validates else {"limit_val_batches": 0}),
     )
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         # Its processes begin inside `fit`, when it is too late to agree on where to begin.
         raise bad_value("trainer.strategy", config["trainer"]["strategy"], "auto, ddp or the like")
+    benchmark = construct("benchmark", config["benchmark"])
     return Experiment(
-        folder, data, classifier, trainer, best if validates else None, last, timer, benchmark
+        folder, data, classifier, trainer, best if validating else None, last, timer, benchmark
     )
 
 
@@ -166,6 +186,7 @@ def silence_lightning() -> None:
         ".*exists and is not empty.*",  # a continued run's checkpoints
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
+        ".*could not find the monitored key.*",  # in an epoch without validation
         ".*LeafSpec.*",
         ".*sync_dist=True.*",  # the metrics are over all processes already
     ):
