@@ -173,7 +173,9 @@ def test_names_that_are_off(refused, names, line):
 def test_numbers_of_images_that_are_off(refused, said):
     members = contents()
     members["batches.meta"]["num_cases_per_batch"] = said
-    assert refused(pickled(members)).startswith("batches.meta: num_cases_per_batch must be an integer")
+    assert refused(pickled(members)).startswith(
+        "batches.meta: num_cases_per_batch must be an integer"
+    )
 
 
 def test_where_the_archive_does_not_say_all_batches_are_alike(read, refused):

@@ -4,6 +4,7 @@ import torch
 from cifar_lightning.data.batches import IndexBatches, Normalize, epoch_seed
 from cifar_lightning.data.digits import DigitsDataModule
 from cifar_lightning.data.images import stratified_split
+from cifar_lightning.data.module import Length
 from cifar_lightning.errors import UserError
 
 
@@ -123,6 +124,7 @@ def test_augments_in_training_only():
         training, current_epoch, max_epochs = True, 0, 1
 
     module.trainer = FakeTrainer()
+    module.length = Length(steps_per_epoch=1, steps=1)
     batch = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8), torch.zeros(2)
     black = module.on_after_batch_transfer(batch, 0)[0]
     FakeTrainer.training = False

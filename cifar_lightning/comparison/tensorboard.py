@@ -32,6 +32,8 @@ def draw(folder: Path) -> None:
     Args:
         folder: The run's.
     """
+    if not (folder / TENSORBOARD).is_dir():
+        return  # the run has other loggers
     recorded = RunResults.read(folder)
     if recorded.run is None or recorded.run.status != "finished":
         return

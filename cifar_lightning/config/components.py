@@ -164,7 +164,10 @@ def parameters_of(target: Any) -> dict[str, inspect.Parameter]:
         function = level.__dict__.get("__init__") if inspect.isclass(level) else level
         if function is None:
             continue
-        hints = get_type_hints(function)
+        try:
+            hints = get_type_hints(function)
+        except NameError:  # of a package that is not installed
+            hints = {}
         own = inspect.signature(function).parameters
         for key, parameter in own.items():
             if key != "self" and parameter.kind not in (

@@ -67,7 +67,7 @@ def jobs(
             config = resolve.resolve(composed)
             rules.check(config)
             if config["trainer"].get("fast_dev_run"):
-                raise bad_value("trainer.fast_dev_run", True, "false: it leaves no run to show")
+                raise bad_value("trainer.fast_dev_run", True, "false in a sweep: it leaves no run")
             name = identity.run_name(config, composed.hydra.runtime.choices)
             folder = RunFolder.of(Path(config["outputs"]), name).path
             job = Job(tuple(overrides), " ".join(varied) or name, config, folder)

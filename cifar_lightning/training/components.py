@@ -87,7 +87,7 @@ def construct(name: str, node: dict[str, Any], **given: Any) -> Any:
         return instantiate(node, **given, _convert_="all")
     except (InstantiationException, MisconfigurationException) as error:
         cause = error.__cause__ or error
-        if isinstance(cause, UserError):
+        if isinstance(cause, UserError | ImportError):
             raise cause from error
         if isinstance(cause, ValueError | TypeError | MisconfigurationException):
             raise _refused(name, cause) from error

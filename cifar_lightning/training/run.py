@@ -147,6 +147,9 @@ def fit(experiment: Experiment, start: ResumeState) -> Run:
     trainer, record = experiment.trainer, start.record
     begin_logging(trainer.loggers, record.config, start.step if start.checkpoint else None)
     with logging_redirect_tqdm():
+        for handler in logging.root.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.INFO)  # tqdm's has none of its own
         trainer.fit(
             experiment.classifier,
             datamodule=experiment.data,
