@@ -32,7 +32,7 @@ def draw(folder: Path) -> None:
     Args:
         folder: The run's.
     """
-    if not (folder / TENSORBOARD).is_dir():
+    if not RunFolder(folder).tensorboard.is_dir():
         return  # the run has other loggers
     recorded = RunResults.read(folder)
     if recorded.run is None or recorded.run.status != "finished":
