@@ -20,7 +20,13 @@ GROUPS = {
     "scheduler": "The learning rate over the training, changed at every step.",
     "data": "The images.",
     "augment": "What is done to training images; options combine: `'augment=[crop,flip,cutout]'`.",
-    "trainer": "Lightning's Trainer. Its other arguments work with a `+` in front.",
+    "trainer": "Lightning's Trainer. Its other arguments work with a `+` in front, or are refused "
+    "with the reason.",
+    "callbacks": "Lightning's callbacks; none by default. Several work together: "
+    "`'callbacks=[early_stopping,lr_monitor]'`. What ends a training run early ends it after a "
+    "validation, and is remembered where the run is continued.",
+    "logger": "Where metrics go. Several work together: `'logger=[tensorboard,csv]'`. Pictures and "
+    "final figures go to TensorBoard alone.",
     "benchmark": "What is measured after the training run.",
     "distill": "Learning from a teacher; off by default.",
     "experiment": "Presets. Each file gives the reason for each of its values.",
