@@ -255,7 +255,7 @@ def test_a_line_an_epoch(command, outputs):
     assert lines[1].partition("; val")[0] in (run_of(outputs) / "train.log").read_text()
     beside = command(*SMALL, "epochs=2", "seed=1", "+trainer.enable_progress_bar=true")
     assert "epoch 1 of 2:" not in beside.out
-    assert "Epoch 1/1" in beside.out  # Lightning's bar
+    assert "Epoch 2/2" in beside.out  # Lightning's bar
     logs = [path.read_text() for path in (outputs / "runs").glob("*-s1-*/train.log")]
     assert "epoch 2 of 2: train loss" in logs[0]
 

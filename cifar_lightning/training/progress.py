@@ -25,7 +25,12 @@ def bar_wanted() -> bool:
 
 
 class Bar(TQDMProgressBar):
-    """Lightning's bar of each epoch, without the folder of the logger."""
+    """Lightning's bar of each epoch, counted from 1, without the folder of the logger."""
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer)
+        epoch = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self.train_progress_bar.set_description(epoch)
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
