@@ -251,7 +251,7 @@ def test_the_card_of_a_hostile_run(tmp_path):
 
 
 def test_plots_show_names_as_text():
-    named = leaderboard(*(entry(text, 90 - n, 1 + n / 9) for n, text in enumerate(HOSTILE)))
+    named = leaderboard(*(entry(text, 60 + n, 1 + n / 9) for n, text in enumerate(HOSTILE)))
     count = len(HOSTILE)
     confusion = [[5 * (row == column) for column in range(count)] for row in range(count)]
     expected = [escaping.visible(text) for text in HOSTILE]
