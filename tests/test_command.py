@@ -176,7 +176,7 @@ def test_a_fault_of_ours_is_none_of_the_user(moment, command, outputs, tmp_path,
     """Hydra wraps what its resolvers raise, so that a fault looks like a mistake."""
     name = {
         "before the task": "cifar_lightning.runs.resolve.check",
-        "in the task": "cifar_lightning.cli.train.shown",
+        "in the task": "cifar_lightning.cli.train.publish_finished",
     }
 
     def faulty(*arguments):

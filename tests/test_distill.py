@@ -100,8 +100,11 @@ def test_a_student_learns_from_a_run(command, outputs):
         refused = command(*STUDENT, "distill.teacher=12e5", wrong)
         assert refused.status == 2
         assert refused.err.startswith(f"error: {line}"), refused.err
-    other = teacher.config["data"] | {"num_classes": 7}
-    replace(teacher, config=teacher.config | {"data": other}, classes=[]).save(folder)
+    other = {name: teacher.config[name] | {"num_classes": 7} for name in ("data", "model")} | {
+        "augment": {}
+    }
+    names = [str(number) for number in range(7)]
+    replace(teacher, config=teacher.config | other, classes=names).save(folder)
     refused = command(*STUDENT, "distill.teacher=12e5")
     assert "must be data.num_classes=10, its is 7" in refused.err
     replace(teacher, data_fingerprint="0" * 16).save(folder)

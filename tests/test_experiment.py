@@ -356,7 +356,7 @@ def test_a_full_disk(command, outputs, monkeypatch):
 
     def full(descriptor):
         name = str(Path(f"/proc/self/fd/{descriptor}").readlink())
-        if ".last.ckpt." in name:
+        if name.endswith("-last.ckpt"):
             written.append(name)
         if len(written) > 1:
             raise OSError(errno.ENOSPC, "No space left on device")

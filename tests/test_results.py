@@ -43,6 +43,10 @@ RUN = Run(
         "augment": {},
         "trainer": {},
         "distill": None,
+        "callbacks": None,
+        "logger": {
+            "tensorboard": {"_target_": "cifar_lightning.training.loggers.TensorBoardLogger"}
+        },
         "benchmark": {},
         "epochs": 3,
         "batch_size": 64,

@@ -47,7 +47,7 @@ def draw(folder: Path) -> None:
     with Writer(str(target), filename_suffix=SUFFIX) as writer:
         first = measured[0] if measured else None
         figures = _figures(recorded.run, first)
-        settings = dict(flatten_space(recorded.run))
+        settings = dict(_flat(recorded.run))
         if first is not None:
             settings |= {
                 "device": first.device,
@@ -86,7 +86,7 @@ def _figures(run: Run, measurement: Measurement | None) -> dict[str, float]:
     return {f"final/{name}": value for name, value in figures.items() if value is not None}
 
 
-def flatten_space(run: Run) -> Iterator[tuple[str, str | float]]:
+def _flat(run: Run) -> Iterator[tuple[str, str | float]]:
     """Yield a run's settings, as TensorBoard takes them; lists, such as pixel means, it can't."""
     yield from run.choices.items()
     yield "seed", run.config["seed"]

@@ -181,13 +181,13 @@ def _end(running: Iterable[_Running]) -> None:
 
 def _failure(one: _Running, status: int) -> Failure:
     outcome = Outcome.read(outcome_file(one.output))
-    reason = unpickling_error(one, status, outcome)
+    reason = _reason(one, status, outcome)
     if outcome is None:  # it could not say so itself
         return Failure(one.job, status, reason, "killed" if status < 0 else "failed")
     return Failure(one.job, status, reason, outcome.kind, outcome.key)
 
 
-def unpickling_error(one: _Running, status: int, outcome: Outcome | None) -> str:
+def _reason(one: _Running, status: int, outcome: Outcome | None) -> str:
     """Tell why a job failed, and keep its output beside the run, if there is any of both."""
     folder = one.job.folder
     if status == UserError.exit_status:  # the run, if there is one, is as it was
