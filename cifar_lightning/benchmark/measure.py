@@ -37,7 +37,7 @@ class BenchmarkSpec:
     """What to measure: every variant with every number of threads, by one protocol.
 
     Attributes:
-        variants: Names that `variants.check` accepts.
+        variants: Names that `registry.check` accepts.
         threads: CPU threads; on a GPU the first number alone counts.
         protocol: ``full`` or ``quick``.
     """

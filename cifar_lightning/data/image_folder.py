@@ -214,7 +214,7 @@ class _Cache:
 
 
 class ImageFolderDataModule(ImageDataModule):
-    """A folder of images; arguments as for `sources.read_image_folder`."""
+    """A folder of images; arguments as for `read_image_folder`."""
 
     def __init__(self, root: str, cache_dir: str, **shared: Any) -> None:
         super().__init__(**shared)

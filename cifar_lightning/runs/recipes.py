@@ -5,7 +5,7 @@ Light on imports, so that a finished run can be recognised without torch.
 
 from __future__ import annotations
 
-# Of each part of `variants.PARTS`, raised when what it does changes; 1 where it is not listed.
+# Of each part of `registry.PARTS`, raised when what it does changes; 1 where it is not listed.
 VERSIONS = {
     "int8": 2,  # since the first two convolutions stay in fp32
 }

@@ -204,7 +204,7 @@ class Benchmark:
     """Measures what a finished run has no measurement of.
 
     Args:
-        variants: Ways to execute the backbone, as `variants.check` knows them; none measures
+        variants: Ways to execute the backbone, as `registry.check` knows them; none measures
             nothing, so that the same command can do it later.
         threads: Numbers of CPU threads to measure with.
         protocol: ``full`` or ``quick``.

@@ -43,7 +43,7 @@ def run(cfg: DictConfig) -> None:
     continued. Of several processes the first one decides, and the others do the same.
 
     Args:
-        cfg: Composed and checked by `config.check`.
+        cfg: Composed and checked by `rules.check`.
 
     Raises:
         UserError: If the configuration or the input is wrong; nothing was trained then.
