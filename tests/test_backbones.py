@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -14,7 +16,9 @@ NETWORKS = [
     (mobilenet.mobilenet_v2, {"width": 1.0}),
     (shufflenet.shufflenet_v2, {"width": 1.0}),
     (resnet.resnet18, {}),
+    (resnet.resnet_cifar, {"width": 1.0, "depth": 8}),
 ]
+STRIDE = {resnet.resnet_cifar: 4}  # the others' is 8
 
 
 # Counted on torchvision's networks with 10 classes at 32x32.
@@ -31,6 +35,8 @@ NETWORKS = [
         (shufflenet.shufflenet_v2, 8, 0.5, 352_042, 10.90),
         (shufflenet.shufflenet_v2, 8, 1.0, 1_263_854, 45.00),
         (resnet.resnet18, 8, None, 11_173_962, 555.42),
+        (partial(resnet.resnet_cifar, depth=8), 4, 1.0, 77_946, 12.50),
+        (partial(resnet.resnet_cifar, depth=20), 4, 1.0, 272_378, 40.81),
     ],
 )
 def test_known_sizes(build, output_stride, width, params, mega_macs):
@@ -41,8 +47,9 @@ def test_known_sizes(build, output_stride, width, params, mega_macs):
 
 
 @pytest.mark.parametrize(("build", "widths"), NETWORKS)
-@pytest.mark.parametrize("output_stride", [4, 8])
-def test_last_feature_map_has_the_output_stride(build, widths, output_stride):
+@pytest.mark.parametrize("halved", [1, 2])
+def test_last_feature_map_has_the_output_stride(build, widths, halved):
+    output_stride = STRIDE.get(build, 8) // halved
     network = build(num_classes=10, output_stride=output_stride, **widths, **COMMON).eval()
     sizes = []
     for module in network.modules():
@@ -55,7 +62,7 @@ def test_last_feature_map_has_the_output_stride(build, widths, output_stride):
 
 @pytest.mark.parametrize(("build", "widths"), NETWORKS)
 def test_gradients_reach_every_parameter(build, widths):
-    network = build(num_classes=7, output_stride=8, **widths, **COMMON)
+    network = build(num_classes=7, output_stride=STRIDE.get(build, 8), **widths, **COMMON)
     logits = network(torch.randn(2, 3, 32, 32))
     assert logits.shape == (2, 7)
     logits.square().sum().backward()
@@ -67,7 +74,7 @@ def test_gradients_reach_every_parameter(build, widths):
 @pytest.mark.parametrize(("build", "widths"), NETWORKS)
 def test_batch_norm_and_dropout_are_settings(build, widths):
     settings = {"dropout": 0.3, "bn_momentum": 0.05, "bn_eps": 2e-5}
-    network = build(num_classes=10, output_stride=8, **widths, **settings)
+    network = build(num_classes=10, output_stride=STRIDE.get(build, 8), **widths, **settings)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     assert {(norm.momentum, norm.eps) for norm in norms} == {(0.05, 2e-5)}
     assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [0.3]
@@ -98,6 +105,18 @@ def test_resnet_has_no_more_than_8():
         resnet.resnet18(num_classes=10, output_stride=16, **COMMON)
 
 
+def test_residual_networks_for_cifar_refuse_what_is_none():
+    build = partial(resnet.resnet_cifar, num_classes=10, **COMMON)
+    for depth in (7, 2, 9, -4, 1208):
+        with pytest.raises(ValueError, match=f"depth={depth}: must be 8, 14, 20 or another 6 n"):
+            build(depth=depth, width=1.0, output_stride=4)
+    for width in (0, -1, 0.02, 33):
+        with pytest.raises(ValueError, match=f"width={width}: must leave at least one channel"):
+            build(depth=8, width=width, output_stride=4)
+    with pytest.raises(ValueError, match=r"output_stride=8: must be 1, 2, 4$"):
+        build(depth=8, width=1.0, output_stride=8)
+
+
 def test_width_that_the_network_lacks():
     with pytest.raises(ValueError, match=r"width=0\.7: must be 0\.5, 1\.0, 1\.5, 2\.0"):
         shufflenet.shufflenet_v2(num_classes=10, output_stride=8, width=0.7, **COMMON)
@@ -107,11 +126,18 @@ def test_width_that_the_network_lacks():
 
 @pytest.mark.parametrize(
     ("name", "residuals"),
-    [("mobilenet_v3_small", 6), ("mobilenet_v3_large", 10), ("mobilenet_v2", 10), ("resnet18", 8)],
+    [
+        ("mobilenet_v3_small", 6),
+        ("mobilenet_v3_large", 10),
+        ("mobilenet_v2", 10),
+        ("resnet18", 8),
+        ("resnet_cifar", 3),
+    ],
 )
 def test_residual_blocks_can_begin_as_the_identity(name, residuals):
     settings = {} if name == "resnet18" else {"width": 1.0}
-    common = {"output_stride": 8, "dropout": 0.0, "bn_momentum": 0.1, "bn_eps": 1e-5}
+    settings |= {"depth": 8} if name == "resnet_cifar" else {}
+    common = {"output_stride": 4, "dropout": 0.0, "bn_momentum": 0.1, "bn_eps": 1e-5}
     network = getattr(models, name)(10, **settings, **common, zero_init=True)
     silent = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and not m.weight.any()]
     assert len(silent) == residuals

@@ -216,6 +216,7 @@ BACKBONES = {
     "mobilenet_v2": {"width": 1.0},
     "shufflenet_v2": {"width": 1.0},
     "resnet18": {},
+    "resnet_cifar": {"width": 1.0, "depth": 8, "output_stride": 4},
 }
 
 
@@ -227,9 +228,8 @@ def test_agrees_with_torchs_timer(name):
     The other's blocks are what it makes of them itself: called one by one, with its own work in
     between, the same network takes up to a tenth longer.
     """
-    network = getattr(models, name)(
-        10, output_stride=8, dropout=0.0, bn_momentum=0.1, bn_eps=1e-5, **BACKBONES[name]
-    ).eval()
+    common = {"output_stride": 8, "dropout": 0.0, "bn_momentum": 0.1, "bn_eps": 1e-5}
+    network = getattr(models, name)(10, **common | BACKBONES[name]).eval()
     image = torch.rand(1, 3, 32, 32)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

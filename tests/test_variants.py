@@ -20,6 +20,7 @@ NETWORKS = {
     "mobilenet_v2": {"width": 0.35},
     "shufflenet_v2": {"width": 0.5},
     "resnet18": {"output_stride": 8},
+    "resnet_cifar": {"output_stride": 4, "width": 1.0, "depth": 8},
 }
 IMAGES = torch.randn(1, 3, 32, 32), torch.randn(100, 3, 32, 32)
 # Largest difference of logits over their largest value.

@@ -123,7 +123,7 @@ def candidate_key(
     engines: Mapping[str, str],
     threads: int,
 ) -> str:
-    """Name a candidate, 16 hex digits: runs with the same key execute alike, whatever they learnt."""
+    """Name a candidate in 16 hex digits; runs of one execute alike, whatever they learnt."""
     said = [canonical(model, "model"), variant, recipe, engines, threads]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
