@@ -28,6 +28,7 @@ class RunFolder:
         self.best = self.checkpoints / "best.ckpt"
         self.last = self.checkpoints / "last.ckpt"
         self.measurements = path / "measurements"
+        self.predictions = path / "predictions"
         self.tensorboard = path / "tensorboard"
         self.csv = path / "csv"
         self.hydra = path / ".hydra"
@@ -35,8 +36,8 @@ class RunFolder:
         self.log = path / "train.log"
         self.output = path / "output.log"
         self.results = (
-            self.record, self.weights, self.checkpoints, self.measurements, self.tensorboard,
-            self.csv,
+            self.record, self.weights, self.checkpoints, self.measurements, self.predictions,
+            self.tensorboard, self.csv,
         )  # fmt: skip
         self.before_training = (self.hydra, self.lock, self.log)
 
@@ -61,3 +62,6 @@ class RunFolder:
 
     def measurement(self, variant: str, hardware: str, threads: int, protocol: str) -> Path:
         return self.measurements / f"{variant}@{hardware}-t{threads}-{protocol}.json"
+
+    def prediction(self, variant: str) -> Path:
+        return self.predictions / f"{variant}.npz"
