@@ -1,7 +1,4 @@
-"""Who else is on the device while something is measured on it, and in what state the device is.
-
-The lock keeps our own measurements apart; the load of other processes is watched, not prevented.
-"""
+"""One benchmark at a time on a device, and in what state the device is."""
 
 from __future__ import annotations
 
@@ -9,104 +6,44 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from cifar_lightning.system import signals
+from cifar_lightning.runs.benchmark import DeviceState
 from cifar_lightning.system.devices import device_key
 from cifar_lightning.system.environment import installation
 from cifar_lightning.system.locks import locked
 
-DISTURBED_ABOVE = 0.10  # of one CPU core, or of the GPU
+
+def lock_paths(device: torch.device) -> list[Path]:
+    """Tell which files all users of this machine lock while they measure on a device.
+
+    On a GPU the CPU's, too: launches come from there.
+    """
+    devices = [device] if device.type == "cpu" else [device, torch.device("cpu")]
+    folder = Path(tempfile.gettempdir())
+    return [folder / f"cifar-lightning-{device_key(one)}.lock" for one in devices]
 
 
-def lock_path(device: torch.device) -> Path:
-    """Tell which file all users of this machine lock while they measure on a device."""
-    return Path(tempfile.gettempdir()) / f"cifar-lightning-{device_key(device)}.lock"
-
-
-def device_lock(device: torch.device) -> AbstractContextManager[None]:
-    """Hold the device for one measurement; wait, and say so, while another one holds it.
+@contextmanager
+def device_lock(device: torch.device) -> Iterator[None]:
+    """Hold the device for one benchmark; wait, and say so, while another one holds it.
 
     Raises:
         UserError: If another user's lock file is in the way.
+        Interrupted: If a signal came while waiting.
     """
-    return locked(lock_path(device), "waiting for another measurement on this device")
+    with ExitStack() as stack:
+        for path in lock_paths(device):
+            stack.enter_context(locked(path, "waiting for another measurement on this device"))
+        yield
 
 
-class Load:
-    """Watches how much of the machine other processes use, from its making on.
-
-    Call `sample` every now and then; between two calls lies one window. On a CPU the unit is one
-    core: 0.5 is half a core kept busy by others, time stolen by other virtual machines included.
-    On a GPU it is the fraction of time in which others' kernels ran, where the driver tells.
-    """
-
-    MIN_WINDOW_S = 0.2  # the counters tick every 10 ms
-
-    def __init__(self, device: torch.device) -> None:
-        self.training_device = device
-        self._windows: list[tuple[float, float]] = []  # seconds, fraction
-        self._known = True
-        self._time, self._busy = time.perf_counter(), self._others_seconds()
-
-    def sample(self) -> None:
-        """Close a window, if it is long enough to be told from the clock's ticks."""
-        now = time.perf_counter()
-        seconds = now - self._time
-        if seconds < self.MIN_WINDOW_S:
-            return
-        if self.training_device.type == "cuda":
-            told = _gpu_fraction_of_others(self.training_device)
-            self._known = self._known and told is not None
-            fraction = told or 0.0
-        else:
-            busy = self._others_seconds()
-            fraction = max(0.0, busy - self._busy) / seconds
-            self._busy = busy
-        self._windows.append((seconds, fraction))
-        self._time = now
-
-    def on_block_end(self) -> None:
-        """Sample, and end the measurement if a signal has come."""
-        self.sample()
-        signals.check()
-
-    @property
-    def mean(self) -> float | None:
-        """The mean fraction over all windows; None where the driver does not tell."""
-        if not self._known:
-            return None
-        seconds = sum(window for window, _ in self._windows)
-        return (
-            sum(window * fraction for window, fraction in self._windows) / seconds
-            if seconds
-            else 0.0
-        )
-
-    @property
-    def peak(self) -> float | None:
-        """The largest fraction in a window; None where the driver does not tell."""
-        if not self._known:
-            return None
-        return max((fraction for _, fraction in self._windows), default=0.0)
-
-    @staticmethod
-    def _others_seconds() -> float:
-        """Seconds that cores were busy, without this process."""
-        machine = psutil.cpu_times()._asdict()
-        # guest time is in user time already
-        idle = {"idle", "iowait", "guest", "guest_nice"}
-        own = psutil.Process().cpu_times()
-        busy = sum(seconds for kind, seconds in machine.items() if kind not in idle)
-        return float(busy - own.user - own.system)
-
-
-def device_state(device: torch.device) -> dict[str, Any]:
+def device_state(device: torch.device) -> DeviceState:
     """Tell clocks, temperature and the like, as far as this machine says.
 
     Returns:
@@ -127,7 +64,7 @@ def device_state(device: torch.device) -> dict[str, Any]:
         import pynvml
     except ImportError:
         return {"unknown": f"needs nvidia-ml-py: {installation('gpu')}"}
-    state: dict[str, Any] = {"others": _gpu_fraction_of_others(device)}
+    state: DeviceState = {"others": _gpu_fraction_of_others(device)}
     try:
         with _nvml(device) as handle:
             queries: dict[str, Callable[[], Any]] = {

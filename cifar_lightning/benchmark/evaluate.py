@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.errors import NotFinite
+from cifar_lightning.runs.predictions import Predictions
 from cifar_lightning.system import signals
 
 CALIBRATION_IMAGES = 512
@@ -29,11 +30,8 @@ def evenly(count: int, at_most: int) -> Tensor:
 
 def evaluate(
     forward: Callable[[Tensor], Tensor], data: ImageDataModule, device: torch.device
-) -> Tensor:
+) -> Predictions:
     """Classify the whole test split in this process.
-
-    Returns:
-        Counts of images: a row for each true class, a column for each predicted one.
 
     Raises:
         NotFinite: If an image's logits are NaN or infinite.
@@ -44,7 +42,9 @@ def evaluate(
         signals.check()
         logits = check_finite(forward(data.normalize(images.to(device))))
         predicted.append(logits.argmax(1).cpu())
-    return multiclass_confusion_matrix(torch.cat(predicted), test.labels, logits.shape[1])
+    smallest = np.min_scalar_type(data.num_classes)
+    answers, right = (one.numpy().astype(smallest) for one in (torch.cat(predicted), test.labels))
+    return Predictions(answers, right)
 
 
 def check_finite(logits: Tensor) -> Tensor:
@@ -56,8 +56,3 @@ def check_finite(logits: Tensor) -> Tensor:
     if not logits.isfinite().all():
         raise NotFinite("the logits are NaN or infinite")
     return logits
-
-
-def accuracy(confusion: Tensor) -> float:
-    """Take the accuracy in percent from what `evaluate` gives."""
-    return 100 * int(confusion.trace()) / int(confusion.sum())

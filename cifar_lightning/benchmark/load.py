@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import logging
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,12 +13,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from torch import Tensor, nn
 
+from cifar_lightning.benchmark.evaluate import calibration
 from cifar_lightning.config import components
 from cifar_lightning.data.module import ImageDataModule
-from cifar_lightning.errors import UserError
-from cifar_lightning.runs.find import load_run
+from cifar_lightning.errors import UserError, bad_value
+from cifar_lightning.runs.find import find_run, load_run
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.run import Network, read_weights
+from cifar_lightning.runs.run import Network, read_weights, runs_of
+from cifar_lightning.variants.context import example_images
+
+log = logging.getLogger(__name__)
 
 
 def load_backbone(folder: Path) -> nn.Module:
@@ -67,6 +73,74 @@ def build_network(record: Network, content: bytes, path: Path) -> nn.Module:
 def _layout(weights: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Tell each tensor's shape and type: loading would cast another type without a word."""
     return {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}
+
+
+class RunData:
+    """The data of runs; those of several runs are read once.
+
+    Args:
+        root: See `load_data`.
+        known: What has been read already, by the run's folder.
+    """
+
+    def __init__(
+        self, root: str | None = None, known: Mapping[Path, ImageDataModule] | None = None
+    ) -> None:
+        self.root = root
+        self._of_run = dict(known or {})
+        self._read: dict[str, ImageDataModule] = {}
+
+    def __call__(self, folder: Path) -> ImageDataModule:
+        """Give the data of a run; errors as `load_data`."""
+        if folder not in self._of_run:
+            run = load_run(folder)
+            same = json.dumps([run.data_fingerprint, run.config["data"]], sort_keys=True)
+            if same not in self._read:
+                self._read[same] = load_data(folder, self.root)
+            self._of_run[folder] = self._read[same]
+        return self._of_run[folder]
+
+    def calibration(self, folder: Path | None) -> Tensor:
+        """Give images to calibrate a run's network with; noise where it is no run's."""
+        return example_images(64) if folder is None else calibration(self(folder))
+
+
+def find_measurable(outputs: Path, queries: Sequence[str], data: RunData) -> list[Path]:
+    """Find finished runs that can be measured here, with their networks and data.
+
+    Args:
+        outputs: Where to look.
+        queries: As `find_run` takes them; ``all`` alone means every run that can be measured.
+        data: Reads theirs.
+
+    Raises:
+        UserError: If one that was asked for can't be measured, or there is none at all.
+    """
+    folders = [] if [*queries] == ["all"] else [find_run(outputs, query) for query in queries]
+    for folder in folders:
+        data(folder)
+        load_backbone(folder)
+    if [*queries] == ["all"]:
+        for folder, run in runs_of(outputs):
+            if isinstance(run, str):
+                log.warning("%s", run)
+            elif run.status == "finished":
+                try:
+                    data(folder)
+                    load_backbone(folder)
+                    folders.append(folder)
+                except UserError as error:
+                    log.warning("left out: %s", error)
+        if not folders:
+            raise bad_value("run", "all", f"used where there are finished runs; {outputs} has none")
+    sets: dict[tuple[str, str], list[str]] = {}
+    for run in map(load_run, folders := list(dict.fromkeys(folders))):
+        name = run.config["data"]["name"]
+        sets.setdefault((name, run.data_fingerprint), []).append(run.label)
+    if len(sets) > 1:
+        told = "; ".join(f"{name}: {', '.join(labels)}" for (name, _), labels in sets.items())
+        log.info("measured together, ranked apart, as they are of different data: %s", told)
+    return folders
 
 
 def load_data(folder: Path, root: str | None = None) -> ImageDataModule:

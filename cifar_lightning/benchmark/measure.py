@@ -1,239 +1,208 @@
-"""Measuring a run: accuracy, latency and size of each variant, recorded as JSON."""
+"""Measuring runs: accuracy, latency and size of their candidates, recorded as JSON."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from cifar_lightning.benchmark.contention import DISTURBED_ABOVE, Load, device_lock, device_state
-from cifar_lightning.benchmark.evaluate import accuracy, calibration, evaluate
-from cifar_lightning.benchmark.load import load_backbone
-from cifar_lightning.benchmark.timing import clock_of, measure_latency
-from cifar_lightning.config.protocols import PROTOCOL_VERSION, PROTOCOLS, Protocol
-from cifar_lightning.data.module import ImageDataModule
-from cifar_lightning.errors import Interrupted, bad_value, reason_of
-from cifar_lightning.runs import measurement
-from cifar_lightning.runs.find import load_run
-from cifar_lightning.runs.measurement import Environment, Measurement
-from cifar_lightning.runs.recipes import recipe
-from cifar_lightning.system import environment, signals
-from cifar_lightning.system.cores import torch_threads
-from cifar_lightning.system.devices import device_key, device_name, hardware_slug
-from cifar_lightning.system.openmp_waiting import as_by_default
-from cifar_lightning.variants import cuda_graph, precision, registry
-from cifar_lightning.variants.context import PreparedModel, Unsupported, example_images
+from cifar_lightning.benchmark.accuracy import Accuracies
+from cifar_lightning.benchmark.candidates import (
+    BenchmarkSpec,
+    Source,
+    by_weights,
+    checks,
+    grouped,
+    of_run,
+    references,
+)
+from cifar_lightning.benchmark.load import RunData
+from cifar_lightning.benchmark.measurements import write_measurements
+from cifar_lightning.benchmark.processes import time_in_processes
+from cifar_lightning.benchmark.record import record_of, told_apart
+from cifar_lightning.benchmark.session import Failure, time_here
+from cifar_lightning.config.protocols import MIN_ROUNDS, PROTOCOLS
+from cifar_lightning.runs.benchmark import BenchmarkRecord, measured_before
+from cifar_lightning.runs.folder import RUNS, RunFolder
+from cifar_lightning.runs.measurement import Measurement
+from cifar_lightning.system.devices import hardware_slug
+from cifar_lightning.system.files import check_inside, write_atomically
+from cifar_lightning.system.formatting import duration
 
 log = logging.getLogger(__name__)
 
+Groups = list[list[Source]]
+
 
 @dataclass(frozen=True)
-class BenchmarkSpec:
-    """What to measure: every variant with every number of threads, by one protocol.
+class Measured:
+    """What measuring gave.
 
     Attributes:
-        variants: Names that `registry.check` accepts.
-        threads: CPU threads; on a GPU the first number alone counts.
-        protocol: ``full`` or ``quick``.
+        measurements: In the order asked for.
+        record: Of the benchmark; None where nothing was timed.
+        failures: Of networks without a run.
     """
 
-    variants: Sequence[str]
-    threads: Sequence[int]
-    protocol: str
+    measurements: list[Measurement] = field(default_factory=list)
+    record: BenchmarkRecord | None = None
+    failures: list[Failure] = field(default_factory=list)
 
-    def checked(self, prefix: str = "", may_be_empty: bool = False) -> BenchmarkSpec:
-        """See that all of it exists; return it with each variant's name as it is recorded.
+    @property
+    def failed(self) -> list[str]:
+        """What failed, a line each; what this device can't run is no failure."""
+        ones = [(one.variant, one.status, one.reason) for one in self.measurements]
+        ones += [(one.candidate.variant, one.status, one.reason) for one in self.failures]
+        return [f"{name}: failed: {reason}" for name, status, reason in ones if status == "failed"]
 
-        Raises:
-            UserError: With the key that is wrong, behind ``prefix``.
-        """
-        names = [registry.check(name, f"{prefix}variants") for name in self.variants]
-        if self.protocol not in PROTOCOLS:
-            raise bad_value(f"{prefix}protocol", self.protocol, ", ".join(PROTOCOLS))
-        if not names and not may_be_empty:
-            raise bad_value(f"{prefix}variants", "[]", "at least one variant")
-        if not self.threads or min(self.threads) < 1:
-            raise bad_value(f"{prefix}threads", self.threads, "numbers of at least 1")
-        return replace(self, variants=list(dict.fromkeys(names)))
 
-    def combinations(self, device: torch.device) -> Iterator[tuple[str, int]]:
-        """Yield each variant with each number of threads."""
-        for name in self.variants:
-            for count in self.threads if device.type == "cpu" else self.threads[:1]:
-                yield name, count
+def measure_missing(
+    folders: Sequence[Path], spec: BenchmarkSpec, device: torch.device, outputs: Path, data: RunData
+) -> list[Measurement]:
+    """Measure what runs have no measurement of yet; a candidate that was timed is not again.
 
-    def missing(self, folder: Path, device: torch.device) -> Iterator[tuple[str, int]]:
-        """Yield those of the combinations that a run has no measurement of."""
-        for name, threads in self.combinations(device):
-            if not Measurement.exists(folder, name, threads, self.protocol):
-                yield name, threads
+    Args:
+        folders: The runs'.
+        spec: What they should have.
+        device: Where.
+        outputs: Where the benchmark is recorded, and earlier ones are.
+        data: Of the runs.
+
+    Returns:
+        The measurements made, which are also written.
+
+    Raises:
+        Interrupted: If a signal came before there was anything to keep.
+    """
+    missing = [
+        of_run(folder, variant, threads)
+        for folder in folders
+        for variant, threads in spec.combinations(device)
+        if not Measurement.exists(folder, variant, threads, spec.protocol)
+    ]
+    if not missing:
+        return []
+    accuracies = Accuracies(data, device)
+    keys = {source.candidate.key for source in missing}
+    records = measured_before(outputs, keys, hardware_slug(device), spec.protocol)
+    known = [source for source in missing if source.candidate.key in records]
+    if known:
+        log.info("%d of %d candidates were timed before", len(known), len(missing))
+    found = [
+        made
+        for source in known
+        for made in write_measurements([source], records[source.candidate.key], [], accuracies)
+    ]
+    rest = [source for source in missing if source not in known]
+    return found + measure(rest, spec, device, outputs, data).measurements
 
 
 def measure(
-    folder: Path,
-    data: ImageDataModule,
+    sources: Sequence[Source],
     spec: BenchmarkSpec,
     device: torch.device,
-    only_missing: bool = False,
-) -> list[Measurement]:
-    """Measure variants of a run and write a JSON file for each.
+    outputs: Path,
+    data: RunData,
+    processes: int = 1,
+) -> Measured:
+    """Time candidates beside each other, evaluate their accuracy, and record both.
 
-    A fresh backbone is used for each, outside any surrounding ``inference_mode``. A variant that
-    this device can't run, or that fails, gives a measurement that says so.
+    A variant that this device can't run, or that fails, gives a measurement that says so. A signal
+    ends it after the current round; what was measured until then is recorded.
 
     Args:
-        folder: The run's.
-        data: Gives the test split, and training images to calibrate with.
-        spec: What to measure.
+        sources: What to measure; those that execute alike are timed once.
+        spec: Gives the protocol.
         device: Where.
-        only_missing: Leave out what the run has a measurement of.
-
-    Returns:
-        The measurements taken, in the order asked for.
+        outputs: Where the benchmark is recorded.
+        data: Of the runs.
+        processes: How many fresh ones; 1 is this one.
 
     Raises:
-        Interrupted: If a signal came; those that were finished are kept.
+        Interrupted: If a signal came before there was anything to keep.
     """
-    measurements = []
-    with torch.inference_mode(mode=False):
-        wanted = spec.missing(folder, device) if only_missing else spec.combinations(device)
-        for name, threads in wanted:
-            measurement = _measure(folder, data, name, threads, device, spec.protocol)
-            measurements.append(measurement)
-            kept = new_measurement(folder, measurement)
-            if measurement.reason:
-                stays = "; the earlier measurement stays" if kept else ""
-                log.info("%s is %s: %s%s", name, measurement.status, measurement.reason, stays)
-    return measurements
+    if not sources:
+        return Measured()
+    groups = grouped(sources)
+    accuracies = Accuracies(data, device)
+    for first, *others in groups:
+        for source in [first, *others] if processes > 1 else others:
+            if source.folder is not None:
+                accuracies.of(source)
+    record, failures = _benchmark(
+        [*groups, *checks(groups)], spec, device, outputs, data, processes, accuracies
+    )
+    apart = {one.key for one in told_apart(record)}
+    for group in groups:
+        if (one := group[0].candidate).key in apart:
+            names = ", ".join(source.candidate.label for source in group)
+            log.warning(
+                "%s, %s: the latency of %s depends on the weights; each is a candidate of its own",
+                one.network,
+                one.variant,
+                names,
+            )
+    if apart and record.ended != "stopped":
+        groups = [
+            part
+            for group in groups
+            for part in (by_weights(group) if group[0].candidate.key in apart else [group])
+        ]
+        record, failures = _benchmark(groups, spec, device, outputs, data, processes, accuracies)
+    everyone = [source for group in groups for source in group]
+    written = write_measurements(everyone, record, failures, accuracies)
+    return Measured(written, record, [one for one in failures if one.candidate.run is None])
 
 
-def new_measurement(folder: Path, measurement: Measurement) -> bool:
-    """Write a measurement down, but not in place of one that says more; tell if one was kept.
-
-    A disturbed one says less than an undisturbed one by the same software, and one that failed less
-    than any figure of the same weights.
-    """
-    with suppress(OSError, ValueError):
-        earlier = Measurement.read(measurement.path(folder))
-        of_these = (earlier.weights, earlier.recipe) == (measurement.weights, measurement.recipe)
-        less = earlier.has_figures and not measurement.has_figures
-        noisier = _software(earlier) == _software(measurement) and (
-            (earlier.status, measurement.status) == ("ok", "disturbed")
-        )
-        if of_these and (less or noisier):
-            return True
-    measurement.save(folder)
-    return False
-
-
-def _software(measurement: Measurement) -> tuple[object, ...]:
-    versions = measurement.environment.versions
-    return versions, measurement.engines, measurement.protocol_version
-
-
-def _measure(
-    folder: Path,
-    data: ImageDataModule,
-    name: str,
-    threads: int,
+def _benchmark(
+    groups: Groups,
+    spec: BenchmarkSpec,
     device: torch.device,
-    protocol: str,
-) -> Measurement:
-    run = load_run(folder)
-    blank = Measurement(
-        run=run.name,
-        variant=name,
-        status="ok",
-        reason=None,
-        device=device_name(device),
-        hardware=hardware_slug(device),
-        threads=threads,
-        clock=clock_of(device),
-        protocol=protocol,
-        protocol_version=PROTOCOL_VERSION,
-        test_acc=None,
-        size_bytes=None,
-        code=environment.code(),
-        environment=Environment(environment.versions(), environment.machine()),
-        samples_ms=[],
-        recipe=recipe(name),
-        engines=registry.engines(name),
-        weights=run.weights,
+    outputs: Path,
+    data: RunData,
+    processes: int,
+    accuracies: Accuracies,
+) -> tuple[BenchmarkRecord, list[Failure]]:
+    """Time candidates and the references beside each other, and record it."""
+    protocol, started, tail = PROTOCOLS[spec.protocol], datetime.now(UTC), secrets.token_hex(3)
+    everyone = [*groups, *([source] for source in references(device))]
+    shortest = protocol.warmup_s + protocol.expected_rounds * protocol.block_s
+    log.info(
+        "%d candidates and 3 references in interleaved rounds (%s protocol): about %s and what "
+        "their preparation takes, at most %s",
+        len(groups),
+        protocol.name,
+        duration(processes * len(everyone) * shortest),
+        duration(processes * len(everyone) * (protocol.warmup_max_s + protocol.budget_s)),
     )
-    backbone = load_backbone(folder)
-    try:
-        with (
-            device_lock(device),
-            torch_threads(threads),
-            registry.prepare(name, backbone, device, lambda: calibration(data)) as prepared,
-            torch.inference_mode(),
-        ):
-            return _fill(blank, prepared, data, device)
-    except Unsupported as error:
-        return replace(blank, status="unsupported", reason=str(error))
-    except Interrupted:
-        raise
-    except Exception as error:
-        log.debug("%s failed", name, exc_info=True)
-        return replace(blank, status="failed", reason=reason_of(error))
-
-
-def _fill(
-    blank: Measurement, prepared: PreparedModel, data: ImageDataModule, device: torch.device
-) -> Measurement:
-    """Evaluate and time a variant that is ready to be called."""
-    protocol = PROTOCOLS[blank.protocol]
-    confusion = evaluate(prepared.forward, data, device)
-    image = example_images(1, device)
-    before = device_state(device)
-    load = Load(device)
-    with as_by_default():
-        latency = measure_latency(
-            lambda: prepared.forward(image), device, protocol, load.on_block_end
+    seed = int(tail, 16)
+    if processes == 1:
+        calibration, look = data.calibration, accuracies.look
+        timed = [time_here(everyone, device, protocol, seed, calibration, look)]
+    else:
+        timed = time_in_processes(processes, everyone, device, protocol, seed, data.root)
+    record = record_of(f"{started:%Y%m%d-%H%M%S}-{tail}", started, spec.protocol, device, timed)
+    folders = [source.folder for group in groups for source in group if source.folder]
+    for place in {outputs.resolve(), *(_outputs_of(folder, outputs) for folder in folders)}:
+        check_inside(place, path := BenchmarkRecord.path(place, record.id))
+        write_atomically(path, record.to_json())
+    rounds = min(len(one.rounds) for one in record.sessions)
+    if record.ended == "time" and rounds < MIN_ROUNDS:
+        log.warning(
+            "only %d rounds in %g s for each candidate, %d are needed: kept, but not converged",
+            rounds,
+            protocol.budget_s,
+            MIN_ROUNDS,
         )
-    load.sample()
-    environment = replace(
-        blank.environment,
-        flags=precision.flags(),
-        convolution_error=(error := precision.convolution_error(device)),
-        cuda=torch.version.cuda,
-        cudnn=torch.backends.cudnn.version(),
-        device=device_key(device),
-    )
-    precision.verify_precision(blank.variant, error)
-    fraction = load.mean
-    disturbed = fraction is not None and fraction > DISTURBED_ABOVE
-    return replace(
-        blank,
-        status="disturbed" if disturbed else "ok",
-        reason=f"other processes used {100 * fraction:.0f} %" if disturbed and fraction else None,
-        test_acc=accuracy(confusion),
-        confusion=confusion.tolist(),
-        latency=latency.stats,
-        size_bytes=prepared.size_bytes,
-        environment=environment,
-        samples_ms=latency.samples_ms,
-        preparation_s=prepared.preparation_s,
-        notes=prepared.notes,
-        load=measurement.Load(load.mean, load.peak),
-        state={"before": before, "after": device_state(device)},
-        wall=latency.wall,
-        graph_ms=_replayed_ms(prepared, image, protocol),
-    )
+    return record, [failure for one in timed for failure in one.failures]
 
 
-def _replayed_ms(prepared: PreparedModel, image: Tensor, protocol: Protocol) -> float | None:
-    """Time an eager pass replayed as a CUDA graph: the device's work without the launches."""
-    if image.device.type != "cuda" or not prepared.eager:
-        return None
-    try:
-        graph = cuda_graph.capture(prepared.forward, image).graph
-    except Exception as error:  # the measurement is done; this only adds to it
-        log.debug("the pass can't be captured", exc_info=error)
-        return None
-    return measure_latency(graph.replay, image.device, protocol, signals.check).stats.mean_ms
+def _outputs_of(folder: Path, outputs: Path) -> Path:
+    """Tell to which outputs a run belongs; one that was moved elsewhere to those of the command."""
+    folder = folder.resolve()
+    return RunFolder(folder).outputs if folder.parent.name == RUNS else outputs.resolve()

@@ -1,4 +1,4 @@
-"""How long one call takes: repeated timing until the figures are certain enough.
+"""How long calls take: one by one on a device's own clock, with the evidence of what else ran.
 
 Pure measurement: takes a function without arguments, knows neither networks nor files. What is
 done and why is told in ``docs/latency.md``.
@@ -7,54 +7,21 @@ done and why is told in ``docs/latency.md``.
 from __future__ import annotations
 
 import gc
-import math
-import statistics
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal
 
+import psutil
 import torch
 
-from cifar_lightning.config.protocols import Protocol
-from cifar_lightning.runs.latency import BLOCK, LatencyStats, mean_half_width
+from cifar_lightning.runs.benchmark import Block
 
 Clock = Literal["cuda_event", "perf_counter"]
-
-
-@dataclass(frozen=True)
-class Latency:
-    """One measurement: the statistics and the samples they were made from.
-
-    Attributes:
-        wall: On CUDA, the same calls by the wall clock, synchronisation included.
-    """
-
-    stats: LatencyStats
-    samples_ms: list[float]
-    clock: Clock
-    wall: LatencyStats | None = None
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """How much longer the first of two calls takes than the second, measured in turns.
-
-    Attributes:
-        mean_ms: Mean of the paired differences.
-        mean_ci_ms: Half width of its 95 % confidence interval.
-        n: Number of pairs.
-    """
-
-    mean_ms: float
-    mean_ci_ms: float
-    n: int
-
-    @property
-    def tie(self) -> bool:
-        """Whether the interval holds zero."""
-        return abs(self.mean_ms) <= self.mean_ci_ms
+Call = Callable[[], object]
+# On systems without it, those of other threads count, too.
+_THREAD = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
 
 
 def clock_of(device: torch.device) -> Clock:
@@ -62,180 +29,94 @@ def clock_of(device: torch.device) -> Clock:
     return "cuda_event" if device.type == "cuda" else "perf_counter"
 
 
-def measure_latency(
-    call: Callable[[], object],
-    device: torch.device,
-    protocol: Protocol,
-    on_block_end: Callable[[], None] = lambda: None,
-) -> Latency:
-    """Time a call again and again on a device until its statistics are certain enough.
+class Stopwatch:
+    """Times calls on a device, in blocks.
 
-    On CUDA each call is timed by its own pair of events between two synchronisations; elsewhere
-    by ``time.perf_counter_ns``. Garbage collection is off meanwhile.
+    On CUDA each call is timed by its own pair of events between two synchronisations, from a pool
+    whose events have been recorded before; elsewhere by ``time.perf_counter_ns``.
 
     Args:
-        call: Does the work once; its result is dropped.
-        device: Where the work happens.
-        protocol: When to start counting and when to stop.
-        on_block_end: Called after every block of samples, outside what is timed: to watch the
-            machine, or to raise an exception that ends the measurement.
-    """
-    walls: list[float] = []
-
-    def take(count: int) -> list[float]:
-        samples, wall = _time(call, device, count)
-        walls.extend(wall)
-        on_block_end()
-        return samples
-
-    with _no_garbage_collection():
-        warm_up(take, protocol)
-        walls.clear()
-        samples = collect(take, protocol)
-    return Latency(
-        LatencyStats.from_samples(samples, protocol),
-        samples,
-        clock_of(device),
-        wall=LatencyStats.from_samples(walls, protocol) if walls else None,
-    )
-
-
-def compare_latencies(
-    first: Callable[[], object],
-    second: Callable[[], object],
-    device: torch.device,
-    protocol: Protocol,
-    on_block_end: Callable[[], None] = lambda: None,
-) -> PairedDifference:
-    """Time two calls in turns, so that whatever the machine does meets both alike.
-
-    Who goes first changes with every pair. It stops by the protocol's rule for the mean, with the
-    first call's mean as the measure of what is small.
-
-    Args:
-        first: Does the one work.
-        second: Does the other.
-        device: Where both happen.
-        protocol: When to start counting and when to stop.
-        on_block_end: Called after every block of pairs.
+        device: Where the work of the calls happens.
     """
 
-    def once(call: Callable[[], object]) -> float:
-        return _time(call, device, 1)[0][0]
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
-    firsts, differences = list[float](), list[float]()
+    def block(self, call: Call, count: int, discarded: int = 0) -> Block:
+        """Time calls, one after the other.
 
-    def take(count: int) -> list[float]:
-        for index in range(count):
-            if index % 2:
-                b, a = once(second), once(first)
-            else:
-                a, b = once(first), once(second)
-            firsts.append(a)
-            differences.append(a - b)
-        on_block_end()
-        return firsts[-count:]
+        Args:
+            call: Does the work once; its result is dropped.
+            count: How many.
+            discarded: How many more come before them and don't count.
+        """
+        if self._device.type == "cuda":
+            self._prepare_events(count)
+        for _ in range(discarded):
+            call()
+        self._synchronize()
+        steal, switches, cpu, wall = (
+            _steal_s(),
+            _switches(),
+            time.thread_time(),
+            time.perf_counter(),
+        )
+        walls, calls = self._on_cuda(call, count) if self._events else ([], self._here(call, count))
+        wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
+        switches, steal = _switches() - switches, _steal_s() - steal
+        return Block(calls, wall, cpu, switches, max(0.0, steal), walls)
 
-    with _no_garbage_collection():
-        warm_up(take, protocol)
-        firsts.clear()
-        differences.clear()
-        start = time.perf_counter()
-        while True:
-            take(BLOCK)
-            elapsed = time.perf_counter() - start
-            half = mean_half_width(differences)
-            if half is None:
-                continue
-            narrow = half <= protocol.mean_tolerance * statistics.fmean(firsts)
-            enough = len(differences) >= protocol.samples and elapsed >= protocol.sampling_s
-            if (enough and narrow) or elapsed >= protocol.sampling_max_s:
-                return PairedDifference(statistics.fmean(differences), half, len(differences))
-
-
-def warm_up(
-    take: Callable[[int], list[float]],
-    protocol: Protocol,
-    now: Callable[[], float] = time.perf_counter,
-) -> int:
-    """Call until the medians of two successive blocks agree; return the number of calls.
-
-    Args:
-        take: Makes so many calls and returns their durations in milliseconds.
-        protocol: Sets the least and the longest warm-up.
-        now: Seconds on a clock.
-    """
-    start, calls, before = now(), 0, math.nan  # nothing agrees with nan
-    while True:
-        median = statistics.median(take(BLOCK))
-        calls += BLOCK
-        elapsed = now() - start
-        steady = abs(median - before) <= protocol.warmup_tolerance * before
-        enough = calls >= protocol.warmup_samples and elapsed >= protocol.warmup_s
-        if (enough and steady) or elapsed >= protocol.warmup_max_s:
-            return calls
-        before = median
-
-
-def collect(
-    take: Callable[[int], list[float]],
-    protocol: Protocol,
-    now: Callable[[], float] = time.perf_counter,
-) -> list[float]:
-    """Take samples in blocks until their intervals are narrow enough or time is up.
-
-    Args:
-        take: Makes so many calls and returns their durations in milliseconds.
-        protocol: Sets how many, how long and how narrow.
-        now: Seconds on a clock.
-
-    Returns:
-        All samples in milliseconds, in order.
-    """
-    start, samples, next_look = now(), list[float](), protocol.samples
-    while True:
-        samples += take(BLOCK)
-        elapsed = now() - start
-        if elapsed >= protocol.sampling_max_s:
-            return samples
-        if elapsed >= protocol.sampling_s and len(samples) >= next_look:
-            if LatencyStats.from_samples(samples, protocol).converged:
-                return samples
-            # Looking sorts all samples: at every block it would outweigh fast calls.
-            next_look = max(len(samples) + BLOCK, round(1.1 * len(samples)))
-
-
-def _time(
-    call: Callable[[], object], device: torch.device, count: int
-) -> tuple[list[float], list[float]]:
-    """Time calls in milliseconds: on CUDA by events, and by the wall clock beside."""
-    walls = list[float]()
-    if device.type != "cuda":
+    def _here(self, call: Call, count: int) -> list[float]:
+        durations = []
         for _ in range(count):
-            if device.type == "mps":
-                torch.mps.synchronize()
             start = time.perf_counter_ns()
             call()
-            if device.type == "mps":
+            if self._device.type == "mps":
                 torch.mps.synchronize()
-            walls.append((time.perf_counter_ns() - start) / 1e6)
-        return walls, []
-    starts = [torch.cuda.Event(enable_timing=True) for _ in range(count)]
-    ends = [torch.cuda.Event(enable_timing=True) for _ in range(count)]
-    with torch.cuda.device(device):
-        for begin, end in zip(starts, ends, strict=True):
+            durations.append((time.perf_counter_ns() - start) / 1e6)
+        return durations
+
+    def _on_cuda(self, call: Call, count: int) -> tuple[list[float], list[float]]:
+        walls = []
+        for begin, end in self._events[:count]:
             torch.cuda.synchronize()
-            wall = time.perf_counter_ns()
+            start = time.perf_counter_ns()
             begin.record()
             call()
             end.record()
             torch.cuda.synchronize()
-            walls.append((time.perf_counter_ns() - wall) / 1e6)
-    return [start.elapsed_time(end) for start, end in zip(starts, ends, strict=True)], walls
+            walls.append((time.perf_counter_ns() - start) / 1e6)
+        return walls, [begin.elapsed_time(end) for begin, end in self._events[:count]]
+
+    def _prepare_events(self, count: int) -> None:
+        """Make events where there are too few: the first recording of each takes longer."""
+        while len(self._events) < count:
+            pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            for event in pair:
+                event.record()
+            self._events.append(pair)
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        elif self._device.type == "mps":
+            torch.mps.synchronize()
+
+
+def _switches() -> int:
+    """Count how often this thread lost its core to another one."""
+    return resource.getrusage(_THREAD).ru_nivcsw
+
+
+def _steal_s() -> float:
+    """Tell for how long other virtual machines have had the cores; 0 where it is not told."""
+    return float(getattr(psutil.cpu_times(), "steal", 0.0))
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
+    """Let no collection fall into what is timed."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
@@ -39,6 +39,12 @@ def flags_apart(arguments: list[str]) -> tuple[list[str], list[str]]:
         if action and remaining and (action.nargs != "?" or remaining[0] in (action.choices or ())):
             flags.append(remaining.pop(0))
     return flags, others
+
+
+def rename(argument: str, names: Mapping[str, str]) -> str:
+    """Replace an argument's key by what the configuration calls it."""
+    key, equals, value = argument.partition("=")
+    return names.get(key, key) + equals + value
 
 
 def quote_text(argument: str, texts: Collection[str], lists: Collection[str]) -> str:

@@ -20,7 +20,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_lightning.cli.arguments import flags_apart, key_positional, quote_text
+from cifar_lightning.cli.arguments import flags_apart, key_positional, quote_text, rename
 from cifar_lightning.config import rules, schema, user_errors
 from cifar_lightning.errors import CifarLightningError, Interrupted, RunFailed, UserError, reason_of
 from cifar_lightning.runs import resolve
@@ -75,6 +75,7 @@ def entry_point(
     """
     resolve.register()
     texts, lists = schema.text_keys(config)
+    renamed = schema.renamed_arguments(config)
     statuses: list[int] = []
     outcome_file: Path | None = None
 
@@ -119,6 +120,7 @@ def entry_point(
                 flags, overrides = flags_apart(sys.argv[1:])
                 if positional is not None:
                     overrides = key_positional(overrides, positional)
+                overrides = [rename(text, renamed) for text in overrides]
                 sys.argv[1:] = flags + [quote_text(text, texts, lists) for text in overrides]
                 hydra_main()
         except (Exception, KeyboardInterrupt) as error:

@@ -1,24 +1,25 @@
-"""Measure a trained run: each variant's accuracy, latency and size, recorded as JSON.
+"""Measure trained runs: accuracy, latency and size under each variant, recorded as JSON.
 
     python -m cifar_lightning.measure run=B1 'variants=[fp32,fused,onnx]'
 
-does it in a fresh process, without training; ``run=A,B`` tells which of two networks is faster by
-timing them in turns.
+does it without training; ``run=A,B,C`` and ``run=all`` tell which of several is faster, and
+``'model=[resnet8,mobilenetv3]'`` which network would be, before any is trained.
 """
 
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
-from cifar_lightning.benchmark.compare import compare, measure_repeatedly
-from cifar_lightning.benchmark.load import load_backbone, load_data
-from cifar_lightning.benchmark.measure import BenchmarkSpec, measure
+from cifar_lightning.benchmark.candidates import BenchmarkSpec, of_network, of_run
+from cifar_lightning.benchmark.load import RunData, find_measurable
+from cifar_lightning.benchmark.measure import measure
+from cifar_lightning.benchmark.summary import summary
 from cifar_lightning.cli.command import command
 from cifar_lightning.comparison.publish import publish
 from cifar_lightning.config.schema import MeasureConfig
-from cifar_lightning.errors import RunFailed, bad_value
-from cifar_lightning.runs.find import find_run
+from cifar_lightning.errors import RunFailed, UserError
 from cifar_lightning.system import signals
 from cifar_lightning.system.devices import find_device
 from cifar_lightning.system.openmp_waiting import computing
@@ -28,27 +29,28 @@ log = logging.getLogger(__name__)
 
 @command("measure", MeasureConfig)
 def main(config: MeasureConfig) -> None:
-    """Measure a finished run and show its rows, or compare several."""
+    """Measure runs, or networks without any, beside each other; show what came out."""
+    if not config.run and not config.networks:
+        raise UserError("run: needs a value, say run=B1, run=all or 'model=[resnet8]'")
     spec = BenchmarkSpec(config.variants, config.threads, config.protocol).checked()
-    device = find_device(config.device)
-    outputs = Path(config.outputs)
-    folders = [find_run(outputs, query) for query in config.run]
+    device, outputs = find_device(config.device), Path(config.outputs)
+    data = RunData(config.data_root)
     with signals.deferred(), computing():
-        if len(folders) > 1:
-            if config.repeats > 1:
-                raise bad_value("repeats", config.repeats, "1 where runs are compared")
-            log.info("\n%s", compare(folders, spec, device, config.data_root))
-            return
-        (folder,) = folders
-        data = load_data(folder, config.data_root)
-        load_backbone(folder)
-        if config.repeats > 1:
-            measurements = measure_repeatedly(
-                folder, spec, device, config.repeats, config.data_root
-            )
-        else:
-            measurements = measure(folder, data, spec, device)
-        failed = [f"{one.variant}: failed: {one.reason}" for one in measurements if one.failed]
-        failed += publish(outputs, [folder], draw=True)
+        folders = find_measurable(outputs, config.run, data)
+        sources = [
+            made(variant, threads)
+            for made in [
+                *(partial(of_run, folder) for folder in folders),
+                *(partial(of_network, name) for name in config.networks),
+            ]
+            for variant, threads in spec.combinations(device)
+        ]
+        measured = measure(sources, spec, device, outputs, data, config.processes)
+        failed = measured.failed
+        if folders:
+            failed += publish(outputs, folders, draw=True)
+        if measured.record is not None:
+            log.info("%s", summary(measured.record))
+    signals.check()
     if failed:
         raise RunFailed("\n".join(failed))

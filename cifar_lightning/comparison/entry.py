@@ -11,8 +11,9 @@ from functools import cached_property
 from scipy import stats
 
 from cifar_lightning.runs.identity import group_name
-from cifar_lightning.runs.latency import CONFIDENCE, LatencyStats
+from cifar_lightning.runs.latency import LatencyStats
 from cifar_lightning.runs.measurement import Measurement
+from cifar_lightning.runs.paired import CONFIDENCE
 from cifar_lightning.runs.run import MEGA, Run
 
 
@@ -204,7 +205,7 @@ class Entry:
 
     @property
     def converged(self) -> bool:
-        return all(_stats(m).converged for m in self.measurements)
+        return all(m.converged for m in self.measurements)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -230,14 +231,12 @@ def _test_interval(measurement: Measurement) -> tuple[float, float] | None:
 
 
 def _latency_interval(measurement: Measurement) -> tuple[float, float] | None:
-    """Take the interval within the process, or between fresh processes where that is wider."""
-    mean, width = _stats(measurement).mean_ms, _stats(measurement).mean_ci_ms
-    if width is None:
+    """Take the interval of the relative latency, as milliseconds."""
+    relative = measurement.relative
+    if relative is None or relative.low is None or relative.high is None:
         return None
-    means = [repeat.mean_ms for repeat in measurement.repeats]
-    if (n := len(means)) > 1:
-        width = max(width, _student(n) * statistics.stdev(means) / math.sqrt(n))
-    return mean - width, mean + width
+    scale = _stats(measurement).mean_ms / relative.centre
+    return scale * relative.low, scale * relative.high
 
 
 # How a variant was made: the versions of its parts, and of what executed it beside torch.

@@ -107,7 +107,7 @@ def latency_distributions(leaderboard: Leaderboard) -> Figure:
     figure, axes = new_figure(1.0 + 0.35 * len(entries))
     networks = [entry.network for entry in entries]
     boxes = axes.boxplot(
-        [[sample for m in entry.measurements for sample in m.samples_ms] for entry in entries],
+        [[m.latency.mean_ms for m in entry.measurements if m.latency] for entry in entries],
         orientation="horizontal",
         whis=(5, 95),
         showfliers=False,

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch.utils.tensorboard.summary import hparams
 
 from cifar_lightning.comparison import changes, plots
@@ -61,10 +60,6 @@ def draw(folder: Path) -> None:
             writer._get_file_writer().add_summary(summary)
         for name, value in figures.items():
             writer.add_scalar(name, value, 0)
-        for one in measured:
-            samples = np.array(one.samples_ms)
-            name = f"latency/{one.variant}@{one.hardware}-t{one.threads}"
-            writer.add_histogram(name, samples, 0)
         if confusion is not None:
             figure = plots.confusion_matrix(confusion, recorded.run.class_names(len(confusion)))
             figure.patch.set_alpha(1)

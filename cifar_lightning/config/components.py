@@ -57,18 +57,22 @@ def check_targets(name: str, node: Mapping[str, Any]) -> None:
         raise bad_value(f"{name}._target_", target, f"what a file in conf/{name} names: {options}")
 
 
-def _builders(name: str) -> dict[str, Path]:
-    """List what the files of a group name to call, each with its file.
+def _files(name: str) -> list[Path]:
+    """List the files of a group.
 
-    Beside ours, the files count that the user's own command line adds with ``--config-dir`` or
+    Beside ours, those count that the user's own command line adds with ``--config-dir`` or
     ``hydra.searchpath``.
     """
     sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
     folders = [Path(source.path) for source in sources if source.schema == "file"]
-    paths = sorted(
+    return sorted(
         path for folder in {*folders, CONF_DIR} for path in (folder / name).glob("*.yaml")
     )
-    found = {path: re.findall(r"^_target_: (\S+)", path.read_text(), re.M) for path in paths}
+
+
+def _builders(name: str) -> dict[str, Path]:
+    """List what the files of a group name to call, each with its file."""
+    found = {path: re.findall(r"^_target_: (\S+)", path.read_text(), re.M) for path in _files(name)}
     return {target: path for path, targets in found.items() for target in targets}
 
 
@@ -117,6 +121,26 @@ def of_this_machine(name: str, node: Mapping[str, Any], outputs: Path) -> dict[s
         for key in sorted(keys & {str(key) for key in ours})
         if not OmegaConf.is_missing(ours, key)
     }
+
+
+def option(name: str, choice: str, around: Mapping[str, Any]) -> dict[str, Any]:
+    """Read an option of a group by itself.
+
+    Args:
+        name: The group, such as ``model``.
+        choice: The option.
+        around: What its interpolations refer to.
+
+    Raises:
+        UserError: If there is none of that name.
+    """
+    options = {path.stem: path for path in _files(name) if not path.stem.startswith("_")}
+    if choice not in options:
+        raise unknown_name(f"{name}={choice}", "option", choice, options)
+    node = OmegaConf.create({**around, name: OmegaConf.load(options[choice])})[name]
+    resolved = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
 
 
 def check_component(name: str, node: Mapping[str, Any], given: tuple[str, ...] = ()) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+MIN_ROUNDS = 30  # below that a 95 % interval of order statistics is hardly bounded
 
 
 @dataclass(frozen=True)
@@ -17,11 +20,11 @@ class Protocol:
         warmup_s: At least so long.
         warmup_max_s: At most so long, even if two successive medians of 50 still differ.
         warmup_tolerance: Relative difference of those medians that ends the warm-up.
-        samples: At least so many samples.
-        sampling_s: At least so long.
-        sampling_max_s: At most so long, even if the intervals are still wider than they should be.
-        mean_tolerance: Half width of the mean's confidence interval over the mean.
-        p95_tolerance: The same for p95.
+        block_s: So long takes a block, on average.
+        calls: At least so many of each candidate.
+        independent_rounds: At least so many, where neighbouring ones that are alike count less.
+        tolerance: How far the interval of a relative latency may reach, over its centre.
+        budget_s: In rounds, for each candidate, even if intervals are still wider.
     """
 
     name: str
@@ -29,11 +32,23 @@ class Protocol:
     warmup_s: float = 1.0
     warmup_max_s: float = 10.0
     warmup_tolerance: float = 0.01
-    samples: int = 1000
-    sampling_s: float = 2.0
-    sampling_max_s: float = 30.0
-    mean_tolerance: float = 0.005
-    p95_tolerance: float = 0.02
+    block_s: float = 0.02
+    calls: int = 200
+    independent_rounds: int = 100
+    tolerance: float = 0.01
+    # About 900 rounds of light networks. 126 are enough on a quiet machine and 220 beside a busy
+    # program; where speeds come and go for seconds, eight rounds say as much as one independent.
+    budget_s: float = 20.0
+
+    @property
+    def looks(self) -> Iterator[int]:
+        """Numbers of rounds after which it looks whether to stop: each look may err, so few."""
+        return (round(MIN_ROUNDS * (4 / 3) ** step) for step in count())
+
+    @property
+    def expected_rounds(self) -> int:
+        """How many it takes where all is quiet."""
+        return next(rounds for rounds in self.looks if rounds >= self.independent_rounds)
 
 
 PROTOCOLS = {
@@ -43,10 +58,10 @@ PROTOCOLS = {
         "quick",
         warmup_s=0.1,
         warmup_max_s=1.0,
-        samples=200,
-        sampling_s=0.2,
-        sampling_max_s=2.0,
-        mean_tolerance=0.05,
-        p95_tolerance=0.10,
+        block_s=0.005,
+        calls=MIN_ROUNDS,
+        independent_rounds=MIN_ROUNDS,
+        tolerance=0.05,
+        budget_s=2.0,
     ),
 }

@@ -55,12 +55,14 @@ class TuneConfig(TrainConfig):
 class MeasureConfig:
     """Types of ``conf/measure.yaml``."""
 
-    run: list[str] = field(default=MISSING, metadata={"example": "run=B1"})
+    run: list[str] = MISSING
+    # Hydra takes what a group is called for the group.
+    networks: list[str] = field(default=MISSING, metadata={"argument": "model"})
     variants: list[str] = MISSING
     threads: list[int] = MISSING
     protocol: str = MISSING
     device: str = MISSING
-    repeats: int = MISSING
+    processes: int = MISSING
     outputs: str = MISSING
     data_root: str | None = MISSING
 
@@ -127,6 +129,12 @@ def text_keys(schema: type) -> tuple[set[str], set[str]]:
             lists.add(option.name)
         texts |= {f"{option.name}.{inner}" for inner in option.metadata.get("texts", ())}
     return texts, lists
+
+
+def renamed_arguments(schema: type) -> dict[str, str]:
+    """Tell which keys of a schema have another name on the command line."""
+    named = {option.metadata.get("argument"): option.name for option in fields(schema)}
+    return {str(argument): name for argument, name in named.items() if argument is not None}
 
 
 def plain(config: DictConfig, schema: type = TrainConfig) -> dict[str, Any]:

@@ -5,23 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
+from cifar_lightning.config.protocols import PROTOCOL_VERSION
 from cifar_lightning.runs.identity import canonical
-from cifar_lightning.runs.latency import Milliseconds
-from cifar_lightning.runs.measurement import Environment
-from cifar_lightning.runs.paired import Difference, difference
+from cifar_lightning.runs.latency import LatencyStats, Launches, Milliseconds
+from cifar_lightning.runs.measurement import Ended, Environment, Relative
+from cifar_lightning.runs.paired import Difference, difference, one_sided, over_processes, two_sided
 from cifar_lightning.runs.run import Count, Digest, Moment, Name, Record, Seconds, Versions
-from cifar_lightning.system import environment
+from cifar_lightning.system import environment, untrusted
 
 BENCHMARKS = "benchmarks"  # the folder in the outputs
 PREEMPTED_ABOVE = 1.01  # wall time over processor time
-Role = Literal["candidate", "reference", "double", "second_reference"]
+DeviceState = dict[str, Any]  # what a device tells of itself
+ERROR = 0.05  # how often a verdict may call something slower that is not
+DISTURBED_ABOVE = 0.5  # of a candidate's blocks
+Role = Literal["candidate", "check", "reference", "double", "second_reference"]
+REFERENCES: tuple[Role, ...] = ("reference", "double", "second_reference")
 
 
 @dataclass(frozen=True)
@@ -34,13 +39,15 @@ class Block:
         cpu_s: Processor time of the calling thread meanwhile.
         switches: How often another process took the core away from it.
         steal_s: Time that other virtual machines took from the cores meanwhile.
+        walls_ms: On CUDA, the same calls by the wall clock, synchronisation included.
     """
 
-    calls_ms: Annotated[list[Milliseconds], Meta(min_length=1)]
+    calls_ms: Annotated[list[Annotated[float, Meta(gt=0)]], Meta(min_length=1)]
     wall_s: Seconds
     cpu_s: Seconds
     switches: Count = 0
     steal_s: Seconds = 0.0
+    walls_ms: list[Milliseconds] = field(default_factory=list)
 
     @property
     def mean_ms(self) -> float:
@@ -72,12 +79,16 @@ class Session:
 
     Attributes:
         build_order: The candidates' numbers, in the order in which they were built.
-        ended: Why it stopped: ``converged``, ``time`` (was up) or ``stopped`` (by a signal).
+        ended: Why it stopped.
     """
 
     build_order: list[Count]
-    rounds: list[Round]
-    ended: Literal["converged", "time", "stopped"]
+    rounds: Annotated[list[Round], Meta(min_length=1)]
+    ended: Ended
+
+    def means_ms(self, number: int) -> list[float]:
+        """List a candidate's block means, one a round."""
+        return [one.blocks[number].mean_ms for one in self.rounds]
 
 
 @dataclass(frozen=True)
@@ -85,14 +96,24 @@ class Candidate:
     """A network executed in one way with one number of threads: what has a latency.
 
     Attributes:
-        role: What it is for; all but ``candidate`` are in no ranking.
+        role: What it is for; all but ``candidate`` are in no ranking. A ``check`` is a candidate
+            with another run's weights, timed to see whether weights change its latency.
         label: For people.
         network: The option of ``conf/model``.
         model: Its node of the configuration.
         run: Whose weights were timed; None for random ones.
         weights: SHA-256 of their file.
+        by_weights: Whether weights were found to change its latency: then it is this run's alone.
         recipe: Versions of the variant's parts.
         engines: Versions of what executed it.
+        subnormals: Number of weights so small that some processors are slow with them.
+        preparation_s: What happens once: compiling, capturing, exporting, calibrating.
+        first_call_ms: Of the first call after that.
+        peak_bytes: How far memory grew from before the network was built to its calls' peak.
+        launches: On a GPU.
+        flags: Every switch that was set.
+        convolution_error: See `precision.convolution_error`.
+        notes: What else the variant has to say.
     """
 
     role: Role
@@ -105,15 +126,22 @@ class Candidate:
     threads: Annotated[int, Meta(ge=1, le=2**20)]
     run: Name | None = None
     weights: Digest | None = None
+    by_weights: bool = False
     size_bytes: Count | None = None
+    subnormals: Count | None = None
     preparation_s: Seconds | None = None
     first_call_ms: Milliseconds | None = None
     peak_bytes: Count | None = None
+    launches: Launches | None = None
+    flags: dict[str, Any] = field(default_factory=dict)
+    convolution_error: float | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """Name what executes; see `candidate_key`."""
-        return candidate_key(self.model, self.variant, self.recipe, self.engines, self.threads)
+        key = candidate_key(self.model, self.variant, self.recipe, self.engines, self.threads)
+        return _hex([key, self.weights]) if self.by_weights else key
 
 
 def candidate_key(
@@ -124,18 +152,38 @@ def candidate_key(
     threads: int,
 ) -> str:
     """Name a candidate in 16 hex digits; runs of one execute alike, whatever they learnt."""
-    said = [canonical(model, "model"), variant, recipe, engines, threads]
+    kept = {key: value for key, value in model.items() if value is not None}
+    return _hex([canonical(kept, "model"), variant, recipe, engines, threads])
+
+
+def _hex(said: object) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
-class BenchmarkRecord(Record):
-    """One benchmark.
+class Timing:
+    """What a measurement takes from a benchmark's blocks; see `Measurement`."""
+
+    latency: LatencyStats
+    relative: Relative
+    rounds: int
+    ended: Ended
+    preempted: float
+    wall: LatencyStats | None
+
+    @property
+    def disturbed(self) -> bool:
+        return self.preempted > DISTURBED_ABOVE
+
+
+@dataclass(frozen=True)
+class BenchmarkHead(Record):
+    """What a benchmark was of, without its blocks: quick to read.
 
     Attributes:
         id: Names its file.
         candidates: In the order asked for; the three references are among them.
-        sessions: One a process.
+        state: Of the device ``before`` and ``after``; see `contention.device_state`.
     """
 
     id: Name
@@ -148,9 +196,12 @@ class BenchmarkRecord(Record):
     code: environment.Code
     environment: Environment
     candidates: list[Candidate]
-    sessions: list[Session] = field(repr=False)
+    state: dict[str, DeviceState]
 
-    FREE: ClassVar[frozenset[str]] = frozenset({"sessions"})
+    def check(self) -> None:
+        roles = [one.role for one in self.candidates]
+        if any(roles.count(role) != 1 for role in REFERENCES):
+            raise ValueError(f"candidates: needs one of each of {', '.join(REFERENCES)}")
 
     @classmethod
     def path(cls, outputs: Path, id: str) -> Path:
@@ -160,20 +211,135 @@ class BenchmarkRecord(Record):
         """Tell the number of one of the references."""
         return [one.role for one in self.candidates].index(role)
 
-    def means_ms(self, number: int, session: Session) -> list[float]:
-        """List a candidate's block means, one a round."""
-        return [one.blocks[number].mean_ms for one in session.rounds]
+    @property
+    def ranked(self) -> list[int]:
+        """The numbers of what is ranked."""
+        return [number for number, one in enumerate(self.candidates) if one.role == "candidate"]
+
+
+@dataclass(frozen=True)
+class BenchmarkRecord(BenchmarkHead):
+    """One benchmark.
+
+    Attributes:
+        sessions: One a process.
+    """
+
+    sessions: Annotated[list[Session], Meta(min_length=1)] = field(repr=False)
+
+    FREE: ClassVar[frozenset[str]] = frozenset({"sessions"})
+
+    def check(self) -> None:
+        super().check()
+        everyone = list(range(len(self.candidates)))
+        for session in self.sessions:
+            for name, order in (
+                ("build_order", session.build_order),
+                *(("order", one.order) for one in session.rounds),
+            ):
+                if sorted(order) != everyone:
+                    raise ValueError(f"sessions: {name}: not every candidate once")
+            if any(len(one.blocks) != len(everyone) for one in session.rounds):
+                raise ValueError("sessions: blocks: not one a candidate")
+
+    def to_json(self) -> str:
+        return untrusted.encode(self, indent=None)
+
+    def blocks(self, number: int) -> Iterator[Block]:
+        """Yield a candidate's blocks, in all processes."""
+        for session in self.sessions:
+            for one in session.rounds:
+                yield one.blocks[number]
 
     def difference(self, first: int, second: int, z: float | None = None) -> Difference:
-        """Tell how much slower one candidate is than another, by their numbers."""
-        (session,) = self.sessions  # NOTE several processes follow
-        return difference(self.means_ms(first, session), self.means_ms(second, session), z)
+        """Tell how much slower one candidate is than another, by their numbers.
+
+        Args:
+            first: The one.
+            second: The other.
+            z: Normal quantile of the interval's ends; None is that of 95 %.
+        """
+        found = [self._within(first, second, session, z) for session in self.sessions]
+        if len(found) == 1:
+            return found[0]
+        # What processes differ by is pooled over all that are ranked.
+        others = [number for number in self.ranked if number not in (first, second)]
+        groups = [
+            [self._within(number, second, session, z).centre for session in self.sessions]
+            for number in others
+        ]
+        return over_processes(found, groups, two_sided() if z is None else z)
+
+    def _within(self, first: int, second: int, session: Session, z: float | None) -> Difference:
+        return difference(session.means_ms(first), session.means_ms(second), z)
 
     def relative(self, number: int, z: float | None = None) -> Difference:
         """Tell how much slower a candidate is than the reference."""
         return self.difference(number, self.number("reference"), z)
 
+    def rivals(self, number: int) -> list[int]:
+        """List the other candidates that are ranked with one: those with as many threads."""
+        threads = self.candidates[number].threads
+        return [n for n in self.ranked if n != number and self.candidates[n].threads == threads]
+
+    def slower(self, first: int, second: int) -> bool:
+        """Tell whether one candidate is slower than another, by the rule of a verdict.
+
+        Out of all comparisons with the fastest, any is wrong in one of twenty benchmarks at most.
+        """
+        alpha = ERROR / max(1, len(self.rivals(first)))
+        return self.difference(first, second, one_sided(alpha)).slower
+
     @property
     def noise_floor(self) -> Difference:
         """What is called a difference here where there is none: the reference's double."""
         return self.relative(self.number("double"))
+
+    @property
+    def ended(self) -> Ended:
+        """Why it stopped; of several processes the one that says least."""
+        endings = {session.ended for session in self.sessions}
+        order: tuple[Ended, ...] = ("stopped", "time", "converged")
+        return next(one for one in order if one in endings)
+
+    def timing(self, number: int) -> Timing:
+        """Sum up a candidate's blocks."""
+        blocks = [*self.blocks(number)]
+        walls = [wall for block in blocks for wall in block.walls_ms]
+        return Timing(
+            latency=LatencyStats.from_samples([ms for block in blocks for ms in block.calls_ms]),
+            relative=Relative.of(self.relative(number)),
+            rounds=len(blocks),
+            ended=self.ended,
+            preempted=statistics.fmean(block.preempted for block in blocks),
+            wall=LatencyStats.from_samples(walls) if walls else None,
+        )
+
+
+def measured_before(
+    outputs: Path, keys: Collection[str], hardware: str, protocol: str
+) -> dict[str, BenchmarkRecord]:
+    """Find the latest benchmark that has timed each of some candidates to its end.
+
+    Args:
+        outputs: Where to look.
+        keys: The candidates', which tell engines, recipes and threads apart.
+        hardware: The device's.
+        protocol: That is asked for; ``full`` does, too.
+
+    Returns:
+        Records by the candidates' keys.
+    """
+    found: dict[str, BenchmarkRecord] = {}
+    for path in sorted((outputs / BENCHMARKS).glob("*.json"), reverse=True):
+        try:
+            head = BenchmarkHead.read(path)
+            new = {head.candidates[number].key for number in head.ranked} & {*keys} - {*found}
+            of_this = head.protocol_version == PROTOCOL_VERSION and head.hardware == hardware
+            if new and of_this and head.protocol in (protocol, "full"):
+                record = BenchmarkRecord.read(path)
+                if record.ended != "stopped":
+                    found |= dict.fromkeys(new, record)
+        except (OSError, ValueError):
+            continue  # damaged, or removed meanwhile: it is timed again
+    return found

@@ -1,11 +1,10 @@
-"""What latencies are summed up in: the protocols, and the statistics of samples.
+"""What latencies are summed up in: the statistics of calls.
 
 Light on imports, so that records of them can be read without torch.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +12,7 @@ from typing import Annotated, Self
 
 from msgspec import Meta
 
-from cifar_lightning.config.protocols import Protocol
-
 Milliseconds = Annotated[float, Meta(ge=0)]
-BLOCK = 50  # samples between two looks at the stopping rule; also the batch of the batch means
-CONFIDENCE = 0.95
 # The fewest samples from which a percentile is told: 99 % confidence (MLPerf LoadGen) and a margin
 # of about the distance to 100 %. The figures for 95 and 99 are those of docs/latency.md.
 MIN_SAMPLES = {50: 1, 90: 65, 95: 130, 99: 662}
@@ -25,34 +20,25 @@ MIN_SAMPLES = {50: 1, 90: 65, 95: 130, 99: 662}
 
 @dataclass(frozen=True)
 class LatencyStats:
-    """What the samples say, in milliseconds. Percentiles are nearest-rank.
+    """What all calls say, in milliseconds. Percentiles are nearest-rank.
 
     Attributes:
-        n: Number of samples; none is ever dropped.
-        mean_ci_ms: Half width of the mean's 95 % confidence interval, from the means of blocks of
-            50 (neighbouring samples are not independent); None below two blocks.
-        p95_low_ms: Lower end of p95's 95 % confidence interval, an order statistic.
-        p95_high_ms: Its upper end.
-        converged: Whether both intervals became as narrow as the protocol asks.
+        n: Number of calls; none is ever dropped.
     """
 
     n: Annotated[int, Meta(ge=1)]
-    mean_ms: Milliseconds
+    mean_ms: Annotated[float, Meta(gt=0)]
     std_ms: Milliseconds
     min_ms: Milliseconds
     p50_ms: Milliseconds
     max_ms: Milliseconds
-    converged: bool
-    mean_ci_ms: Milliseconds | None = None
     p90_ms: Milliseconds | None = None
     p95_ms: Milliseconds | None = None
-    p95_low_ms: Milliseconds | None = None
-    p95_high_ms: Milliseconds | None = None
     p99_ms: Milliseconds | None = None
 
     @classmethod
-    def from_samples(cls, samples_ms: Sequence[float], protocol: Protocol) -> Self:
-        """Compute everything from the samples, in the order in which they were taken.
+    def from_samples(cls, samples_ms: Sequence[float]) -> Self:
+        """Compute everything from the samples.
 
         Raises:
             ValueError: If there are fewer than two.
@@ -67,49 +53,29 @@ class LatencyStats:
             return ordered[rank - 1] if n >= MIN_SAMPLES[percent] else None
 
         mean = statistics.fmean(ordered)
-        mean_ci = mean_half_width(samples_ms)
-        p95 = percentile(95)
-        low, high = _percentile_interval(ordered, 0.95) if p95 is not None else (None, None)
-        converged = (
-            mean_ci is not None
-            and mean_ci <= protocol.mean_tolerance * mean
-            and p95 is not None
-            and low is not None
-            and high is not None
-            and max(high - p95, p95 - low) <= protocol.p95_tolerance * p95
-        )
         return cls(
             n=n,
             mean_ms=mean,
-            mean_ci_ms=mean_ci,
             std_ms=statistics.stdev(ordered, mean),
             min_ms=ordered[0],
             p50_ms=ordered[-(-n // 2) - 1],
-            p90_ms=percentile(90),
-            p95_ms=p95,
-            p95_low_ms=low,
-            p95_high_ms=high,
-            p99_ms=percentile(99),
             max_ms=ordered[-1],
-            converged=converged,
+            p90_ms=percentile(90),
+            p95_ms=percentile(95),
+            p99_ms=percentile(99),
         )
 
 
-def mean_half_width(samples: Sequence[float]) -> float | None:
-    """Student's interval of the mean over the means of whole blocks."""
-    from scipy.special import stdtrit  # heavy, and reading a record needs none of it
+@dataclass(frozen=True)
+class Launches:
+    """What tells the device's work from the launching of it, on a GPU: means in milliseconds.
 
-    blocks = len(samples) // BLOCK
-    if blocks < 2:
-        return None
-    means = [statistics.fmean(samples[i * BLOCK : (i + 1) * BLOCK]) for i in range(blocks)]
-    quantile = float(stdtrit(blocks - 1, (1 + CONFIDENCE) / 2))
-    return quantile * statistics.stdev(means) / math.sqrt(blocks)
+    Attributes:
+        enqueue_ms: Until the call returns, before the device has done it.
+        device_ms: Of the device alone: all launches were queued before it began.
+        graph_ms: A replay of the same call as a CUDA graph; None where it can't be captured.
+    """
 
-
-def _percentile_interval(ordered: Sequence[float], p: float) -> tuple[float, float]:
-    """Order statistics around a percentile, by the normal approximation of the binomial."""
-    n = len(ordered)
-    reach = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt(n * p * (1 - p))
-    low, high = math.floor(n * p - reach), math.ceil(n * p + reach)
-    return ordered[max(low, 1) - 1], ordered[min(high, n) - 1]
+    enqueue_ms: Milliseconds
+    device_ms: Milliseconds
+    graph_ms: Milliseconds | None = None

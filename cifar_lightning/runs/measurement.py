@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from msgspec import Meta
 
+from cifar_lightning.config.protocols import PROTOCOL_VERSION
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.latency import LatencyStats, Milliseconds
+from cifar_lightning.runs.latency import LatencyStats, Launches, Milliseconds
+from cifar_lightning.runs.paired import Difference
 from cifar_lightning.runs.recipes import recipe
 from cifar_lightning.runs.run import (
     ROUNDING,
@@ -26,24 +29,30 @@ from cifar_lightning.runs.run import (
 from cifar_lightning.system import environment
 from cifar_lightning.system.files import write_atomically
 
-LAUNCH_BOUND_ABOVE = 1.3  # eager over replayed
+# What every timed measurement has.
+TIMED = ("benchmark", "latency", "relative", "rounds", "ended", "preempted")
+LAUNCH_BOUND_ABOVE = 1.3  # a call over the device's own time
+Ended = Literal["converged", "time", "stopped"]  # by its rule, its budget, a signal
 
 
 @dataclass(frozen=True)
-class Load:
-    """What other processes used of the device; None where it is unknown. See `contention.Load`."""
+class Relative:
+    """A latency over the reference's of the same benchmark, with its 95 % interval.
 
-    mean: Annotated[float, Meta(ge=0)] | None = None
-    peak: Annotated[float, Meta(ge=0)] | None = None
+    Attributes:
+        low: Lower end; None where it is not bounded.
+        high: Upper end; None where it is not bounded.
+    """
 
+    centre: Annotated[float, Meta(gt=0)]
+    low: Annotated[float, Meta(ge=0)] | None = None
+    high: Annotated[float, Meta(gt=0)] | None = None
 
-@dataclass(frozen=True)
-class Repeat:
-    """The figures of one of several fresh processes."""
-
-    mean_ms: Milliseconds
-    p50_ms: Milliseconds
-    p95_ms: Milliseconds | None = None
+    @classmethod
+    def of(cls, difference: Difference) -> Self:
+        bounded = math.isfinite(difference.low) and math.isfinite(difference.high)
+        centre, low, high = difference.ratio
+        return cls(centre, low if bounded else None, high if bounded else None)
 
 
 @dataclass(frozen=True)
@@ -77,17 +86,23 @@ class Measurement(Record):
         hardware: Its identity as part of a file name.
         test_acc: In percent, evaluated under this variant on the whole test split.
         size_bytes: Of the file that this variant ships.
-        samples_ms: Every sample, in the order taken.
         weights: SHA-256 of the file of weights that was measured.
+        candidate: What executes; see `benchmark.candidate_key`.
+        benchmark: Names the record of the benchmark that timed it; None if it was not timed.
         recipe: Versions of the variant's parts; see `recipes`.
         engines: Versions of what executed it.
         latency: None if it was not timed.
+        relative: The latency over the reference's.
+        rounds: Number of the benchmark's rounds.
+        ended: Why it stopped.
+        preempted: Fraction of the candidate's blocks in whose place something else ran.
         preparation_s: What happens once: compiling, capturing, exporting, calibrating.
+        first_call_ms: Of the first call after that.
+        peak_bytes: How far memory grew from before the network was built to its calls' peak.
+        subnormals: Number of weights so small that some processors are slow with them.
         notes: What else the variant has to say.
-        state: Of the device ``before`` and ``after``; see `contention.device_state`.
         wall: On CUDA, the same calls by the wall clock.
-        graph_ms: On CUDA, the mean of replaying the same call as a CUDA graph.
-        repeats: Figures of several fresh processes, of which this is the median one.
+        launches: On a GPU, what tells the device's work from the launching of it.
         confusion: Counts of test images, a row for each true class and a column for each predicted
             one.
     """
@@ -106,33 +121,35 @@ class Measurement(Record):
     size_bytes: Count | None
     code: environment.Code
     environment: Environment
-    samples_ms: list[Milliseconds] = field(repr=False)
     recipe: dict[str, int]
     engines: Versions
+    candidate: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
     weights: Digest | None = None
+    benchmark: Name | None = None
     latency: LatencyStats | None = None
+    relative: Relative | None = None
+    rounds: Annotated[int, Meta(ge=1)] | None = None
+    ended: Ended | None = None
+    preempted: Annotated[float, Meta(ge=0, le=1)] | None = None
     preparation_s: Seconds | None = None
+    first_call_ms: Milliseconds | None = None
+    peak_bytes: Count | None = None
+    subnormals: Count | None = None
     notes: dict[str, Any] = field(default_factory=dict)
-    load: Load = field(default_factory=Load)
-    state: dict[str, dict[str, Any]] = field(default_factory=dict)
     wall: LatencyStats | None = None
-    graph_ms: Milliseconds | None = None
-    repeats: list[Repeat] = field(default_factory=list)
+    launches: Launches | None = None
     confusion: list[list[Count]] | None = None
 
-    FREE: ClassVar[frozenset[str]] = frozenset({"reason", "samples_ms", "confusion"})
+    FREE: ClassVar[frozenset[str]] = frozenset({"reason", "confusion"})
 
     def check(self) -> None:
         if "torch" not in self.environment.versions:
             raise ValueError("environment.versions.torch: missing")
         if self.recipe.keys() != {*self.variant.split("+")}:
             raise ValueError(f"recipe: not of {self.variant}")
-        if self.status in ("ok", "disturbed"):
-            missing = [key for key in ("latency", "test_acc") if getattr(self, key) is None]
-            if missing or not self.samples_ms:
-                raise ValueError(f"{missing[0] if missing else 'samples_ms'}: missing")
-        if self.latency is not None and not self.latency.mean_ms:
-            raise ValueError("latency.mean_ms: 0")
+        for key in ("test_acc", *TIMED) if self.has_figures else ():
+            if getattr(self, key) is None:
+                raise ValueError(f"{key}: missing")
         if self.confusion is not None:
             self._check_confusion(self.confusion)
 
@@ -177,7 +194,8 @@ class Measurement(Record):
     def exists(cls, folder: Path, variant: str, threads: int, protocol: str) -> bool:
         """Tell whether a run has it, on any hardware and by this or the full protocol.
 
-        One that failed, or is of a part's earlier recipe, is none; parts may come in any order.
+        One that failed, was stopped by a signal, or is of an earlier recipe or protocol, is none;
+        parts may come in any order.
         """
         try:
             found, _ = cls.read_all(folder, Run.load(folder))
@@ -187,7 +205,9 @@ class Measurement(Record):
             one.threads == threads
             and one.protocol in (protocol, "full")
             and one.recipe == recipe(variant)
+            and one.protocol_version == PROTOCOL_VERSION
             and not one.failed
+            and one.ended != "stopped"
             for one in found
         )
 
@@ -212,17 +232,14 @@ class Measurement(Record):
     @property
     def launch_bound(self) -> bool | None:
         """Whether the device mostly waits for kernels to be launched."""
-        if self.graph_ms is None or self.latency is None:
+        if self.launches is None or self.latency is None:
             return None
-        return self.latency.mean_ms > LAUNCH_BOUND_ABOVE * self.graph_ms
+        return self.latency.mean_ms > LAUNCH_BOUND_ABOVE * self.launches.device_ms
 
     @property
-    def spread(self) -> float | None:
-        """Largest minus smallest p95 of the fresh processes, over their median, in percent."""
-        p95 = sorted(repeat.p95_ms for repeat in self.repeats if repeat.p95_ms is not None)
-        if len(p95) < 2 or not p95[len(p95) // 2]:
-            return None
-        return 100 * (p95[-1] - p95[0]) / p95[len(p95) // 2]
+    def converged(self) -> bool | None:
+        """Whether its intervals became as narrow as the protocol asks; None if it was not timed."""
+        return None if self.ended is None else self.ended == "converged"
 
     @property
     def configuration(self) -> tuple[str, str, int]:

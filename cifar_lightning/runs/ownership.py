@@ -59,6 +59,7 @@ def _foreign(run: RunFolder, paths: set[Path]) -> Iterator[str]:
         run.hydra: r"(config|hydra|overrides)\.yaml",
         run.checkpoints: "|".join(re.escape(path.name) for path in (run.best, run.last)),
         run.measurements: r"[a-z0-9_+]+@[a-z0-9-]+-t\d+-(full|quick)\.json",
+        run.predictions: r"[a-z0-9_+]+\.npz",
         run.tensorboard: r"events\.out\.tfevents\..+|hparams\.yaml",
     }
     for folder, pattern in written.items():

@@ -8,6 +8,7 @@ widened where neighbouring rounds are alike.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -103,3 +104,28 @@ def autocorrelation_time(values: Sequence[float]) -> float:
             break
         total += pair
     return max(1.0, 1 + 2 * total)
+
+
+def over_processes(
+    found: Sequence[Difference], others: Sequence[Sequence[float]], z: float
+) -> Difference:
+    """Combine what several processes say of two candidates.
+
+    The centre is the mean of the processes' centres. How much processes differ is pooled over all
+    candidates, since three of them say little; Student's interval.
+
+    Args:
+        found: One a process.
+        others: For each further candidate its difference to the same second one, one a process.
+        z: Normal quantile of the interval's ends.
+    """
+    from scipy.special import stdtrit  # heavy, and reading records needs none of it
+
+    centres = [one.centre for one in found]
+    groups = [centres, *others]
+    variance = statistics.fmean(statistics.variance(group) for group in groups)
+    freedom = (len(found) - 1) * len(groups)
+    reach = float(stdtrit(freedom, NormalDist().cdf(z))) * math.sqrt(variance / len(found))
+    centre = statistics.fmean(centres)
+    rounds, tau = sum(one.n for one in found), max(one.tau for one in found)
+    return Difference(centre, centre - reach, centre + reach, rounds, tau)

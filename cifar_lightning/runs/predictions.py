@@ -69,7 +69,13 @@ class Predictions:
     @property
     def right(self) -> NDArray[np.bool_]:
         """Of each image, whether it was classified correctly."""
-        return self.predicted == self.true
+        right: NDArray[np.bool_] = self.predicted == self.true
+        return right
+
+    @property
+    def accuracy(self) -> float:
+        """In percent."""
+        return 100 * int(self.right.sum()) / len(self.right)
 
     def confusion(self, classes: int) -> list[list[int]]:
         """Count images, a row for each true class and a column for each predicted one.

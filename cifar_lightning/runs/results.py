@@ -38,14 +38,18 @@ class Row:
     val_acc: float | None
     test_acc: float | None
     lat_mean_ms: float | None = None
+    lat_rel: float | None = None
+    lat_rel_low: float | None = None
+    lat_rel_high: float | None = None
+    lat_min_ms: float | None = None
     lat_p50_ms: float | None = None
+    lat_p90_ms: float | None = None
     lat_p95_ms: float | None = None
     lat_std_ms: float | None = None
     lat_n: int | None = None
-    lat_ci_ms: float | None = None
     lat_converged: bool | None = None
-    lat_processes: int | None = None
-    lat_spread_pct: float | None = None
+    first_call_ms: float | None = None
+    peak_mb: float | None = None
     launch_bound: bool | None = None
     speedup: float | None = None
     prep_s: float | None = None
@@ -57,6 +61,7 @@ class Row:
     threads: int | None = None
     clock: str | None = None
     protocol: str | None = None
+    benchmark: str | None = None
     torch: str | None = None
     recipe: str | None = None
     status: str
@@ -142,20 +147,11 @@ def _lines(run: Run, measurements: list[Measurement]) -> list[tuple[Row, Measure
 
 
 def _with_speedups(rows: list[Row]) -> Iterator[Row]:
-    """Divide fp32's mean latency by each row's, on the same device with the same protocol.
-
-    Disturbed measurements have no say and no speed-up.
-    """
-    baselines = {
-        row.timed_like: row.lat_mean_ms
-        for row in rows
-        if row.status == "ok" and row.variant == "fp32"
-    }
+    """Divide fp32's relative latency by each row's, on the same device with the same protocol."""
+    baselines = {row.timed_like: row.lat_rel for row in rows if row.variant == "fp32"}
     for row in rows:
         baseline = baselines.get(row.timed_like)
-        if row.status == "ok" and baseline and row.lat_mean_ms:
-            row = replace(row, speedup=baseline / row.lat_mean_ms)
-        yield row
+        yield replace(row, speedup=baseline / row.lat_rel) if baseline and row.lat_rel else row
 
 
 def _run_row(run: Run) -> Row:
@@ -185,8 +181,9 @@ def _row(run: Run, measurement: Measurement) -> Row:
         _run_row(run),
         variant=measurement.variant,
         test_acc=measurement.test_acc,
-        lat_processes=len(measurement.repeats) or None,
-        lat_spread_pct=measurement.spread,
+        lat_converged=measurement.converged,
+        first_call_ms=measurement.first_call_ms,
+        peak_mb=measurement.peak_bytes and measurement.peak_bytes / MEGA,
         launch_bound=measurement.launch_bound,
         prep_s=measurement.preparation_s,
         size_mb=measurement.size_bytes and measurement.size_bytes / MEGA,
@@ -195,20 +192,25 @@ def _row(run: Run, measurement: Measurement) -> Row:
         threads=measurement.threads,
         clock=measurement.clock,
         protocol=measurement.protocol,
+        benchmark=measurement.benchmark,
         torch=measurement.environment.versions["torch"],
         recipe=measurement.making,
         status=measurement.status,
         error=measurement.reason,
     )
-    if (latency := measurement.latency) is None:
+    latency, relative = measurement.latency, measurement.relative
+    if latency is None or relative is None:
         return row
     return replace(
         row,
         lat_mean_ms=latency.mean_ms,
+        lat_rel=relative.centre,
+        lat_rel_low=relative.low,
+        lat_rel_high=relative.high,
+        lat_min_ms=latency.min_ms,
         lat_p50_ms=latency.p50_ms,
+        lat_p90_ms=latency.p90_ms,
         lat_p95_ms=latency.p95_ms,
         lat_std_ms=latency.std_ms,
         lat_n=latency.n,
-        lat_ci_ms=latency.mean_ci_ms,
-        lat_converged=latency.converged,
     )

@@ -22,11 +22,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning.comparison.publish import publish, seeds_table
 from cifar_lightning.config import schema
-from cifar_lightning.errors import RunFailed, UserError
+from cifar_lightning.errors import Interrupted, RunFailed, UserError, reason_of
 from cifar_lightning.runs.completed import finished, take_up
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Run
-from cifar_lightning.sweeps.executors import LocalExecutor, Place, Process, outcome_file
+from cifar_lightning.sweeps.executors import Place, Process, outcome_file
 from cifar_lightning.sweeps.jobs import Job
 from cifar_lightning.system import signals
 from cifar_lightning.system.formatting import duration
@@ -104,19 +104,16 @@ def attempt(all_jobs: Sequence[Job], place: Place, merged: int = 0) -> list[Fail
                 take_up(job.folder, earlier, job.config)
     first = list({job.folder: job for job in reversed(missing)}.values())[::-1]
     with signals.deferred():
-        failures = _run_each(
-            first, place, *(("training", SKIP_BENCHMARK) if place.apart else ("running",))
-        )
+        # Beside each other, so that they can be ranked; a single job does it itself.
+        apart = place.apart or len(all_jobs) > 1
+        doing, *more = ("training", SKIP_BENCHMARK) if apart else ("running",)
+        failures = _run_each(first, place, doing, *more)
         broken = {failure.job.folder for failure in failures}
-        # What is left only measures: all of it where that was kept apart, else what other jobs of
-        # the same runs ask for.
-        left = [job for job in missing if job.folder not in broken]
-        left = left if place.apart else [job for job in left if job not in first]
-        place = LocalExecutor(1) if place.apart else place
-        failures += _run_each(left, place, "measuring", "rerun=false")
+        if apart and signals.received() is None:
+            failures += _measure([job for job in missing if job.folder not in broken])
     # A job that was killed could not; and a single job has shown its rows.
-    outputs, several = Path(all_jobs[0].config["outputs"]), len(all_jobs) > 1
-    shown = [job.folder for job in all_jobs] if several or place.apart or not missing else []
+    outputs = Path(all_jobs[0].config["outputs"])
+    shown = [job.folder for job in all_jobs] if apart or not missing else []
     folders = list(dict.fromkeys(shown))
     for line in publish(outputs, folders):
         log.warning("%s", line)
@@ -125,6 +122,53 @@ def attempt(all_jobs: Sequence[Job], place: Place, merged: int = 0) -> list[Fail
     if signals.received():
         raise signals.error("interrupted; the same command again runs what is missing")
     return failures
+
+
+def _measure(jobs: Sequence[Job]) -> list[Failure]:
+    """Measure the runs of jobs, those together that are to be measured alike."""
+    failures: list[Failure] = []
+    alike: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        if job.config["benchmark"]["variants"]:
+            device = str(job.config["trainer"].get("accelerator", "auto"))
+            alike.setdefault((job.benchmark, device), []).append(job)
+    for (_, accelerator), group in alike.items():
+        try:
+            failures += _measured(group, accelerator)
+        except Interrupted:
+            break
+        except Exception as error:
+            log.debug("measuring failed", exc_info=True)
+            failures += [
+                Failure(job, 1, f"measuring: {reason_of(error)}", "failed") for job in group
+            ]
+    return failures
+
+
+def _measured(jobs: Sequence[Job], accelerator: str) -> list[Failure]:
+    # Heavy, and only needed here.
+    from cifar_lightning.benchmark.candidates import BenchmarkSpec
+    from cifar_lightning.benchmark.load import RunData
+    from cifar_lightning.benchmark.measure import measure_missing
+    from cifar_lightning.system.devices import find_device
+
+    config = jobs[0].config
+    settings = {key: one for key, one in config["benchmark"].items() if key != "_target_"}
+    spec = BenchmarkSpec(**settings).checked("benchmark.")
+    by_name = {job.folder.name: job for job in jobs}
+    log.info("measuring %d runs", len(by_name))
+    found = measure_missing(
+        [job.folder for job in by_name.values()],
+        spec,
+        find_device(accelerator),
+        Path(config["outputs"]),
+        RunData(config["data"].get("root")),
+    )
+    return [
+        Failure(by_name[one.run], 1, f"measuring {one.variant}: {one.reason}", "failed")
+        for one in found
+        if one.failed
+    ]
 
 
 @dataclass

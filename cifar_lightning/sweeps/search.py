@@ -92,7 +92,7 @@ def search(cfg: DictConfig) -> None:
             overrides = [as_override(key, value) for key, value in draw_settings(trial, space)]
             log.info("trial %d of %d: %s", number + 1, cfg.n_trials, " ".join(overrides))
             try:
-                ended_as = _run([*given, *overrides], space)
+                ended_as = _run([*given, *overrides, run.SKIP_BENCHMARK], space)
             except BaseException:
                 trial.set_user_attr(LEFT, True)  # by its own will, so it can go on
                 raise
@@ -239,6 +239,8 @@ def _show(study: Any) -> None:
         log.info("%.2f %% val acc  %s  %s", trial.value, trial.user_attrs["run"], _settings(trial))
     best = " ".join(as_override(key, value) for key, value in done[0].params.items())
     log.info("best: %s", best)
+    # The trials are of few networks, and none of their latencies decides.
+    log.info("latency: python -m cifar_lightning.measure run=%s", done[0].user_attrs["run"])
 
 
 def _settings(trial: Any) -> str:

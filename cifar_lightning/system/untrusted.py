@@ -85,13 +85,13 @@ def convert(value: object, kind: type[T]) -> T:
         raise Unreadable(error) from error
 
 
-def encode(record: Any) -> str:
+def encode(record: Any, indent: int | None = 1) -> str:
     """Write a record as JSON that `decode` reads: text as UTF-8, and what is no number as null."""
     plain = msgspec.to_builtins(record)
-    text = json.dumps(plain, indent=1, ensure_ascii=False)
+    text = json.dumps(plain, indent=indent, ensure_ascii=False)
     if "NaN" in text or "Infinity" in text:
         nulled = json.loads(text, parse_constant=lambda _: None)
-        text = json.dumps(nulled, indent=1, ensure_ascii=False)
+        text = json.dumps(nulled, indent=indent, ensure_ascii=False)
     # Half of a character, as in names of files that are no UTF-8, has no place in JSON.
     return text.encode(errors="replace").decode() + "\n"
 

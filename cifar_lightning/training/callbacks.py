@@ -15,10 +15,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from cifar_lightning.benchmark.measure import BenchmarkSpec, measure
+from cifar_lightning.benchmark.candidates import BenchmarkSpec
+from cifar_lightning.benchmark.load import RunData
+from cifar_lightning.benchmark.measure import measure_missing
 from cifar_lightning.data.batches import epoch_seed
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.errors import NotFinite
+from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.system import signals
 from cifar_lightning.system.files import write_atomically
@@ -210,7 +213,7 @@ class Benchmark:
         protocol: ``full`` or ``quick``.
 
     Raises:
-        UserError: If a variant or the protocol does not exist or a thread number is below 1.
+        UserError: If a variant or the protocol does not exist, or there are not so many cores.
     """
 
     def __init__(self, variants: list[str], threads: list[int], protocol: str) -> None:
@@ -222,7 +225,5 @@ class Benchmark:
         self, folder: Path, data: ImageDataModule, device: torch.device
     ) -> list[Measurement]:
         """Measure what the run in a folder has no measurement of yet."""
-        if not any(self.spec.missing(folder, device)):
-            return []
-        log.info("measuring latency (%s protocol)", self.spec.protocol)
-        return measure(folder, data, self.spec, device, only_missing=True)
+        outputs = RunFolder(folder).outputs
+        return measure_missing([folder], self.spec, device, outputs, RunData(known={folder: data}))

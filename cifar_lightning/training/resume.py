@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cifar_lightning.benchmark.contention import lock_path
+from cifar_lightning.benchmark.contention import lock_paths
 from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.models.complexity import count_macs, count_parameters
 from cifar_lightning.runs.completed import changes_since
@@ -57,7 +57,8 @@ def prepare_run(
     folder, outputs = experiment.folder, Path(config["outputs"])
     check_table(outputs)
     if experiment.benchmark.spec.variants:
-        check_lock(lock_path(training_device(experiment)))
+        for path in lock_paths(training_device(experiment)):
+            check_lock(path)
     if "cache_dir" in config["data"]:
         check_inside(outputs, Path(config["data"]["cache_dir"]))
     before = None if config["rerun"] else _earlier(folder)

@@ -134,6 +134,7 @@ def _complete(experiment: Experiment, config: dict[str, Any], trained: bool) -> 
     finally:
         failures += [f"measuring {one.variant}: {one.reason}" for one in measurements if one.failed]
         failures += publish(outputs, [folder], draw=bool(measurements) or not trained)
+    signals.check()  # what was measured until then is in the table
     show_files(folder)
     if failures:
         raise RunFailed(

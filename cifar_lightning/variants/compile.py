@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from cifar_lightning.errors import chain, first_line_of
@@ -10,13 +12,14 @@ from cifar_lightning.variants.context import Unsupported, VariantContext, first_
 
 def use_compile(variant: VariantContext) -> None:
     """Compile with torch.compile: CUDA graphs within on a GPU, plain kernels on a CPU."""
-    torch.compiler.reset()  # what other networks compiled counts against a limit
-    variant.stack.callback(torch.compiler.reset)
     # Each time from scratch, or the second preparation would be told as a quick one.
     caches_off = torch.compiler.config.patch(force_disable_caches=True)  # type: ignore[attr-defined]
-    variant.stack.enter_context(caches_off)
+    variant.preparing.enter_context(caches_off)
+    # Beyond eight networks of one class, what is compiled would be called eagerly in silence, and
+    # `torch.compiler.reset` would throw away the others.
+    apart: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True}
     mode = "reduce-overhead" if variant.device.type == "cuda" else "default"
-    variant.forward = torch.compile(variant.forward, mode=mode, dynamic=False)
+    variant.forward = torch.compile(variant.forward, mode=mode, dynamic=False, **apart)
     try:
         first_call(variant)
     except Exception as error:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 Forward = Callable[[Tensor], Tensor]
+Switch = Callable[[], AbstractContextManager[object]]  # sets something, and puts it back
 
 
 class Unsupported(Exception):
@@ -27,11 +28,12 @@ class PreparedModel:
 
     Attributes:
         forward: Maps normalised fp32 images (B, 3, 32, 32) on the device to fp32 logits
-            (B, classes) there. The next call may overwrite them.
+            (B, classes) there, while `switched`. The next call may overwrite them.
         size_bytes: Of the file that this variant ships.
         preparation_s: What happened once: compiling, capturing, exporting, calibrating.
         notes: Facts worth recording.
         eager: Whether torch calls the network's operations one by one.
+        subnormals: Number of weights so small that some processors are slow with them.
     """
 
     forward: Forward
@@ -39,6 +41,16 @@ class PreparedModel:
     preparation_s: float | None
     notes: dict[str, float | str]
     eager: bool
+    subnormals: int
+    switches: Sequence[Switch]
+
+    @contextmanager
+    def switched(self) -> Iterator[None]:
+        """Set what the variant needs meanwhile; other variants' calls have to be outside."""
+        with ExitStack() as stack:
+            for switch in self.switches:
+                stack.enter_context(switch())
+            yield
 
 
 @dataclass
@@ -51,6 +63,8 @@ class VariantContext:
         device: Where it is called.
         calibration: Gives normalised training images (N, 3, 32, 32) on the CPU.
         stack: Ends with the variant.
+        preparing: Ends with its preparation.
+        switches: What has to be set whenever it is called.
         size_bytes: Set by a part that ships something else than the network's weights.
         preparation_s: See `PreparedModel`.
         notes: See `PreparedModel`.
@@ -61,9 +75,16 @@ class VariantContext:
     device: torch.device
     calibration: Callable[[], Tensor]
     stack: ExitStack
+    preparing: ExitStack
+    switches: list[Switch] = field(default_factory=list)
     size_bytes: int | None = None
     preparation_s: float | None = None
     notes: dict[str, float | str] = field(default_factory=dict)
+
+    def switch(self, switch: Switch) -> None:
+        """Set something for the rest of the preparation, and whenever the variant is called."""
+        self.switches.append(switch)
+        self.preparing.enter_context(switch())
 
     def folder(self) -> Path:
         """Make a folder that ends with the variant."""
@@ -114,3 +135,11 @@ def first_call(variant: VariantContext) -> None:
 def weights_size(network: nn.Module) -> int:
     """Tell the size in bytes of a network's weights as a file."""
     return len(save({key: value.contiguous() for key, value in network.state_dict().items()}))
+
+
+def count_subnormals(network: nn.Module) -> int:
+    """Count the weights that are smaller than a normal number, and not 0."""
+    numbers = [one for one in network.state_dict().values() if one.is_floating_point()]
+    return sum(
+        int(((one != 0) & (one.abs() < torch.finfo(one.dtype).tiny)).sum()) for one in numbers
+    )

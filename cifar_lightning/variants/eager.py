@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ def use_tf32(variant: VariantContext) -> None:
     variant.need_gpu()
     if torch.cuda.get_device_capability(variant.device) < (8, 0):
         raise Unsupported("needs a GPU of the Ampere generation or later")
-    variant.stack.enter_context(matmul_precision("tf32"))
+    variant.switch(partial(matmul_precision, "tf32"))
 
 
 def cast_to(dtype: torch.dtype) -> Callable[[VariantContext], None]:

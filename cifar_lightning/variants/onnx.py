@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,15 @@ def run_onnx(variant: VariantContext, ort: Any, path: Path, start: float) -> flo
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
+    # Within a call its threads wait by spinning, as users have it; between calls that would take
+    # the cores from whatever comes next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     provider: Any = _provider(variant.device)
     if variant.device.type == "cuda":
         # One stream for both, so that input is ready and events around a call time the call. Not
         # torch's default one: its handle is 0, which ONNX Runtime reads as "none given".
         stream = torch.cuda.Stream(variant.device)
-        variant.stack.enter_context(torch.cuda.stream(stream))
+        variant.switch(partial(torch.cuda.stream, stream))
         settings = {
             "device_id": variant.device.index or 0,
             "user_compute_stream": str(stream.cuda_stream),

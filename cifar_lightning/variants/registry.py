@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,13 @@ from torch import Tensor, nn
 from cifar_lightning.errors import bad_value, unknown_name
 from cifar_lightning.system import environment
 from cifar_lightning.variants.compile import use_compile
-from cifar_lightning.variants.context import Kind, PreparedModel, VariantContext, weights_size
+from cifar_lightning.variants.context import (
+    Kind,
+    PreparedModel,
+    VariantContext,
+    count_subnormals,
+    weights_size,
+)
 from cifar_lightning.variants.cuda_graph import use_cuda_graph
 from cifar_lightning.variants.eager import (
     autocast_to,
@@ -87,7 +94,9 @@ def engines(name: str) -> dict[str, str]:
 def prepare(
     name: str, backbone: nn.Module, device: torch.device, calibration: Callable[[], Tensor]
 ) -> Iterator[PreparedModel]:
-    """Make a variant ready; when the context ends, every flag is as it was before.
+    """Make a variant ready; every flag is as before as soon as it is.
+
+    Several can be ready side by side: each is called while it is `PreparedModel.switched`.
 
     Args:
         name: As `check` accepts it.
@@ -102,21 +111,28 @@ def prepare(
     """
     parts = check(name).split("+")
     with ExitStack() as stack:
-        stack.enter_context(matmul_precision("ieee"))
-        stack.enter_context(fastest_algorithms())
-        if device.type == "cuda":
-            stack.enter_context(torch.cuda.device(device))
         network = backbone.eval()
-        variant = VariantContext(network, network, device, calibration, stack)
-        for kind in Kind:
-            if kind == Kind.PRECISION and not _ALONE.intersection(parts):
-                variant.network.to(device)
-            for part in parts:
-                if PARTS[part][0] == kind:
-                    PARTS[part][1](variant)
-        if variant.size_bytes is None:
-            variant.size_bytes = weights_size(variant.network)
-        eager = all(PARTS[part][0] != Kind.RUNTIME for part in parts)
+        subnormals = count_subnormals(network)
+        with ExitStack() as preparing:
+            variant = VariantContext(network, network, device, calibration, stack, preparing)
+            variant.switch(partial(matmul_precision, "ieee"))
+            variant.switch(fastest_algorithms)
+            if device.type == "cuda":
+                variant.switch(partial(torch.cuda.device, device))
+            for kind in Kind:
+                if kind == Kind.PRECISION and not _ALONE.intersection(parts):
+                    variant.network.to(device)
+                for part in parts:
+                    if PARTS[part][0] == kind:
+                        PARTS[part][1](variant)
+            if variant.size_bytes is None:
+                variant.size_bytes = weights_size(variant.network)
         yield PreparedModel(
-            variant.forward, variant.size_bytes, variant.preparation_s, variant.notes, eager
+            variant.forward,
+            variant.size_bytes,
+            variant.preparation_s,
+            variant.notes,
+            eager=all(PARTS[part][0] != Kind.RUNTIME for part in parts),
+            subnormals=subnormals,
+            switches=variant.switches,
         )

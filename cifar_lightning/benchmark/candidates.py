@@ -1,0 +1,156 @@
+"""What a benchmark times: each distinct candidate of the runs once, and the references."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cifar_lightning.benchmark.load import load_backbone
+from cifar_lightning.config import components
+from cifar_lightning.config.protocols import PROTOCOLS
+from cifar_lightning.errors import bad_value
+from cifar_lightning.runs.benchmark import Candidate, Role
+from cifar_lightning.runs.find import load_run
+from cifar_lightning.runs.recipes import recipe
+from cifar_lightning.system.cores import usable_cores
+from cifar_lightning.variants import registry
+
+REFERENCE, SECOND_REFERENCE = "resnet8", "mobilenetv3"  # of `conf/model`
+NUM_CLASSES = 10  # of a network that belongs to no run
+
+
+@dataclass(frozen=True)
+class BenchmarkSpec:
+    """What to measure: every variant with every number of threads, by one protocol.
+
+    Attributes:
+        variants: Names that `registry.check` accepts.
+        threads: CPU threads; on a GPU the first number alone counts.
+        protocol: ``full`` or ``quick``.
+    """
+
+    variants: Sequence[str]
+    threads: Sequence[int]
+    protocol: str
+
+    def checked(self, prefix: str = "", may_be_empty: bool = False) -> BenchmarkSpec:
+        """See that all of it exists; return it with each variant's name as it is recorded.
+
+        Raises:
+            UserError: With the key that is wrong, behind ``prefix``.
+        """
+        names = [registry.check(name, f"{prefix}variants") for name in self.variants]
+        if self.protocol not in PROTOCOLS:
+            raise bad_value(f"{prefix}protocol", self.protocol, ", ".join(PROTOCOLS))
+        if not names and not may_be_empty:
+            raise bad_value(f"{prefix}variants", "[]", "at least one variant")
+        cores = usable_cores()
+        if not self.threads or not all(1 <= count <= cores for count in self.threads):
+            allowed = f"numbers from 1 to {cores}, the cores that can be used here"
+            raise bad_value(f"{prefix}threads", self.threads, allowed)
+        return replace(
+            self,
+            variants=list(dict.fromkeys(names)),
+            threads=list(dict.fromkeys(self.threads)),
+        )
+
+    def combinations(self, device: torch.device) -> Iterator[tuple[str, int]]:
+        """Yield each variant with each number of threads."""
+        for name in self.variants:
+            for count in self.threads if device.type == "cpu" else self.threads[:1]:
+                yield name, count
+
+
+@dataclass(frozen=True)
+class Source:
+    """A candidate, and where its network comes from.
+
+    Attributes:
+        folder: The run's whose weights it has; None for random ones.
+    """
+
+    candidate: Candidate
+    folder: Path | None = None
+
+    def build(self) -> nn.Module:
+        """Build the network, on the CPU."""
+        if self.folder is not None:
+            return load_backbone(self.folder)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network: nn.Module = components.construct("model", self.candidate.model)
+        return network.eval()
+
+
+def _candidate(
+    role: Role, label: str, network: str, model: dict[str, Any], variant: str, threads: int
+) -> Candidate:
+    return Candidate(
+        role, label, network, model, variant, recipe(variant), registry.engines(variant), threads
+    )
+
+
+def of_run(folder: Path, variant: str, threads: int) -> Source:
+    """Make a candidate of a finished run.
+
+    Raises:
+        UserError: If its record is missing or damaged.
+    """
+    run = load_run(folder)
+    network, model = run.choices["model"], run.config["model"]
+    made = _candidate("candidate", run.label, network, model, variant, threads)
+    return Source(replace(made, run=run.name, weights=run.weights), folder)
+
+
+def of_network(name: str, variant: str, threads: int, role: Role = "candidate") -> Source:
+    """Make a candidate of an option of ``conf/model``, with fixed random weights.
+
+    Raises:
+        UserError: If there is no such option.
+    """
+    model = components.option("model", name, {"data": {"num_classes": NUM_CLASSES}})
+    return Source(_candidate(role, name, name, model, variant, threads))
+
+
+def references(device: torch.device) -> list[Source]:
+    """Make what every benchmark has beside what is ranked.
+
+    On a GPU a captured graph: eager, the launching by the CPU would be what is timed.
+    """
+    variant = "cuda_graph" if device.type == "cuda" else "fp32"
+    return [
+        of_network(REFERENCE, variant, 1, "reference"),
+        of_network(REFERENCE, variant, 1, "double"),
+        of_network(SECOND_REFERENCE, variant, 1, "second_reference"),
+    ]
+
+
+def grouped(sources: Iterable[Source]) -> list[list[Source]]:
+    """Put together what executes alike, in the order of the first ones."""
+    groups: dict[str, list[Source]] = {}
+    for source in sources:
+        groups.setdefault(source.candidate.key, []).append(source)
+    return list(groups.values())
+
+
+def by_weights(group: Sequence[Source]) -> list[list[Source]]:
+    """Make of a candidate one for each file of weights, as they change its latency."""
+    return grouped(
+        replace(source, candidate=replace(source.candidate, by_weights=True)) for source in group
+    )
+
+
+def checks(groups: Sequence[Sequence[Source]]) -> list[list[Source]]:
+    """Choose another run's weights for each candidate that has any, to be timed beside it."""
+    chosen = []
+    for first, *others in groups:
+        for other in others:
+            if other.candidate.weights != first.candidate.weights:
+                chosen.append([replace(other, candidate=replace(other.candidate, role="check"))])
+                break
+    return chosen

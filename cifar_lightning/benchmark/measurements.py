@@ -1,0 +1,140 @@
+"""The measurements of runs, out of a benchmark's record and what was evaluated."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from cifar_lightning.benchmark.accuracy import Accuracies
+from cifar_lightning.benchmark.candidates import Source
+from cifar_lightning.benchmark.session import Failure
+from cifar_lightning.errors import Interrupted
+from cifar_lightning.runs.benchmark import BenchmarkRecord
+from cifar_lightning.runs.measurement import Measurement
+
+log = logging.getLogger(__name__)
+
+
+def write_measurements(
+    sources: Sequence[Source],
+    record: BenchmarkRecord,
+    failures: Sequence[Failure],
+    accuracies: Accuracies,
+) -> list[Measurement]:
+    """Make and write the measurement of each run's candidate.
+
+    Args:
+        sources: The candidates; those of no run have no measurement.
+        record: Of the benchmark.
+        failures: Why candidates are not in it.
+        accuracies: What is known of their accuracy; what is not is evaluated.
+    """
+    timed = {record.candidates[number].key: number for number in record.ranked}
+    failed = {one.candidate.key: one for one in failures if one.candidate.role == "candidate"}
+    made = []
+    for source in sources:
+        key = source.candidate.key
+        if source.folder is None:
+            continue
+        if key in failed:
+            measurement = _without_figures(source, record, failed[key].status, failed[key].reason)
+        elif key not in timed:
+            continue
+        else:
+            try:
+                measurement = _of(source, record, timed[key], accuracies)
+            except Interrupted:
+                continue  # what was evaluated before is kept
+        made.append(measurement)
+        kept = new_measurement(source.folder, measurement)
+        if not measurement.has_figures:
+            stays = "; the earlier measurement stays" if kept else ""
+            name, status = measurement.variant, measurement.status
+            log.info("%s is %s: %s%s", name, status, measurement.reason, stays)
+    return made
+
+
+def new_measurement(folder: Path, measurement: Measurement) -> bool:
+    """Write a measurement down, but none without figures in place of one that has them.
+
+    Returns:
+        Whether an earlier one of the same weights was kept.
+    """
+    with suppress(OSError, ValueError):
+        earlier = Measurement.read(measurement.path(folder))
+        of_these = (earlier.weights, earlier.recipe) == (measurement.weights, measurement.recipe)
+        if of_these and earlier.has_figures and not measurement.has_figures:
+            return True
+    measurement.save(folder)
+    return False
+
+
+def _without_figures(
+    source: Source,
+    record: BenchmarkRecord,
+    status: Literal["ok", "unsupported", "failed"],
+    reason: str | None,
+) -> Measurement:
+    candidate = source.candidate
+    assert candidate.run is not None
+    return Measurement(
+        run=candidate.run,
+        variant=candidate.variant,
+        status=status,
+        reason=reason,
+        device=record.device,
+        hardware=record.hardware,
+        threads=candidate.threads,
+        clock=record.clock,
+        protocol=record.protocol,
+        protocol_version=record.protocol_version,
+        test_acc=None,
+        size_bytes=None,
+        code=record.code,
+        environment=record.environment,
+        recipe=candidate.recipe,
+        engines=candidate.engines,
+        candidate=candidate.key,
+        weights=candidate.weights,
+    )
+
+
+def _of(
+    source: Source, record: BenchmarkRecord, number: int, accuracies: Accuracies
+) -> Measurement:
+    """Fill a run's measurement with what a benchmark says of its candidate."""
+    found = accuracies.of(source)
+    if isinstance(found, str):
+        return _without_figures(source, record, "failed", found)
+    candidate, timing = record.candidates[number], record.timing(number)
+    preempted = f"something else ran in {100 * timing.preempted:.0f} % of its blocks"
+    return replace(
+        _without_figures(source, record, "ok", None),
+        status="disturbed" if timing.disturbed else "ok",
+        reason=preempted if timing.disturbed else None,
+        test_acc=found.test_acc,
+        confusion=found.confusion,
+        size_bytes=candidate.size_bytes,
+        environment=replace(
+            record.environment,
+            flags=candidate.flags,
+            convolution_error=candidate.convolution_error,
+        ),
+        benchmark=record.id,
+        latency=timing.latency,
+        relative=timing.relative,
+        rounds=timing.rounds,
+        ended=timing.ended,
+        preempted=timing.preempted,
+        preparation_s=candidate.preparation_s,
+        first_call_ms=candidate.first_call_ms,
+        peak_bytes=candidate.peak_bytes,
+        subnormals=candidate.subnormals,
+        notes=candidate.notes,
+        wall=timing.wall,
+        launches=candidate.launches,
+    )

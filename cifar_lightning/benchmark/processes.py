@@ -1,0 +1,111 @@
+"""A benchmark in fresh processes: what one process finds again and again may be its own."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import torch
+
+from cifar_lightning.benchmark.candidates import Source
+from cifar_lightning.benchmark.load import RunData
+from cifar_lightning.benchmark.session import Timed, time_here
+from cifar_lightning.config.protocols import Protocol
+from cifar_lightning.errors import CifarLightningError, Interrupted, RunFailed
+from cifar_lightning.system import signals
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a process is told; see `time_here`."""
+
+    groups: Sequence[Sequence[Source]]
+    device: torch.device
+    protocol: Protocol
+    seed: int
+    data_root: str | None
+
+
+def time_in_processes(
+    count: int,
+    groups: Sequence[Sequence[Source]],
+    device: torch.device,
+    protocol: Protocol,
+    seed: int,
+    data_root: str | None,
+) -> list[Timed]:
+    """Time candidates in fresh processes, one after the other.
+
+    Args:
+        count: How many.
+        groups: As for `time_here`, like the next ones.
+        device: Where.
+        protocol: When to stop.
+        seed: Each process has the next one.
+        data_root: Where the runs' data lie here; see `load_data`.
+
+    Returns:
+        What each measured; fewer where a signal came.
+
+    Raises:
+        Interrupted: If a signal came before there was anything to keep.
+        RunFailed: If a process failed.
+    """
+    found: list[Timed] = []
+    for number in range(count):
+        if signals.received() is not None and found:
+            return found
+        signals.check()
+        log.info("process %d of %d", number + 1, count)
+        try:
+            found.append(_apart(_Request(groups, device, protocol, seed + number, data_root)))
+        except Interrupted:
+            if not found:
+                raise
+    return found
+
+
+def _apart(request: _Request) -> Timed:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(sender, request))
+    process.start()
+    sender.close()
+    while not receiver.poll(POLL_S):
+        if signals.received() is not None:
+            process.terminate()  # it keeps what it has
+    try:
+        answer = receiver.recv()
+    except EOFError:
+        process.join()
+        signals.check()
+        raise RunFailed(f"a measuring process ended with status {process.exitcode}") from None
+    process.join()
+    if isinstance(answer, Interrupted):
+        raise signals.error()
+    if isinstance(answer, CifarLightningError):
+        raise answer
+    assert isinstance(answer, Timed)
+    return answer
+
+
+def _measure(sender: Connection, request: _Request) -> None:
+    """Measure in a process of its own, and send what was found."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with signals.handled(), signals.deferred():
+        data = RunData(request.data_root)
+        answer: Timed | CifarLightningError
+        try:
+            answer = time_here(
+                request.groups, request.device, request.protocol, request.seed, data.calibration
+            )
+        except CifarLightningError as error:
+            answer = error
+        sender.send(answer)

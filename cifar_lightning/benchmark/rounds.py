@@ -1,0 +1,148 @@
+"""Interleaved, randomised rounds: every candidate's block once, until their relation is known.
+
+Pure measurement: takes functions that time a block, knows neither networks nor files. What is done
+and why is told in ``docs/latency.md``.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+from cifar_lightning.config.protocols import MIN_ROUNDS, Protocol
+from cifar_lightning.runs.benchmark import Block, Round
+from cifar_lightning.runs.measurement import Ended
+from cifar_lightning.runs.paired import difference
+
+# Makes so many calls after so many that don't count.
+TakeBlock = Callable[[int, int], Block]
+BLOCK = 50  # calls whose medians the warm-up compares
+SPREAD = 0.2  # of a block's number of calls, so that nothing beats in time with a timer
+
+
+class BlockFailed(Exception):
+    """A candidate raised an error, which is the cause.
+
+    Attributes:
+        number: The candidate's.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def warm_up(
+    take: Callable[[int], list[float]],
+    protocol: Protocol,
+    now: Callable[[], float] = time.perf_counter,
+) -> int:
+    """Call until the medians of two successive blocks agree; return the number of calls.
+
+    Args:
+        take: Makes so many calls and returns their durations in milliseconds.
+        protocol: Sets the least and the longest warm-up.
+        now: Seconds on a clock.
+    """
+    start, calls, before = now(), 0, math.nan  # nothing agrees with nan
+    while True:
+        median = statistics.median(take(BLOCK))
+        calls += BLOCK
+        elapsed = now() - start
+        steady = abs(median - before) <= protocol.warmup_tolerance * before
+        enough = calls >= protocol.warmup_samples and elapsed >= protocol.warmup_s
+        if (enough and steady) or elapsed >= protocol.warmup_max_s:
+            return calls
+        before = median
+
+
+def interleave(
+    take: Sequence[TakeBlock],
+    typical_ms: Sequence[float],
+    reference: int,
+    protocol: Protocol,
+    generator: random.Random,
+    on_round: Callable[[int, int], bool] = lambda done, expected: True,
+    now: Callable[[], float] = time.perf_counter,
+) -> tuple[list[Round], Ended]:
+    """Time candidates in rounds until every relative latency is certain enough, or time is up.
+
+    Args:
+        take: One a candidate.
+        typical_ms: About how long each one's call takes.
+        reference: The number of the candidate that latencies are relative to.
+        protocol: When to stop.
+        generator: Draws each round's order, and how many calls a block has.
+        on_round: Called after every round with how many are done and about how many there will be;
+            tells whether to go on.
+        now: Seconds on a clock.
+
+    Returns:
+        The rounds, and why they ended.
+
+    Raises:
+        BlockFailed: If a call did.
+    """
+    rounds: list[Round] = []
+    means: list[list[float]] = [[] for _ in take]
+    calls = [0] * len(take)
+    start, looks, expected = now(), protocol.looks, protocol.expected_rounds
+    look = next(looks)
+    while True:
+        order = [*range(len(take))]
+        generator.shuffle(order)
+        blocks: dict[int, Block] = {}
+        for number in order:
+            size = 1000 * protocol.block_s / typical_ms[number]
+            count = max(1, round(size * generator.uniform(1 - SPREAD, 1 + SPREAD)))
+            try:
+                block = take[number](count, generator.randint(1, 2))
+            except Exception as error:
+                raise BlockFailed(number) from error
+            blocks[number] = block
+            means[number].append(block.mean_ms)
+            calls[number] += len(block.calls_ms)
+        rounds.append(Round(order, [blocks[number] for number in range(len(take))]))
+        done = len(rounds)
+        if done == look:
+            expected = rounds_needed(means, calls, reference, protocol)
+            if expected <= done:
+                return rounds, "converged"
+            look = next(looks)
+            expected = next(one for one in protocol.looks if one >= expected)
+        elapsed = now() - start
+        in_time = int(done * protocol.budget_s * len(take) / elapsed) if elapsed > 0 else expected
+        if not on_round(done, max(done, min(expected, in_time))):
+            return rounds, "stopped"
+        if elapsed >= protocol.budget_s * len(take) and done > 1:
+            return rounds, "time"
+
+
+def rounds_needed(
+    means: Sequence[Sequence[float]], calls: Sequence[int], reference: int, protocol: Protocol
+) -> int:
+    """Estimate how many rounds it takes until the protocol is content; those done if it is.
+
+    Args:
+        means: Each candidate's block means in milliseconds, one a round.
+        calls: How many calls each has had.
+        reference: The number of the candidate that latencies are relative to.
+        protocol: What it asks for.
+    """
+    done = len(means[reference])
+    needed = float(max(done, MIN_ROUNDS))
+    needed = max(needed, done * protocol.calls / min(calls))
+    for number, of_one in enumerate(means):
+        if number == reference:
+            continue
+        found = difference(of_one, means[reference])
+        reach = max(found.high - found.centre, found.centre - found.low)
+        if math.isinf(reach):
+            needed = max(needed, 2 * done)
+        elif reach > (narrow := math.log1p(protocol.tolerance)):
+            needed = max(needed, done * (reach / narrow) ** 2)
+        needed = max(needed, protocol.independent_rounds * found.tau)
+    return math.ceil(needed)

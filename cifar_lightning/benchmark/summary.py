@@ -1,0 +1,59 @@
+"""What a benchmark says, as a table for people."""
+
+from __future__ import annotations
+
+from cifar_lightning.runs.benchmark import BenchmarkRecord
+from cifar_lightning.runs.markdown import draw_table, number
+from cifar_lightning.runs.measurement import Relative
+
+HEADER = (
+    "Rank", "Candidate", "Variant", "Threads", "Lat. mean (ms)", "Relative latency",
+    "95 % interval", "",
+)  # fmt: skip
+
+
+def summary(record: BenchmarkRecord) -> str:
+    """Draw the candidates of a benchmark, the fastest first, with its noise floor below.
+
+    Those that can't be told apart have ranks that overlap: a rank counts those that are surely
+    faster, with as many threads.
+    """
+    timings = {number: record.timing(number) for number in range(len(record.candidates))}
+    ranked = sorted(record.ranked, key=lambda one: timings[one].relative.centre)
+    rows = []
+    for one in [*ranked, record.number("second_reference")]:
+        candidate, timing = record.candidates[one], timings[one]
+        rivals = record.rivals(one) if one in ranked else []
+        marks = ["disturbed"] if timing.disturbed else []
+        marks += [] if timing.ended == "converged" else ["not converged"]
+        marks += ["by its weights"] if candidate.by_weights else []
+        marks += [] if one in ranked else ["second reference"]
+        rank = 1 + sum(record.slower(one, other) for other in rivals)
+        rows.append(
+            (
+                str(rank) if one in ranked else "-",
+                candidate.label,
+                candidate.variant,
+                str(candidate.threads),
+                number(timing.latency.mean_ms, 3),
+                number(timing.relative.centre, 3),
+                interval(timing.relative),
+                ", ".join(marks),
+            )
+        )
+    drawn = draw_table(HEADER, rows, {0, 3, 4, 5})
+    reference = timings[record.number("reference")].latency.mean_ms
+    floor = Relative.of(record.noise_floor)
+    rounds, protocol = timings[ranked[0] if ranked else 0].rounds, record.protocol
+    return (
+        f"\n{drawn}\n{rounds} rounds ({protocol} protocol), benchmark {record.id}; "
+        f"the reference, ResNet-8, takes {reference:.3f} ms. Noise floor: its double differs from "
+        f"it by {100 * (floor.centre - 1):+.2f} % ({interval(floor)})."
+    )
+
+
+def interval(relative: Relative) -> str:
+    """Write an interval, or a dash where it is not bounded."""
+    if relative.low is None or relative.high is None:
+        return "-"
+    return f"{relative.low:.3f} to {relative.high:.3f}"
