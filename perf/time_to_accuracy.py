@@ -28,7 +28,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from cifar_lightning.benchmark.evaluate import accuracy, evaluate
+from cifar_lightning.benchmark.evaluate import evaluate
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.runs import resolve
 from perf.baseline import Baseline, baseline_loader, prepare
@@ -94,7 +94,7 @@ def tester(data: ImageDataModule) -> Callable[[nn.Module], float]:
     @torch.inference_mode()
     def tested(network: nn.Module) -> float:
         network.eval()
-        percent = accuracy(evaluate(network, data, torch.device("cpu")))
+        percent = evaluate(network, data, torch.device("cpu")).accuracy
         network.train()
         return percent
 

@@ -100,10 +100,10 @@ def pack_archive(files: Mapping[str, bytes] | Sequence[tuple[str, bytes]]) -> by
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_is_settled_at_once() -> Iterator[None]:
-    """Take the quick protocol's calls in this process, but never more until figures settle."""
+    """Take the quick protocol's rounds in this process, but never more until figures settle."""
     before = PROTOCOLS["quick"]
-    never = {"warmup_tolerance": inf, "mean_tolerance": inf, "p95_tolerance": inf}
-    PROTOCOLS["quick"] = replace(before, **never)
+    never = {"warmup_tolerance": inf, "tolerance": inf, "independent_rounds": 1}
+    PROTOCOLS["quick"] = replace(before, warmup_s=0.0, block_s=0.001, **never)
     yield
     PROTOCOLS["quick"] = before
 

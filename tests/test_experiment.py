@@ -19,10 +19,13 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.utils import make_grid
 
-from cifar_lightning.benchmark.evaluate import accuracy, evaluate
+from cifar_lightning.benchmark import session
+from cifar_lightning.benchmark.evaluate import evaluate
 from cifar_lightning.benchmark.load import load_backbone, load_data
 from cifar_lightning.data.digits import DigitsDataModule
+from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.measurement import Measurement
+from cifar_lightning.runs.predictions import Predictions
 from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import Run
 from cifar_lightning.system.locks import alone
@@ -93,12 +96,16 @@ def test_from_the_command_to_the_row(command, outputs):
     assert measurement.test_acc == pytest.approx(run.test_acc, abs=1e-3)
     data = DigitsDataModule(**{k: v for k, v in run.config["data"].items() if k != "_target_"})
     fresh = load_backbone(folder)
-    confusion = evaluate(fresh, data, torch.device("cpu"))
-    assert accuracy(confusion) == pytest.approx(run.test_acc, abs=1e-3)
-    assert confusion.tolist() == measurement.confusion
-    assert confusion.sum(1).tolist() == data.images.test.labels.bincount().tolist()
+    predictions = evaluate(fresh, data, torch.device("cpu"))
+    assert predictions.accuracy == pytest.approx(run.test_acc, abs=1e-3)
+    assert predictions.confusion(10) == measurement.confusion
+    assert predictions.true.tolist() == data.images.test.labels.tolist()
+    assert (Predictions.read(folder, "fp32").predicted == predictions.predicted).all()
+    rows = torch.tensor(measurement.confusion).sum(1)
+    assert rows.tolist() == data.images.test.labels.bincount().tolist()
     assert run.classes == list("0123456789")
-    assert len(measurement.samples_ms) == measurement.latency.n >= 200
+    record = BenchmarkRecord.read(BenchmarkRecord.path(outputs, measurement.benchmark))
+    assert record.timing(record.ranked[0]).latency == measurement.latency
     assert measurement.environment.flags["threads"] == 1
 
     events = EventAccumulator(str(folder / "tensorboard"))
@@ -201,28 +208,38 @@ def test_a_closed_window_ends_it_like_ctrl_c(command, outputs, monkeypatch):
 
 
 def test_an_interrupted_measurement_is_continued_without_training(command, outputs, monkeypatch):
-    taken = []
+    """In the rounds what there is is kept, and not taken for a measurement."""
+    real = session.interleave
 
-    def interrupted(forward, data, device):
-        taken.append(evaluate(forward, data, device))
-        if len(taken) == 2:
-            signal.raise_signal(signal.SIGINT)
-        return taken[-1]
+    def interrupted(*arguments):
+        *rest, on_round = arguments
+
+        def watched(done, expected):
+            if done == 7:
+                signal.raise_signal(signal.SIGINT)
+            return on_round(done, expected)
+
+        return real(*rest, watched)
 
     settings = (*COMMAND, "benchmark.variants=[fp32,fused]")
     with monkeypatch.context() as patch:
-        patch.setattr("cifar_lightning.benchmark.measure.evaluate", interrupted)
+        patch.setattr(session, "interleave", interrupted)
         assert command(*settings).status == 130
     folder = only_run(outputs)
     run = Run.load(folder)
     assert run.status == "finished"  # the training is
-    (first,) = (folder / "measurements").iterdir()
-    before = first.read_bytes()
+    stopped = [Measurement.read(path) for path in sorted((folder / "measurements").iterdir())]
+    assert [(one.rounds, one.ended) for one in stopped] == [(7, "stopped")] * 2
     monkeypatch.setattr(ImageClassifier, "training_step", no_training)
     assert command(*settings).status == 0
     again = Run.load(folder)
     assert again == run
-    assert first.read_bytes() == before  # what was measured is not measured again
+    whole = [Measurement.read(path) for path in sorted((folder / "measurements").iterdir())]
+    assert all(one.rounds >= 30 for one in whole)
+    assert [one.test_acc for one in whole] == [one.test_acc for one in stopped]
+    assert command(*settings).status == 0  # what was measured is not measured again
+    last = [Measurement.read(path) for path in sorted((folder / "measurements").iterdir())]
+    assert last == whole
     assert len((outputs / "results.csv").read_text().splitlines()) == 3
 
 
@@ -232,9 +249,9 @@ def broken(*arguments, **settings):
 
 AFTER_TRAINING = {
     # What fails once the run is tested: what the line says of it.
-    "cifar_lightning.benchmark.measure.evaluate": "measuring fp32: PermissionError: ",
-    "cifar_lightning.benchmark.measure.device_lock": "measuring fp32: PermissionError: ",
-    "cifar_lightning.benchmark.measure.load_backbone": "measuring: PermissionError: ",
+    "cifar_lightning.benchmark.accuracy.evaluate": "measuring fp32: PermissionError: ",
+    "cifar_lightning.benchmark.session.device_lock": "measuring: PermissionError: ",
+    "cifar_lightning.benchmark.candidates.load_backbone": "measuring fp32: PermissionError: ",
     "cifar_lightning.comparison.tensorboard.plots.confusion_matrix": (
         "drawing for TensorBoard: PermissionError: "
     ),

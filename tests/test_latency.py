@@ -1,8 +1,10 @@
 import gc
+import itertools
 import math
 import statistics
+import sys
 import time
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,26 +14,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cifar_lightning import models
-from cifar_lightning.benchmark.timing import collect, compare_latencies, measure_latency, warm_up
-from cifar_lightning.config.protocols import PROTOCOLS, Protocol
-from cifar_lightning.runs.latency import BLOCK, LatencyStats
+from cifar_lightning.benchmark.memory import Memory
+from cifar_lightning.benchmark.rounds import BLOCK, warm_up
+from cifar_lightning.benchmark.timing import Stopwatch, clock_of, no_garbage_collection
+from cifar_lightning.config.protocols import PROTOCOLS
+from cifar_lightning.runs.blocks import Block
+from cifar_lightning.runs.latency import LatencyStats
 
-QUICK, FULL = PROTOCOLS["quick"], PROTOCOLS["full"]
+FULL = PROTOCOLS["full"]
 CPU = torch.device("cpu")
 
 
 def test_statistics_by_hand():
-    stats = LatencyStats.from_samples([4.0, 1.0, 3.0, 2.0], FULL)
+    stats = LatencyStats.from_samples([4.0, 1.0, 3.0, 2.0])
     assert (stats.n, stats.mean_ms, stats.min_ms, stats.p50_ms, stats.max_ms) == (4, 2.5, 1, 2, 4)
     assert stats.std_ms == pytest.approx(math.sqrt(5 / 3))
-    assert stats.mean_ci_ms is stats.p95_ms is stats.p99_ms is None
-    assert not stats.converged
+    assert stats.p90_ms is stats.p95_ms is stats.p99_ms is None
 
 
 @given(st.lists(st.floats(0.01, 1000), min_size=2, max_size=900), st.floats(0.1, 3))
 def test_statistics_are_numpys(values, skew):
     samples = [value**skew for value in values]
-    stats = LatencyStats.from_samples(samples, FULL)
+    stats = LatencyStats.from_samples(samples)
     assert stats.mean_ms == pytest.approx(np.mean(samples))
     assert stats.std_ms == pytest.approx(np.std(samples, ddof=1), abs=1e-9 * max(samples))
     for percent, least in ((50, 1), (90, 65), (95, 130), (99, 662)):
@@ -43,28 +47,13 @@ def test_statistics_are_numpys(values, skew):
 def test_p95_of_whole_hundreds_is_the_rank_itself():
     # 0.95 * n in floating point is just above the whole number for some n.
     for n in range(140, 3000, 20):
-        stats = LatencyStats.from_samples([float(i) for i in range(1, n + 1)], FULL)
+        stats = LatencyStats.from_samples([float(i) for i in range(1, n + 1)])
         assert stats.p95_ms == n * 95 // 100
-
-
-def test_p95_interval_has_the_known_ranks():
-    stats = LatencyStats.from_samples([float(i) for i in range(1, 1001)], FULL)
-    assert (stats.p95_low_ms, stats.p95_high_ms) == (936, 964)
-
-
-def test_mean_interval_covers_the_truth():
-    generator = np.random.default_rng(0)
-    covered = 0
-    for _ in range(300):
-        stats = LatencyStats.from_samples(list(generator.gamma(2.0, 1.0, size=500)), FULL)
-        covered += abs(stats.mean_ms - 2.0) <= stats.mean_ci_ms
-    # 95 % of 300 is 285; three standard deviations are 11
-    assert 274 <= covered <= 296
 
 
 def test_one_sample_is_too_few():
     with pytest.raises(ValueError, match="1 samples"):
-        LatencyStats.from_samples([1.0], FULL)
+        LatencyStats.from_samples([1.0])
 
 
 class Stream:
@@ -83,55 +72,6 @@ class Stream:
         return self.seconds
 
 
-def test_a_steady_stream_stops_at_the_least():
-    stream = Stream(lambda index: 5.0)
-    samples = collect(stream.take, FULL, stream.now)
-    assert len(samples) == FULL.samples
-    assert LatencyStats.from_samples(samples, FULL).converged
-
-
-def test_a_fast_stream_goes_on_for_the_least_time():
-    stream = Stream(lambda index: 0.1)
-    collect(stream.take, FULL, stream.now)
-    assert FULL.sampling_s <= stream.seconds < FULL.sampling_s + 0.1
-
-
-def test_a_drifting_stream_runs_into_the_cap_and_says_so():
-    stream = Stream(lambda index: 5.0 + index / 500)
-    samples = collect(stream.take, FULL, stream.now)
-    assert stream.seconds >= FULL.sampling_max_s
-    assert not LatencyStats.from_samples(samples, FULL).converged
-
-
-def test_two_modes_are_told_as_they_are():
-    generator = np.random.default_rng(2)
-    stream = Stream(lambda index: 2.0 if generator.random() < 0.9 else 6.0)
-    samples = collect(stream.take, FULL, stream.now)
-    stats = LatencyStats.from_samples(samples, FULL)
-    assert stats.p50_ms == 2.0
-    assert stats.p95_ms == 6.0
-    assert abs(stats.mean_ms - 2.4) <= 2 * stats.mean_ci_ms
-    assert stats.n > FULL.samples  # the mean of two modes takes longer to settle
-
-
-def test_a_heavy_tail_is_kept_and_does_not_pass_as_converged_early():
-    generator = np.random.default_rng(3)
-    stream = Stream(lambda index: 1.0 + generator.pareto(1.5))
-    samples = collect(stream.take, FULL, stream.now)
-    assert len(samples) == stream.count  # no sample is dropped
-    assert stream.seconds >= FULL.sampling_max_s
-    assert not LatencyStats.from_samples(samples, FULL).converged
-
-
-def test_noise_needs_more_samples_than_calm():
-    generator = np.random.default_rng(1)
-    calm = Stream(lambda index: generator.normal(2.1, 0.01))
-    noisy = Stream(lambda index: generator.normal(2.1, 0.3))
-    few = len(collect(calm.take, FULL, calm.now))
-    many = len(collect(noisy.take, FULL, noisy.now))
-    assert few == FULL.samples < many
-
-
 def test_warm_up_waits_until_it_is_steady():
     stream = Stream(lambda index: 5.0 - index / 200 if index < 600 else 2.0)
     assert warm_up(stream.take, FULL, stream.now) >= 600
@@ -147,67 +87,67 @@ def test_warm_up_ends_at_its_longest():
 
 
 def test_known_sleeps_give_known_statistics():
-    protocol = Protocol("test", 50, 0.0, 0.1, samples=200, sampling_s=0.0, sampling_max_s=0.1)
-    pauses = iter([0.001] * 19 + [0.004])
-
-    def pause():
-        nonlocal pauses
-        duration = next(pauses, None)
-        if duration is None:
-            pauses = iter([0.001] * 19 + [0.004])
-            duration = next(pauses)
-        time.sleep(duration)
-
-    latency = measure_latency(pause, CPU, protocol)
-    stats = latency.stats
-    assert latency.clock == "perf_counter"
-    assert stats.n == len(latency.samples_ms)
+    pauses = itertools.cycle([0.001] * 19 + [0.004])
+    block = Stopwatch(CPU).block(lambda: time.sleep(next(pauses)), 200, discarded=2)
+    stats = LatencyStats.from_samples(block.calls_ms)
+    assert clock_of(CPU) == "perf_counter"
+    assert stats.n == 200
     # A sleep lasts at least as long as asked for.
     assert 1.0 <= stats.min_ms <= stats.p50_ms < 2.5
     assert stats.mean_ms >= (19 * 1.0 + 4.0) / 20
     assert stats.max_ms >= 4.0
-    assert stats.mean_ms == pytest.approx(statistics.fmean(latency.samples_ms))
+    assert stats.mean_ms == pytest.approx(block.mean_ms)
+    assert block.wall_s * 1000 >= sum(block.calls_ms)
+
+
+def test_a_block_knows_by_itself_that_something_else_ran():
+    """A sleep is time in which the processor did something else; counting is not."""
+    watch = Stopwatch(CPU)
+    assert watch.block(lambda: time.sleep(0.002), 5).preempted
+    busy = [watch.block(lambda: sum(range(20_000)), 5) for _ in range(50)]
+    assert all(block.cpu_s <= 1.05 * block.wall_s + 0.001 for block in busy)
+    calm = Block([1.0], wall_s=0.020, cpu_s=0.0199)
+    assert not calm.preempted
+    for changed in ({"wall_s": 0.0202}, {"switches": 1}, {"steal_s": 0.01}):
+        assert replace(calm, **changed).preempted
+    assert not replace(calm, calls_ms=[100.0]).preempted  # its latency has no say
+
+
+def test_discarded_calls_come_first_and_do_not_count():
+    pauses = iter([0.02, 0.02, 0.0, 0.0, 0.0])
+    block = Stopwatch(CPU).block(lambda: time.sleep(next(pauses)), 3, discarded=2)
+    assert len(block.calls_ms) == 3
+    assert max(block.calls_ms) < 20
+    assert block.wall_s < 0.02
 
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_garbage_collection_is_off_meanwhile_and_as_before_after(enabled):
-    seen = set()
     (gc.enable if enabled else gc.disable)()
     try:
-        measure_latency(lambda: seen.add(gc.isenabled()), CPU, QUICK)
-        assert seen == {False}
+        with no_garbage_collection():
+            assert not gc.isenabled()
         assert gc.isenabled() == enabled
-        with pytest.raises(ZeroDivisionError):
-            measure_latency(lambda: 1 / 0, CPU, QUICK)
+        with pytest.raises(ZeroDivisionError), no_garbage_collection():
+            _ = 1 / 0
         assert gc.isenabled() == enabled
     finally:
         gc.enable()
 
 
-@pytest.mark.parametrize("slower", [0, 1])
-def test_turns_tell_which_is_slower(slower):
-    protocol = Protocol("test", 50, 0.0, 0.1, samples=200, sampling_s=0.0, sampling_max_s=0.5)
-    pauses = [0.001, 0.001]
-    pauses[slower] = 0.0015
-    found = compare_latencies(*(partial(time.sleep, p) for p in pauses), CPU, protocol)
-    assert not found.tie
-    assert (found.mean_ms > 0) == (slower == 0)
-    assert abs(abs(found.mean_ms) - 0.5) < 0.3
-
-
-def test_turns_of_the_same_work_are_a_tie_or_nearly():
-    protocol = Protocol("test", 50, 0.0, 0.1, samples=400, sampling_s=0.0, sampling_max_s=0.5)
-    found = compare_latencies(partial(time.sleep, 0.001), partial(time.sleep, 0.001), CPU, protocol)
-    assert abs(found.mean_ms) < 0.1
-
-
-def test_an_exception_between_blocks_ends_it():
-    def stop():
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        measure_latency(lambda: None, CPU, FULL, stop)
-    assert gc.isenabled()
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+def test_memory_counts_the_peak_from_where_it_was_forgotten():
+    """What a preparation took and gave back is not counted; what calls take is."""
+    megabyte = 2**20
+    memory = Memory(CPU)
+    preparation = bytearray(200 * megabyte)
+    del preparation
+    memory.forget_peak()
+    assert memory.growth < 100 * megabyte
+    kept = bytearray(50 * megabyte)
+    assert 40 * megabyte < memory.growth < 100 * megabyte
+    del kept
+    assert 40 * megabyte < memory.growth < 100 * megabyte
 
 
 BACKBONES = {
@@ -236,14 +176,15 @@ def test_agrees_with_torchs_timer(name):
     timer = torch.utils.benchmark.Timer(
         "network(image)", globals={"network": network, "image": image}, num_threads=1
     )
-    protocol = Protocol("block", 20, 0.0, 0.0, samples=50, sampling_s=0.0, sampling_max_s=10)
+    watch = Stopwatch(CPU)
     differences = []
     try:
         with torch.inference_mode():
+            watch.block(lambda: network(image), 50)
             for _ in range(3):
                 ours, theirs = [], []
                 for _ in range(5):
-                    ours += measure_latency(lambda: network(image), CPU, protocol).samples_ms[:50]
+                    ours += watch.block(lambda: network(image), 50, discarded=20).calls_ms
                     theirs += [
                         1000 * time for time in timer.blocked_autorange(min_run_time=0.3).times
                     ]
@@ -262,10 +203,15 @@ def test_agrees_with_torchs_timer(name):
 def test_events_time_the_device_not_the_launch():
     device = torch.device("cuda")
     matrix = torch.rand(4096, 4096, device=device)
-    latency = measure_latency(lambda: matrix @ matrix, device, QUICK)
+    watch = Stopwatch(device)
+    watch.block(lambda: matrix @ matrix, 20)
+    block = watch.block(lambda: matrix @ matrix, 20)
     start = time.perf_counter()
     for _ in range(20):
         matrix @ matrix
     torch.cuda.synchronize()
-    assert latency.clock == "cuda_event"
-    assert latency.stats.p50_ms == pytest.approx((time.perf_counter() - start) * 50, rel=0.5)
+    assert clock_of(device) == "cuda_event"
+    assert len(block.walls_ms) == 20
+    assert statistics.median(block.calls_ms) == pytest.approx(
+        (time.perf_counter() - start) * 50, rel=0.5
+    )

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 from cifar_lightning.comparison.publish import seeds_table
-from cifar_lightning.runs.latency import LatencyStats
+from cifar_lightning.runs.latency import LatencyStats, Relative
 from cifar_lightning.runs.markdown import markdown
 from cifar_lightning.runs.measurement import Environment, Measurement
 from cifar_lightning.runs.results import CSV_COLUMNS, rows_of
@@ -78,7 +78,6 @@ LATENCY = LatencyStats(
     min_ms=1.0,
     p50_ms=1.2,
     max_ms=3.0,
-    converged=True,
     p95_ms=2.0,
 )
 MEASUREMENT = Measurement(
@@ -96,10 +95,15 @@ MEASUREMENT = Measurement(
     size_bytes=6_100_000,
     code=Code("abc", False),
     environment=Environment({"torch": "2"}, MACHINE),
-    samples_ms=[1.0, 2.0, 3.0],
     recipe={"fp32": 1},
     engines={"torch": "2"},
+    candidate="0123456789abcdef",
+    benchmark="20260101-000000-abcdef",
     latency=LATENCY,
+    relative=Relative(1.5, 1.49, 1.51),
+    rounds=126,
+    ended="converged",
+    preempted=0.1,
 )
 
 
@@ -292,16 +296,18 @@ def test_means_over_the_seeds(tmp_path):
     assert "90.50 ± 0.71" in seeds_table(folders)  # a disturbed one has no say
 
 
-def test_a_disturbed_measurement_is_no_measure_of_speed(tmp_path):
+def test_a_disturbed_measurement_keeps_its_speed(tmp_path):
+    """Relative latency is what load does not touch; milliseconds of two moments are not divided."""
+
     def speedups(status):
-        slow = replace(LATENCY, mean_ms=2 * LATENCY.mean_ms)
-        fused = replace(MEASUREMENT, variant="fused", recipe={"fused": 1})
+        slow = replace(LATENCY, mean_ms=9 * LATENCY.mean_ms)
+        fused = replace(MEASUREMENT, variant="fused", recipe={"fused": 1}, latency=slow)
         place(tmp_path, RUN, fused)
-        place(tmp_path, RUN, replace(MEASUREMENT, latency=slow, status=status))
+        place(tmp_path, RUN, replace(MEASUREMENT, relative=Relative(3.0), status=status))
         return {row.variant: row.speedup for row in write_table(tmp_path)}
 
     assert speedups("ok") == {"fp32": 1.0, "fused": 2.0}
-    assert speedups("disturbed") == {"fp32": None, "fused": None}
+    assert speedups("disturbed") == {"fp32": 1.0, "fused": 2.0}
 
 
 WRITER = """

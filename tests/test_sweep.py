@@ -65,12 +65,9 @@ def test_from_the_command_to_all_rows(command, outputs):
     lines = ended.out.splitlines()
     told = [line for line in lines if " of 2" in line]
     assert told[0] == "training 1 of 2: seed=0"
-    assert [line.split()[0] for line in told if ": seed" in line] == [
-        "training",
-        "training",
-        "measuring",
-        "measuring",
-    ]
+    assert [line.split()[0] for line in told if ": seed" in line] == ["training", "training"]
+    assert "measuring 2 runs" in lines
+    assert len({row.benchmark for name in done for row in rows_of(outputs / "runs" / name)}) == 1
     # Means are of undisturbed rows.
     quiet = all(row.status == "ok" for name in done for row in rows_of(outputs / "runs" / name))
     assert any("+1 " in line and "±" in line for line in lines) == quiet
@@ -151,7 +148,7 @@ def test_a_run_under_way_elsewhere_is_left_alone(tmp_path):
     assert Run.load(one.folder).status == "running"
 
 
-def test_runs_are_trained_once_and_measured_for_every_job(tmp_path):
+def test_runs_are_trained_once_and_measured_for_every_job(tmp_path, monkeypatch):
     """Jobs that differ only in what is measured, with rerun=true, apart and not."""
 
     class Recording(Scripts):
@@ -165,8 +162,16 @@ def test_runs_are_trained_once_and_measured_for_every_job(tmp_path):
 
     jobs = [job(tmp_path, name) for name in ("a", "a", "b")]
     place = Recording(apart=False)
-    run.run([jobs[0], replace(jobs[1], overrides=("x=1",)), jobs[2]], place)
-    assert place.started == [("a",), ("b",), ("a", "rerun=false")]
+    measured = []
+    monkeypatch.setattr(run, "measure", lambda jobs: measured.extend(jobs) or [])
+    every = [jobs[0], replace(jobs[1], overrides=("x=1",)), jobs[2]]
+    run.run(every, place)
+    assert place.started == [("a", run.SKIP_BENCHMARK), ("b", run.SKIP_BENCHMARK)]
+    assert measured == every
+    place.started.clear()
+    run.run(every[:1], place)  # a single job measures itself
+    assert place.started == [("a",)]
+    assert measured == every
 
 
 def test_jobs_that_come_to_the_same_are_one():

@@ -1,5 +1,7 @@
 import sys
-from functools import cache
+from collections import Counter
+from contextlib import ExitStack
+from functools import cache, partial
 
 import pytest
 import torch
@@ -61,7 +63,11 @@ def calibration():
 
 
 def logits_of(variant, built, images, device=CPU):
-    with prepare(variant, built, device, calibration) as prepared, torch.inference_mode():
+    with (
+        prepare(variant, built, device, calibration) as prepared,
+        prepared.switched(),
+        torch.inference_mode(),
+    ):
         return [prepared.forward(batch.to(device)).clone().cpu() for batch in images], prepared
 
 
@@ -201,8 +207,10 @@ def test_sizes_are_those_of_the_files():
 def test_flags_are_restored(variant):
     before = flags()
     with prepare(variant, network(), CPU, calibration) as prepared:
-        prepared.forward(torch.zeros(1, 3, 32, 32))
-    assert flags() == before
+        assert flags() == before
+        with prepared.switched():
+            prepared.forward(torch.zeros(1, 3, 32, 32))
+        assert flags() == before
     for error in (RuntimeError, KeyboardInterrupt):
         with pytest.raises(error), prepare(variant, network(), CPU, calibration):
             raise error
@@ -221,7 +229,7 @@ def test_flags_are_restored_when_preparing_fails(monkeypatch):
 
 
 def test_all_but_tf32_is_true_fp32():
-    with prepare("channels_last", network(), CPU, calibration):
+    with prepare("channels_last", network(), CPU, calibration) as prepared, prepared.switched():
         inside = flags()
     assert {value for key, value in inside.items() if "precision" in key} == {"ieee"}
     assert precision.convolution_error(CPU) < 1e-5
@@ -231,10 +239,69 @@ def test_all_but_tf32_is_true_fp32():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_proof_tells_fp32_from_tf32():
     device = torch.device("cuda")
-    with prepare("fp32", network(), device, calibration):
+    with prepare("fp32", network(), device, calibration) as prepared, prepared.switched():
         assert precision.convolution_error(device) < 1e-5
-    with prepare("tf32", network(), device, calibration):
+    with prepare("tf32", network(), device, calibration) as prepared, prepared.switched():
         assert precision.convolution_error(device) > 1e-5
+
+
+def test_a_variants_flags_never_leak_into_another(monkeypatch):
+    """Two are ready side by side; each has its own flags while it is called, and only then."""
+
+    def half_precision(variant):
+        variant.switch(partial(precision.matmul_precision, "tf32"))
+        assert flags()["cuda.matmul.fp32_precision"] == "tf32"  # for later parts, too
+
+    monkeypatch.setitem(PARTS, "half", (Kind.PRECISION, half_precision))
+    before = flags()
+    with (
+        prepare("half", network(), CPU, calibration) as half,
+        prepare("fp32", network(), CPU, calibration) as whole,
+    ):
+        for _ in range(2):
+            for prepared, wanted in ((half, "tf32"), (whole, "ieee")):
+                assert flags() == before
+                with prepared.switched():
+                    assert flags()["cuda.matmul.fp32_precision"] == wanted
+                    assert flags()["cudnn.benchmark"]
+        with pytest.raises(KeyboardInterrupt), half.switched():
+            raise KeyboardInterrupt
+        assert flags() == before
+
+
+class Small(nn.Module):
+    """A network that compiles in a second or two."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.linear = nn.Linear(3 * 32 * 32, width)
+
+    def forward(self, images):
+        return self.linear(images.flatten(1)).relu()
+
+
+@pytest.mark.slow
+def test_ten_compiled_networks_of_one_class_stay_compiled_side_by_side():
+    """Beyond eight, Dynamo calls networks of one class eagerly, and says nothing."""
+    dynamo = torch._dynamo
+    dynamo.reset()
+    dynamo.utils.counters.clear()
+    called = Counter()
+    images = torch.zeros(1, 3, 32, 32)
+    with ExitStack() as stack, torch.inference_mode(mode=False):
+        ready = []
+        for width in range(10, 20):
+            built = Small(width).eval()
+            ready.append(stack.enter_context(prepare("compile", built, CPU, calibration)))
+            built.register_forward_hook(lambda *_, width=width: called.update([width]))
+        for prepared in ready * 2:
+            with prepared.switched(), torch.inference_mode():
+                prepared.forward(images)
+    graphs = dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs == 10
+    assert not dynamo.utils.counters["graph_break"]
+    assert not dynamo.utils.counters["recompile_limit"]
+    assert not called  # what is compiled calls no hook that came later
 
 
 def test_a_wrong_precision_is_found_out():
@@ -249,7 +316,7 @@ def test_a_wrong_precision_is_found_out():
 def test_a_trainings_determinism_does_not_slow_a_measurement():
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with prepare("fp32", network(), CPU, calibration):
+        with prepare("fp32", network(), CPU, calibration) as prepared, prepared.switched():
             assert not torch.are_deterministic_algorithms_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:

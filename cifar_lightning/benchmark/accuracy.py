@@ -67,6 +67,7 @@ class Accuracies:
         assert source.folder is not None
         if (known := self.known(source)) is not None:
             return known
+        log.info("evaluating %s, %s", source.candidate.label, source.candidate.variant)
         try:
             with (
                 device_lock(self._device),

@@ -14,7 +14,7 @@ from cifar_lightning.benchmark.load import load_backbone
 from cifar_lightning.config import components
 from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.errors import bad_value
-from cifar_lightning.runs.benchmark import Candidate, Role
+from cifar_lightning.runs.candidate import Candidate, Role
 from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.recipes import recipe
 from cifar_lightning.system.cores import usable_cores

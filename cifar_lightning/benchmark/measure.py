@@ -23,9 +23,10 @@ from cifar_lightning.benchmark.candidates import (
 )
 from cifar_lightning.benchmark.load import RunData
 from cifar_lightning.benchmark.measurements import write_measurements
+from cifar_lightning.benchmark.prepare import Failure
 from cifar_lightning.benchmark.processes import time_in_processes
 from cifar_lightning.benchmark.record import record_of, told_apart
-from cifar_lightning.benchmark.session import Failure, time_here
+from cifar_lightning.benchmark.session import time_here
 from cifar_lightning.config.protocols import MIN_ROUNDS, PROTOCOLS
 from cifar_lightning.runs.benchmark import BenchmarkRecord, measured_before
 from cifar_lightning.runs.folder import RUNS, RunFolder
@@ -175,7 +176,7 @@ def _benchmark(
     log.info(
         "%d candidates and 3 references in interleaved rounds (%s protocol): about %s and what "
         "their preparation takes, at most %s",
-        len(groups),
+        sum(group[0].candidate.role == "candidate" for group in groups),
         protocol.name,
         duration(processes * len(everyone) * shortest),
         duration(processes * len(everyone) * (protocol.warmup_max_s + protocol.budget_s)),

@@ -11,7 +11,7 @@ from typing import Literal
 
 from cifar_lightning.benchmark.accuracy import Accuracies
 from cifar_lightning.benchmark.candidates import Source
-from cifar_lightning.benchmark.session import Failure
+from cifar_lightning.benchmark.prepare import Failure
 from cifar_lightning.errors import Interrupted
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.measurement import Measurement

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from cifar_lightning.config.protocols import MIN_ROUNDS, Protocol
-from cifar_lightning.runs.benchmark import Block, Round
-from cifar_lightning.runs.measurement import Ended
+from cifar_lightning.runs.blocks import Block, Round
+from cifar_lightning.runs.latency import Ended
 from cifar_lightning.runs.paired import difference
 
 # Makes so many calls after so many that don't count.

@@ -2,56 +2,37 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
-import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Literal
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from cifar_lightning.benchmark.candidates import Source
 from cifar_lightning.benchmark.contention import device_lock, device_state
-from cifar_lightning.benchmark.launches import time_launches
-from cifar_lightning.benchmark.memory import Memory
-from cifar_lightning.benchmark.rounds import BlockFailed, interleave, warm_up
-from cifar_lightning.benchmark.timing import Call, Stopwatch, no_garbage_collection
+from cifar_lightning.benchmark.prepare import (
+    Calibration,
+    Failure,
+    Look,
+    Ready,
+    failed,
+    first_that_works,
+    prepare,
+)
+from cifar_lightning.benchmark.rounds import BlockFailed, interleave
+from cifar_lightning.benchmark.timing import Stopwatch, no_garbage_collection
 from cifar_lightning.config.protocols import Protocol
-from cifar_lightning.errors import Interrupted, RunFailed, reason_of
-from cifar_lightning.runs.benchmark import REFERENCES, Block, Candidate, DeviceState, Session
+from cifar_lightning.runs.benchmark import DeviceState
+from cifar_lightning.runs.blocks import Block, Session
+from cifar_lightning.runs.candidate import Candidate
 from cifar_lightning.system import signals
-from cifar_lightning.system.cores import torch_threads
 from cifar_lightning.system.openmp_waiting import as_by_default
-from cifar_lightning.variants import precision, registry
-from cifar_lightning.variants.context import PreparedModel, Unsupported, example_images
-
-log = logging.getLogger(__name__)
 
 MIN_KEPT = 2  # rounds; one says nothing
-
-Calibration = Callable[[Path | None], Tensor]
-# What to do with each candidate that is ready, outside what is timed.
-Look = Callable[[Source, PreparedModel], None]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A candidate without figures.
-
-    Attributes:
-        reason: For people.
-    """
-
-    candidate: Candidate
-    status: Literal["unsupported", "failed"]
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -69,23 +50,6 @@ class Timed:
     session: Session
     failures: list[Failure]
     state: dict[str, DeviceState]
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A candidate that can be timed.
-
-    Attributes:
-        candidate: With what was found out about it.
-        call: One forward pass, while `conditions` hold.
-        conditions: What has to be set around its calls.
-        typical_ms: About how long a call takes.
-    """
-
-    candidate: Candidate
-    call: Call
-    conditions: Callable[[], AbstractContextManager[None]]
-    typical_ms: float
 
 
 def time_here(
@@ -125,8 +89,8 @@ def time_here(
         generator.shuffle(order)
         for number in order:
             signals.check()
-            prepare = partial(_prepare, stack, watch, device, protocol, calibration, look)
-            found = _first_that_works(groups[number], prepare)
+            build = partial(prepare, stack, watch, device, protocol, calibration, look)
+            found = first_that_works(groups[number], build)
             if isinstance(found, Ready):
                 ready[number] = found
             else:
@@ -138,7 +102,7 @@ def time_here(
                 break
             except BlockFailed as error:
                 number = sorted(ready)[error.number]
-                failures.append(_failed(ready.pop(number).candidate, error.__cause__ or error))
+                failures.append(failed(ready.pop(number).candidate, error.__cause__ or error))
         candidates = [ready[number].candidate for number in sorted(ready)]
         state = {"before": before, "after": device_state(device)}
         return Timed(candidates, session, failures, state)
@@ -201,101 +165,3 @@ def _rounds(
     if len(rounds) < MIN_KEPT:
         signals.check()
     return Session([numbers.index(number) for number in ready], rounds, ended)
-
-
-def _first_that_works(
-    sources: Sequence[Source], prepare: Callable[[Source], Ready]
-) -> Ready | Failure:
-    failure = None
-    for source in sources:
-        try:
-            return prepare(source)
-        except Unsupported as error:
-            return Failure(source.candidate, "unsupported", str(error))
-        except Interrupted:
-            raise
-        except Exception as error:
-            failure = failure or _failed(source.candidate, error)
-    assert failure is not None
-    return failure
-
-
-def _failed(candidate: Candidate, error: BaseException) -> Failure:
-    """Tell why a candidate has no figures.
-
-    Raises:
-        RunFailed: If it is a reference, without which there are none for the others.
-    """
-    log.debug("%s %s failed", candidate.label, candidate.variant, exc_info=error)
-    if candidate.role in REFERENCES:
-        raise RunFailed(f"the {candidate.role} can't be timed: {reason_of(error)}") from error
-    return Failure(candidate, "failed", reason_of(error))
-
-
-def _prepare(
-    stack: ExitStack,
-    watch: Stopwatch,
-    device: torch.device,
-    protocol: Protocol,
-    calibration: Calibration,
-    look: Look,
-    source: Source,
-) -> Ready:
-    """Bring one candidate to where only the rounds are left.
-
-    Unless it fails, it lives as long as the stack. The other arguments are those of `time_here`.
-    """
-    candidate, memory = source.candidate, Memory(device)
-    with ExitStack() as own:
-        with torch_threads(candidate.threads):
-            images = partial(calibration, source.folder)
-            prepared = own.enter_context(
-                registry.prepare(candidate.variant, source.build(), device, images)
-            )
-        image = example_images(1, device)
-
-        def call() -> object:
-            return prepared.forward(image)
-
-        @contextmanager
-        def conditions() -> Iterator[None]:
-            with torch_threads(candidate.threads), prepared.switched(), torch.inference_mode():
-                yield
-
-        latest: list[float] = []
-
-        def take(count: int) -> list[float]:
-            nonlocal latest
-            signals.check()
-            with conditions():
-                latest = watch.block(call, count).calls_ms
-            return latest
-
-        memory.forget_peak()
-        (first_call_ms,) = take(1)
-        warm_up(take, protocol)
-        peak = memory.growth
-        with conditions():
-            launches = time_launches(call, image, prepared) if device.type == "cuda" else None
-            flags = precision.flags()
-            error = precision.convolution_error(device)
-            precision.verify_precision(candidate.variant, error)
-            look(source, prepared)
-        stack.push(own.pop_all())
-    return Ready(
-        replace(
-            candidate,
-            size_bytes=prepared.size_bytes,
-            subnormals=prepared.subnormals,
-            preparation_s=prepared.preparation_s,
-            first_call_ms=first_call_ms,
-            peak_bytes=peak,
-            launches=launches,
-            flags=flags,
-            convolution_error=error,
-            notes=prepared.notes,
-        ),
-        call,
-        conditions,
-        statistics.median(latest),
-    )

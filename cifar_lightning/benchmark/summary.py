@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cifar_lightning.runs.benchmark import BenchmarkRecord
+from cifar_lightning.runs.latency import Relative
 from cifar_lightning.runs.markdown import draw_table, number
-from cifar_lightning.runs.measurement import Relative
 
 HEADER = (
     "Rank", "Candidate", "Variant", "Threads", "Lat. mean (ms)", "Relative latency",

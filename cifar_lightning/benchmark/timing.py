@@ -16,7 +16,7 @@ from typing import Literal
 import psutil
 import torch
 
-from cifar_lightning.runs.benchmark import Block
+from cifar_lightning.runs.blocks import Block
 
 Clock = Literal["cuda_event", "perf_counter"]
 Call = Callable[[], object]
@@ -87,7 +87,7 @@ class Stopwatch:
             end.record()
             torch.cuda.synchronize()
             walls.append((time.perf_counter_ns() - start) / 1e6)
-        return walls, [begin.elapsed_time(end) for begin, end in self._events[:count]]
+        return walls, [round(a.elapsed_time(b), 6) for a, b in self._events[:count]]
 
     def _prepare_events(self, count: int) -> None:
         """Make events where there are too few: the first recording of each takes longer."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import statistics
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -13,167 +11,23 @@ from typing import Annotated, Any, ClassVar, Literal
 from msgspec import Meta
 
 from cifar_lightning.config.protocols import PROTOCOL_VERSION
-from cifar_lightning.runs.identity import canonical
-from cifar_lightning.runs.latency import LatencyStats, Launches, Milliseconds
-from cifar_lightning.runs.measurement import Ended, Environment, Relative
-from cifar_lightning.runs.paired import Difference, difference, one_sided, over_processes, two_sided
-from cifar_lightning.runs.run import Count, Digest, Moment, Name, Record, Seconds, Versions
+from cifar_lightning.runs.blocks import Block, Session, Timing
+from cifar_lightning.runs.candidate import REFERENCES, Candidate, Role
+from cifar_lightning.runs.latency import Ended, LatencyStats, Relative
+from cifar_lightning.runs.measurement import Environment
+from cifar_lightning.runs.paired import (
+    Difference,
+    difference,
+    one_sided,
+    over_processes,
+    two_sided,
+)
+from cifar_lightning.runs.run import Moment, Name, Record
 from cifar_lightning.system import environment, untrusted
 
 BENCHMARKS = "benchmarks"  # the folder in the outputs
-PREEMPTED_ABOVE = 1.01  # wall time over processor time
-DeviceState = dict[str, Any]  # what a device tells of itself
 ERROR = 0.05  # how often a verdict may call something slower that is not
-DISTURBED_ABOVE = 0.5  # of a candidate's blocks
-Role = Literal["candidate", "check", "reference", "double", "second_reference"]
-REFERENCES: tuple[Role, ...] = ("reference", "double", "second_reference")
-
-
-@dataclass(frozen=True)
-class Block:
-    """Some calls of one candidate, one after the other.
-
-    Attributes:
-        calls_ms: Each call's duration, those discarded at the beginning left out.
-        wall_s: Of the whole block, by the wall clock.
-        cpu_s: Processor time of the calling thread meanwhile.
-        switches: How often another process took the core away from it.
-        steal_s: Time that other virtual machines took from the cores meanwhile.
-        walls_ms: On CUDA, the same calls by the wall clock, synchronisation included.
-    """
-
-    calls_ms: Annotated[list[Annotated[float, Meta(gt=0)]], Meta(min_length=1)]
-    wall_s: Seconds
-    cpu_s: Seconds
-    switches: Count = 0
-    steal_s: Seconds = 0.0
-    walls_ms: list[Milliseconds] = field(default_factory=list)
-
-    @property
-    def mean_ms(self) -> float:
-        return statistics.fmean(self.calls_ms)
-
-    @property
-    def preempted(self) -> bool:
-        """Whether something else ran in its place, by its own evidence and never by its latency."""
-        late = self.wall_s > PREEMPTED_ABOVE * self.cpu_s
-        return late or self.switches > 0 or self.steal_s > 0
-
-
-@dataclass(frozen=True)
-class Round:
-    """Each candidate's block once, in an order drawn for this round.
-
-    Attributes:
-        order: The candidates' numbers, as they were timed.
-        blocks: By the candidates' numbers.
-    """
-
-    order: list[Count]
-    blocks: list[Block]
-
-
-@dataclass(frozen=True)
-class Session:
-    """What one process measured.
-
-    Attributes:
-        build_order: The candidates' numbers, in the order in which they were built.
-        ended: Why it stopped.
-    """
-
-    build_order: list[Count]
-    rounds: Annotated[list[Round], Meta(min_length=1)]
-    ended: Ended
-
-    def means_ms(self, number: int) -> list[float]:
-        """List a candidate's block means, one a round."""
-        return [one.blocks[number].mean_ms for one in self.rounds]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A network executed in one way with one number of threads: what has a latency.
-
-    Attributes:
-        role: What it is for; all but ``candidate`` are in no ranking. A ``check`` is a candidate
-            with another run's weights, timed to see whether weights change its latency.
-        label: For people.
-        network: The option of ``conf/model``.
-        model: Its node of the configuration.
-        run: Whose weights were timed; None for random ones.
-        weights: SHA-256 of their file.
-        by_weights: Whether weights were found to change its latency: then it is this run's alone.
-        recipe: Versions of the variant's parts.
-        engines: Versions of what executed it.
-        subnormals: Number of weights so small that some processors are slow with them.
-        preparation_s: What happens once: compiling, capturing, exporting, calibrating.
-        first_call_ms: Of the first call after that.
-        peak_bytes: How far memory grew from before the network was built to its calls' peak.
-        launches: On a GPU.
-        flags: Every switch that was set.
-        convolution_error: See `precision.convolution_error`.
-        notes: What else the variant has to say.
-    """
-
-    role: Role
-    label: str
-    network: str
-    model: dict[str, Any]
-    variant: str
-    recipe: dict[str, int]
-    engines: Versions
-    threads: Annotated[int, Meta(ge=1, le=2**20)]
-    run: Name | None = None
-    weights: Digest | None = None
-    by_weights: bool = False
-    size_bytes: Count | None = None
-    subnormals: Count | None = None
-    preparation_s: Seconds | None = None
-    first_call_ms: Milliseconds | None = None
-    peak_bytes: Count | None = None
-    launches: Launches | None = None
-    flags: dict[str, Any] = field(default_factory=dict)
-    convolution_error: float | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def key(self) -> str:
-        """Name what executes; see `candidate_key`."""
-        key = candidate_key(self.model, self.variant, self.recipe, self.engines, self.threads)
-        return _hex([key, self.weights]) if self.by_weights else key
-
-
-def candidate_key(
-    model: Mapping[str, Any],
-    variant: str,
-    recipe: Mapping[str, int],
-    engines: Mapping[str, str],
-    threads: int,
-) -> str:
-    """Name a candidate in 16 hex digits; runs of one execute alike, whatever they learnt."""
-    kept = {key: value for key, value in model.items() if value is not None}
-    return _hex([canonical(kept, "model"), variant, recipe, engines, threads])
-
-
-def _hex(said: object) -> str:
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What a measurement takes from a benchmark's blocks; see `Measurement`."""
-
-    latency: LatencyStats
-    relative: Relative
-    rounds: int
-    ended: Ended
-    preempted: float
-    wall: LatencyStats | None
-
-    @property
-    def disturbed(self) -> bool:
-        return self.preempted > DISTURBED_ABOVE
+DeviceState = dict[str, Any]  # what a device tells of itself
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,18 @@ Light on imports, so that records of them can be read without torch.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from msgspec import Meta
 
+from cifar_lightning.runs.paired import Difference
+
 Milliseconds = Annotated[float, Meta(ge=0)]
+Ended = Literal["converged", "time", "stopped"]  # by its rule, its budget, a signal
 # The fewest samples from which a percentile is told: 99 % confidence (MLPerf LoadGen) and a margin
 # of about the distance to 100 %. The figures for 95 and 99 are those of docs/latency.md.
 MIN_SAMPLES = {50: 1, 90: 65, 95: 130, 99: 662}
@@ -64,6 +68,26 @@ class LatencyStats:
             p95_ms=percentile(95),
             p99_ms=percentile(99),
         )
+
+
+@dataclass(frozen=True)
+class Relative:
+    """A latency over the reference's of the same benchmark, with its 95 % interval.
+
+    Attributes:
+        low: Lower end; None where it is not bounded.
+        high: Upper end; None where it is not bounded.
+    """
+
+    centre: Annotated[float, Meta(gt=0)]
+    low: Annotated[float, Meta(ge=0)] | None = None
+    high: Annotated[float, Meta(gt=0)] | None = None
+
+    @classmethod
+    def of(cls, difference: Difference) -> Self:
+        bounded = math.isfinite(difference.low) and math.isfinite(difference.high)
+        centre, low, high = difference.ratio
+        return cls(centre, low if bounded else None, high if bounded else None)
 
 
 @dataclass(frozen=True)

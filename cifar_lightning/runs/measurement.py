@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -11,8 +10,7 @@ from msgspec import Meta
 
 from cifar_lightning.config.protocols import PROTOCOL_VERSION
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.latency import LatencyStats, Launches, Milliseconds
-from cifar_lightning.runs.paired import Difference
+from cifar_lightning.runs.latency import Ended, LatencyStats, Launches, Milliseconds, Relative
 from cifar_lightning.runs.recipes import recipe
 from cifar_lightning.runs.run import (
     ROUNDING,
@@ -32,27 +30,6 @@ from cifar_lightning.system.files import write_atomically
 # What every timed measurement has.
 TIMED = ("benchmark", "latency", "relative", "rounds", "ended", "preempted")
 LAUNCH_BOUND_ABOVE = 1.3  # a call over the device's own time
-Ended = Literal["converged", "time", "stopped"]  # by its rule, its budget, a signal
-
-
-@dataclass(frozen=True)
-class Relative:
-    """A latency over the reference's of the same benchmark, with its 95 % interval.
-
-    Attributes:
-        low: Lower end; None where it is not bounded.
-        high: Upper end; None where it is not bounded.
-    """
-
-    centre: Annotated[float, Meta(gt=0)]
-    low: Annotated[float, Meta(ge=0)] | None = None
-    high: Annotated[float, Meta(gt=0)] | None = None
-
-    @classmethod
-    def of(cls, difference: Difference) -> Self:
-        bounded = math.isfinite(difference.low) and math.isfinite(difference.high)
-        centre, low, high = difference.ratio
-        return cls(centre, low if bounded else None, high if bounded else None)
 
 
 @dataclass(frozen=True)

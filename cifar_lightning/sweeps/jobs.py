@@ -43,6 +43,25 @@ class Job:
         return json.dumps(self.config["benchmark"], sort_keys=True)
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A job that did not end well.
+
+    Attributes:
+        job: The job.
+        status: Its exit status; negative is the number of the signal that killed it.
+        reason: For people.
+        kind: Of the error that ended it; ``killed`` after a signal.
+        key: Of the configuration, if that was refused for it.
+    """
+
+    job: Job
+    status: int
+    reason: str
+    kind: str
+    key: str | None = None
+
+
 def jobs(
     job_overrides: Sequence[Sequence[str]], compose: Callable[[Sequence[str]], DictConfig]
 ) -> list[Job]:

@@ -22,12 +22,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning.comparison.publish import publish, seeds_table
 from cifar_lightning.config import schema
-from cifar_lightning.errors import Interrupted, RunFailed, UserError, reason_of
+from cifar_lightning.errors import RunFailed, UserError
 from cifar_lightning.runs.completed import finished, take_up
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Run
 from cifar_lightning.sweeps.executors import Place, Process, outcome_file
-from cifar_lightning.sweeps.jobs import Job
+from cifar_lightning.sweeps.jobs import Failure, Job
+from cifar_lightning.sweeps.measuring import measure
 from cifar_lightning.system import signals
 from cifar_lightning.system.formatting import duration
 from cifar_lightning.system.locks import alone
@@ -38,25 +39,6 @@ log = logging.getLogger(__name__)
 POLL_S = 0.1
 CONSOLE = schema.CONF_DIR / "hydra" / "job_logging" / "console.yaml"
 SKIP_BENCHMARK = "benchmark.variants=[]"  # trains and tests; the same command without it measures
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A job that did not end well.
-
-    Attributes:
-        job: The job.
-        status: Its exit status; negative is the number of the signal that killed it.
-        reason: For people.
-        kind: Of the error that ended it; ``killed`` after a signal.
-        key: Of the configuration, if that was refused for it.
-    """
-
-    job: Job
-    status: int
-    reason: str
-    kind: str
-    key: str | None = None
 
 
 def run(all_jobs: Sequence[Job], place: Place, merged: int = 0) -> None:
@@ -110,7 +92,7 @@ def attempt(all_jobs: Sequence[Job], place: Place, merged: int = 0) -> list[Fail
         failures = _run_each(first, place, doing, *more)
         broken = {failure.job.folder for failure in failures}
         if apart and signals.received() is None:
-            failures += _measure([job for job in missing if job.folder not in broken])
+            failures += measure([job for job in missing if job.folder not in broken])
     # A job that was killed could not; and a single job has shown its rows.
     outputs = Path(all_jobs[0].config["outputs"])
     shown = [job.folder for job in all_jobs] if apart or not missing else []
@@ -122,53 +104,6 @@ def attempt(all_jobs: Sequence[Job], place: Place, merged: int = 0) -> list[Fail
     if signals.received():
         raise signals.error("interrupted; the same command again runs what is missing")
     return failures
-
-
-def _measure(jobs: Sequence[Job]) -> list[Failure]:
-    """Measure the runs of jobs, those together that are to be measured alike."""
-    failures: list[Failure] = []
-    alike: dict[tuple[str, str], list[Job]] = {}
-    for job in jobs:
-        if job.config["benchmark"]["variants"]:
-            device = str(job.config["trainer"].get("accelerator", "auto"))
-            alike.setdefault((job.benchmark, device), []).append(job)
-    for (_, accelerator), group in alike.items():
-        try:
-            failures += _measured(group, accelerator)
-        except Interrupted:
-            break
-        except Exception as error:
-            log.debug("measuring failed", exc_info=True)
-            failures += [
-                Failure(job, 1, f"measuring: {reason_of(error)}", "failed") for job in group
-            ]
-    return failures
-
-
-def _measured(jobs: Sequence[Job], accelerator: str) -> list[Failure]:
-    # Heavy, and only needed here.
-    from cifar_lightning.benchmark.candidates import BenchmarkSpec
-    from cifar_lightning.benchmark.load import RunData
-    from cifar_lightning.benchmark.measure import measure_missing
-    from cifar_lightning.system.devices import find_device
-
-    config = jobs[0].config
-    settings = {key: one for key, one in config["benchmark"].items() if key != "_target_"}
-    spec = BenchmarkSpec(**settings).checked("benchmark.")
-    by_name = {job.folder.name: job for job in jobs}
-    log.info("measuring %d runs", len(by_name))
-    found = measure_missing(
-        [job.folder for job in by_name.values()],
-        spec,
-        find_device(accelerator),
-        Path(config["outputs"]),
-        RunData(config["data"].get("root")),
-    )
-    return [
-        Failure(by_name[one.run], 1, f"measuring {one.variant}: {one.reason}", "failed")
-        for one in found
-        if one.failed
-    ]
 
 
 @dataclass

@@ -1,0 +1,93 @@
+"""Blocks of calls, the rounds that they make, and what they come to."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from msgspec import Meta
+
+from cifar_lightning.runs.latency import Ended, LatencyStats, Milliseconds, Relative
+from cifar_lightning.runs.run import Count, Seconds
+
+PREEMPTED_ABOVE = 1.01  # wall time over processor time
+DISTURBED_ABOVE = 0.5  # of a candidate's blocks
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some calls of one candidate, one after the other.
+
+    Attributes:
+        calls_ms: Each call's duration, those discarded at the beginning left out.
+        wall_s: Of the whole block, by the wall clock.
+        cpu_s: Processor time of the calling thread meanwhile.
+        switches: How often another process took the core away from it.
+        steal_s: Time that other virtual machines took from the cores meanwhile.
+        walls_ms: On CUDA, the same calls by the wall clock, synchronisation included.
+    """
+
+    calls_ms: Annotated[list[Annotated[float, Meta(gt=0)]], Meta(min_length=1)]
+    wall_s: Seconds
+    cpu_s: Seconds
+    switches: Count = 0
+    steal_s: Seconds = 0.0
+    walls_ms: list[Milliseconds] = field(default_factory=list)
+
+    @property
+    def mean_ms(self) -> float:
+        return statistics.fmean(self.calls_ms)
+
+    @property
+    def preempted(self) -> bool:
+        """Whether something else ran in its place, by its own evidence and never by its latency."""
+        late = self.wall_s > PREEMPTED_ABOVE * self.cpu_s
+        return late or self.switches > 0 or self.steal_s > 0
+
+
+@dataclass(frozen=True)
+class Round:
+    """Each candidate's block once, in an order drawn for this round.
+
+    Attributes:
+        order: The candidates' numbers, as they were timed.
+        blocks: By the candidates' numbers.
+    """
+
+    order: list[Count]
+    blocks: list[Block]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What one process measured.
+
+    Attributes:
+        build_order: The candidates' numbers, in the order in which they were built.
+        ended: Why it stopped.
+    """
+
+    build_order: list[Count]
+    rounds: Annotated[list[Round], Meta(min_length=1)]
+    ended: Ended
+
+    def means_ms(self, number: int) -> list[float]:
+        """List a candidate's block means, one a round."""
+        return [one.blocks[number].mean_ms for one in self.rounds]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a measurement takes from a benchmark's blocks; see `Measurement`."""
+
+    latency: LatencyStats
+    relative: Relative
+    rounds: int
+    ended: Ended
+    preempted: float
+    wall: LatencyStats | None
+
+    @property
+    def disturbed(self) -> bool:
+        return self.preempted > DISTURBED_ABOVE

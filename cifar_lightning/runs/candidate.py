@@ -1,0 +1,87 @@
+"""A candidate: a network executed in one way with one number of threads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from cifar_lightning.runs.identity import canonical
+from cifar_lightning.runs.latency import Launches, Milliseconds
+from cifar_lightning.runs.run import Count, Digest, Name, Seconds, Versions
+
+Role = Literal["candidate", "check", "reference", "double", "second_reference"]
+REFERENCES: tuple[Role, ...] = ("reference", "double", "second_reference")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network executed in one way with one number of threads: what has a latency.
+
+    Attributes:
+        role: What it is for; all but ``candidate`` are in no ranking. A ``check`` is a candidate
+            with another run's weights, timed to see whether weights change its latency.
+        label: For people.
+        network: The option of ``conf/model``.
+        model: Its node of the configuration.
+        run: Whose weights were timed; None for random ones.
+        weights: SHA-256 of their file.
+        by_weights: Whether weights were found to change its latency: then it is this run's alone.
+        recipe: Versions of the variant's parts.
+        engines: Versions of what executed it.
+        subnormals: Number of weights so small that some processors are slow with them.
+        preparation_s: What happens once: compiling, capturing, exporting, calibrating.
+        first_call_ms: Of the first call after that.
+        peak_bytes: How far memory grew from before the network was built to its calls' peak.
+        launches: On a GPU.
+        flags: Every switch that was set.
+        convolution_error: See `precision.convolution_error`.
+        notes: What else the variant has to say.
+    """
+
+    role: Role
+    label: str
+    network: str
+    model: dict[str, Any]
+    variant: str
+    recipe: dict[str, int]
+    engines: Versions
+    threads: Annotated[int, Meta(ge=1, le=2**20)]
+    run: Name | None = None
+    weights: Digest | None = None
+    by_weights: bool = False
+    size_bytes: Count | None = None
+    subnormals: Count | None = None
+    preparation_s: Seconds | None = None
+    first_call_ms: Milliseconds | None = None
+    peak_bytes: Count | None = None
+    launches: Launches | None = None
+    flags: dict[str, Any] = field(default_factory=dict)
+    convolution_error: float | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Name what executes; see `candidate_key`."""
+        key = candidate_key(self.model, self.variant, self.recipe, self.engines, self.threads)
+        return _hex([key, self.weights]) if self.by_weights else key
+
+
+def candidate_key(
+    model: Mapping[str, Any],
+    variant: str,
+    recipe: Mapping[str, int],
+    engines: Mapping[str, str],
+    threads: int,
+) -> str:
+    """Name a candidate in 16 hex digits; runs of one execute alike, whatever they learnt."""
+    kept = {key: value for key, value in model.items() if value is not None}
+    return _hex([canonical(kept, "model"), variant, recipe, engines, threads])
+
+
+def _hex(said: object) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]

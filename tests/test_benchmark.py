@@ -1,0 +1,209 @@
+"""The records of benchmarks."""
+
+import math
+import statistics
+from dataclasses import replace
+from datetime import datetime
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from test_results import MACHINE, MEASUREMENT
+
+from cifar_lightning.benchmark.prepare import Failure
+from cifar_lightning.benchmark.record import record_of, told_apart
+from cifar_lightning.benchmark.session import Timed
+from cifar_lightning.runs.benchmark import BenchmarkHead, BenchmarkRecord
+from cifar_lightning.runs.blocks import Block, Round, Session
+from cifar_lightning.runs.candidate import REFERENCES, Candidate, candidate_key
+from cifar_lightning.runs.latency import Relative
+from cifar_lightning.runs.measurement import Environment
+from cifar_lightning.runs.paired import Difference, over_processes
+from cifar_lightning.system.environment import Code
+
+MODEL = {"_target_": "cifar_lightning.models.resnet.resnet_cifar", "depth": 8, "dropout": 0.2}
+ENGINES = {"torch": "2"}
+
+
+def candidate(role="candidate", label="a", **changed):
+    made = Candidate(role, label, "resnet8", MODEL, "fp32", {"fp32": 1}, ENGINES, 1)
+    return replace(made, **changed)
+
+
+def session(*ms_by_round, ended="converged"):
+    """Make a session of each candidate's block mean in each round."""
+    count = len(ms_by_round[0])
+    rounds = [
+        Round([*range(count)], [Block([ms], ms / 1000, ms / 1000) for ms in means])
+        for means in ms_by_round
+    ]
+    return Session([*range(count)], rounds, ended)
+
+
+def record(*candidates, sessions):
+    return BenchmarkRecord(
+        id="20260101-000000-abcdef",
+        started="2026-01-01T00:00:00+00:00",
+        protocol="full",
+        protocol_version=2,
+        device="A CPU",
+        hardware="a-cpu",
+        clock="perf_counter",
+        code=Code("abc", False),
+        environment=Environment({"torch": "2"}, MACHINE),
+        candidates=[*candidates, *(candidate(role, role) for role in REFERENCES)],
+        state={"before": {}, "after": {}},
+        sessions=sessions,
+    )
+
+
+def steady(*ms, rounds=40):
+    """Make a session in which nothing changes but by a few parts of ten thousand."""
+    return session(*([one * (1 + index % 3 / 10_000) for one in ms] for index in range(rounds)))
+
+
+def test_round_trip_and_the_head_alone(tmp_path):
+    made = record(candidate(), sessions=[steady(1.0, 2.0, 2.0, 4.0)])
+    path = BenchmarkRecord.path(tmp_path, made.id)
+    path.parent.mkdir()
+    path.write_text(made.to_json())
+    assert path.name == "20260101-000000-abcdef.json"
+    assert BenchmarkRecord.read(path) == made
+    head = BenchmarkHead.read(path)
+    assert head.candidates == made.candidates
+    assert not hasattr(head, "sessions")
+
+
+def test_relative_latency_and_noise_floor():
+    made = record(candidate(), sessions=[steady(3.0, 2.0, 2.02, 4.0)])
+    assert made.relative(0).ratio == pytest.approx((1.5, 1.5, 1.5))
+    assert made.noise_floor.ratio[0] == pytest.approx(1.01)
+    assert made.timing(0).relative == Relative.of(made.relative(0))
+    assert made.timing(0).latency.n == made.timing(0).rounds == 40
+    assert made.ended == "converged"
+
+
+def test_an_unbounded_interval_is_none():
+    made = record(candidate(), sessions=[steady(3.0, 2.0, 2.0, 4.0, rounds=4)])
+    assert made.timing(0).relative == Relative(pytest.approx(1.5), None, None)
+    assert BenchmarkRecord.decoded(made.to_json()) == made
+
+
+def test_who_is_ranked_with_whom():
+    four = candidate(threads=4)
+    made = record(
+        candidate(), candidate(variant="fused"), four,
+        sessions=[steady(1.0, 1.005, 1.2, 2.0, 2.0, 2.0)],
+    )  # fmt: skip
+    assert made.ranked == [0, 1, 2]
+    assert made.rivals(0) == [1]
+    assert made.rivals(2) == []
+    assert made.slower(2, 0)
+    assert not made.slower(1, 0)  # below 1 % there is no difference
+    assert not made.slower(0, 1)
+
+
+def test_a_key_is_what_executes():
+    key = candidate().key
+    assert len(key) == 16
+    same = [
+        {"label": "b"},
+        {"run": "another", "weights": "0" * 64},
+        {"role": "check"},
+        {"model": MODEL | {"zero_init": None}},  # an option that is off
+        {"model": {**MODEL, "_target_": "cifar_lightning.models.moved.resnet_cifar"}},
+    ]
+    other = [
+        {"model": MODEL | {"dropout": 0.3}},
+        {"variant": "fused"},
+        {"recipe": {"fp32": 2}},
+        {"engines": {"torch": "3"}},
+        {"threads": 2},
+        {"weights": "0" * 64, "by_weights": True},
+    ]
+    assert {replace(candidate(), **one).key for one in same} == {key}
+    assert len({replace(candidate(), **one).key for one in other} | {key}) == 1 + len(other)
+    assert candidate_key(MODEL, "fp32", {"fp32": 1}, ENGINES, 1) == key
+
+
+BROKEN = {
+    "not one of each": lambda made: replace(made, candidates=made.candidates[:-1]),
+    "one twice": lambda made: replace(made, candidates=[*made.candidates, made.candidates[-1]]),
+    "no session": lambda made: replace(made, sessions=[]),
+    "no round": lambda made: replace(made, sessions=[replace(made.sessions[0], rounds=[])]),
+    "another order": lambda made: replace(
+        made, sessions=[replace(made.sessions[0], build_order=[0, 1, 2, 2])]
+    ),
+    "too few blocks": lambda made: with_round(made, blocks=made.sessions[0].rounds[0].blocks[:-1]),
+    "a wrong number": lambda made: with_round(made, order=[0, 1, 2, 9]),
+    "no call": lambda made: with_round(made, blocks=[Block([], 1, 1)] * 4),
+    "no time": lambda made: with_round(made, blocks=[Block([0.0], 1, 1)] * 4),
+}
+
+
+def with_round(made, **changed):
+    (one,) = made.sessions
+    return replace(
+        made, sessions=[replace(one, rounds=[replace(one.rounds[0], **changed), *one.rounds[1:]])]
+    )
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_record_that_contradicts_itself_is_refused(how):
+    made = record(candidate(), sessions=[steady(1.0, 2.0, 2.0, 4.0)])
+    with pytest.raises(ValueError):
+        BenchmarkRecord.decoded(BROKEN[how](made).to_json())
+
+
+def test_processes_are_combined_by_students_interval():
+    """Of two candidates; by hand: pooled variance of both, 2 * 2 degrees of freedom."""
+    centres = [[0.00, 0.03, 0.06], [0.50, 0.50, 0.53]]
+    sessions = [
+        steady(math.exp(first), math.exp(second), 1.0, 1.0, 4.0)
+        for first, second in zip(*centres, strict=True)
+    ]
+    made = record(candidate(), candidate(variant="fused"), sessions=sessions)
+    found = made.relative(0)
+    assert found.centre == pytest.approx(0.03)
+    variance = statistics.fmean([statistics.variance(one) for one in centres])
+    reach = stats.t.ppf(0.975, 4) * math.sqrt(variance / 3)
+    assert (found.low, found.high) == pytest.approx((0.03 - reach, 0.03 + reach))
+    assert found.n == 120
+    assert made.timing(0).rounds == 120
+    # The difference of both: pooled over all that are ranked against the second.
+    assert made.difference(1, 0).centre == pytest.approx(0.48)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=3, max_size=3))
+def test_a_pool_of_one_is_students_own(centres):
+    found = over_processes([Difference(one, -9, 9, 30, 1.0) for one in centres], [], 1.959964)
+    expected = stats.t.interval(0.95, 2, statistics.fmean(centres), stats.sem(centres) or 1e-300)
+    assert (found.low, found.high) == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_failed_in_one_process_is_in_no_record():
+    everyone = [candidate(), candidate(variant="fused")]
+    references = [candidate(role, role) for role in REFERENCES]
+    state = {"before": {}, "after": {}}
+    first = Timed([*everyone, *references], steady(1.0, 2.0, 3.0, 3.0, 9.0), [], state)
+    failure = Failure(everyone[0], "failed", "no memory")
+    second = Timed([everyone[1], *references], steady(2.0, 3.0, 3.0, 9.0), [failure], state)
+    made = record_of("a", datetime(2026, 1, 1), "full", torch.device("cpu"), [first, second])
+    assert [one.variant for one in made.candidates][:1] == ["fused"]
+    assert BenchmarkRecord.decoded(made.to_json()) == made
+    assert made.relative(0).ratio[0] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("ms", "apart"), [(1.002, False), (1.05, True), (0.95, True)])
+def test_weights_that_matter_are_told(ms, apart):
+    twin = candidate("check", "twin", run="twin", weights="1" * 64)
+    made = record(candidate(), twin, sessions=[steady(1.0, ms, 2.0, 2.0, 4.0)])
+    assert [one.label for one in told_apart(made)] == ["a"] * apart
+
+
+def test_a_measurement_says_what_its_benchmark_does():
+    assert MEASUREMENT.converged
+    assert not replace(MEASUREMENT, ended="stopped").converged
+    assert replace(MEASUREMENT, ended=None).converged is None
