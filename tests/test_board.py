@@ -14,7 +14,8 @@ from cifar_lightning.runs.run import Run
 @pytest.fixture
 def folder(finished_run, tmp_path):
     """A run whose measurements nothing disturbed, whatever else the machine did."""
-    folder = shutil.copytree(find_run(finished_run, "tiny"), tmp_path / "run")
+    outputs = shutil.copytree(finished_run, tmp_path / "outputs")
+    folder = find_run(outputs, "tiny")
     for path in (folder / "measurements").iterdir():
         replace(Measurement.read(path), status="ok", reason=None).save(folder)
     tensorboard.draw(folder)

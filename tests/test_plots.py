@@ -5,7 +5,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation, Text
 from PIL import Image
-from test_comparison import entry, leaderboard
+from simulated import NEED, entry, leaderboard
 
 from cifar_lightning.comparison import plots, scatter
 
@@ -19,25 +19,26 @@ def labels_of(figure):
 def test_labels_cover_neither_each_other_nor_the_points(seed):
     rng = np.random.default_rng(seed)
     entries = [
-        entry(f"network-{i}", 90 + rng.normal(0, 0.3), 1 + rng.uniform(0, 0.2), width=0.001)
-        for i in range(12)
+        entry(f"network-{i}", 90 + rng.normal(0, 0.3), 1 + rng.uniform(0, 0.2)) for i in range(12)
     ]
     found = leaderboard(*entries)
-    figure = scatter.accuracy_latency(found, 85)
+    figure = scatter.accuracy_latency(found, 1, NEED)
     labels = labels_of(figure)
-    assert [label.get_text() for label in labels] == [one.name for one in found.pareto_front]
+    assert [label.get_text() for label in labels] == [one.name for one in found.pareto_front(1)]
     boxes = [Text.get_window_extent(label) for label in labels]
     assert all(box.x0 >= figure.axes[0].bbox.x0 for box in boxes)
     for number, box in enumerate(boxes):
         assert not box.count_overlaps(boxes[:number])
     places = figure.axes[0].transData.transform(
-        [(one.mean_ms.mean, one.accuracy.mean) for one in entries]
+        [(one.relative, one.accuracy.mean) for one in found.entries]
     )
     assert not any(box.contains(*place) for box in boxes for place in places)
 
 
 def test_the_choice_is_bold():
-    figure = scatter.accuracy_latency(leaderboard(entry("a", 90, 2.0), entry("b", 80, 1.0)), 85)
+    figure = scatter.accuracy_latency(
+        leaderboard(entry("a", 90, 2.0), entry("b", 80, 1.0)), 1, NEED
+    )
     weights = {label.get_text(): label.get_fontweight() for label in labels_of(figure)}
     assert weights == {"a fp32": "bold", "b fp32": "normal"}
 
@@ -48,7 +49,7 @@ def figures():
     once = plots.Curve("b", [2.0], [])
     confusion = [[5, 1], [0, 0]]
     image = np.zeros((32, 32, 3), np.uint8)
-    yield scatter.accuracy_latency(found, 85)
+    yield scatter.accuracy_latency(found, 1, NEED)
     yield plots.latency_distributions(found)
     yield plots.training_curves([curve, once])
     yield plots.confusion_matrix(confusion, ["cat", "<dog>"])

@@ -5,15 +5,15 @@ import os
 import shutil
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
-from test_comparison import a_run, entry, leaderboard, measured
+from simulated import a_run, benchmark, entry, keep, leaderboard, measured, of_run
 from test_results import place
 from torch.utils.tensorboard import SummaryWriter
 
 from cifar_lightning.cli import report as report_command
 from cifar_lightning.comparison.columns import COLUMNS, in_order
+from cifar_lightning.runs.measurement import Relative
 
 EVIL = "<script>alert(1)</script>"
 
@@ -22,19 +22,16 @@ EVIL = "<script>alert(1)</script>"
 def outputs(tmp_path):
     """Three networks on one device, one of them with two seeds, and one row apart."""
     outputs = tmp_path / "outputs"
-    rng = np.random.default_rng(0)
-
-    def timed(run, acc, mean, **changed):
-        samples = (mean * rng.lognormal(0, 0.1, 200)).tolist()
-        return measured(run, acc, mean, samples_ms=samples, **changed)
-
     good, rough = a_run("good"), a_run("rough", epochs=9)
-    place(outputs, good, timed(good, 90, 1.0), timed(good, 88, 0.5, variant="int8"))
+    pair = [a_run("pair", seed, epochs=7) for seed in (0, 1)]
+    truths = ((good, 1.0), (rough, 3.0), (pair[0], 2.0))
+    timed = [(of_run(run), truth) for run, truth in truths]
+    record = keep(outputs, benchmark([*timed, (of_run(good, variant="int8"), 0.5)], noise=0.001))
+    place(outputs, good, measured(good, record, 90), measured(good, record, 88, variant="int8"))
     bad = measured(rough, variant="tf32", status="unsupported", reason="needs a GPU")
-    place(outputs, rough, timed(rough, 70, 3.0), bad)
-    for seed in (0, 1):
-        run = a_run("pair", seed, epochs=7)
-        folder = place(outputs, run, timed(run, 80 + seed, 2.0))
+    place(outputs, rough, measured(rough, record, 70), bad)
+    for seed, run in enumerate(pair):
+        folder = place(outputs, run, measured(run, record, 80 + seed))
         with SummaryWriter(str(folder / "tensorboard")) as writer:
             for step in range(5):
                 writer.add_scalar("train/loss", 2.0 - step / 5, step)
@@ -85,9 +82,17 @@ def test_a_link_out_of_the_outputs_is_not_followed(reported, outputs, tmp_path):
 def test_everything_is_written_and_said(reported, outputs):
     ended = reported("baseline=good", "min_acc=85")
     assert (ended.status, ended.err) == (0, "")
-    assert "Take good int8: 88.00 % (" in ended.out
+    assert "Take good int8 (88.00 ± " in ended.out
     assert "rough fp32 is dominated: " in ended.out
-    assert "- pair fp32: epochs 3 → 7. Accuracy -9.50 points" in ended.out
+    assert (
+        "- pair fp32 [2 changes at once]: model.name good → pair; epochs 3 → 7. Accuracy -9.50 "
+        in ended.out
+    )
+    assert "Noise floor of benchmark 2026-01-01T00-00-00-abcd: the reference's double" in ended.out
+    again = "python -m cifar_lightning.measure run=good 'variants=[int8]'"
+    assert (
+        f"`python train.py seed=0` (commit abc, torch 2), then `{again}` (commit abc" in ended.out
+    )
     assert "rough tf32 on A | CPU is unsupported: needs a GPU" in ended.out
     folder = outputs / "report"
     assert str(folder / "index.html") in ended.out
@@ -103,7 +108,9 @@ def test_everything_is_written_and_said(reported, outputs):
     assert [row["id"] for row in rows] == ["good", "good", "pair", "rough"]
     (pair,) = [row for row in rows if row["id"] == "pair"]
     assert (float(pair["test_acc"]), pair["seeds"]) == (80.5, "2")
-    assert float(pair["speedup"]) == 0.5
+    assert float(pair["speedup"]) == pytest.approx(0.5, rel=0.01)
+    assert float(pair["slower_pct"]) == pytest.approx(300, rel=0.01)
+    assert float(pair["slower_low_pct"]) < 300 < float(pair["slower_high_pct"])
 
 
 def test_the_page_needs_nothing_else_and_trusts_no_name(reported, outputs):
@@ -188,6 +195,9 @@ def test_every_run_of_outputs_is_reported_as_it_is(finished_run, call, tmp_path)
         ("detail=net", "error: detail=net: must be one of good, pair, rough: it means them all"),
         ("min_acc=101", "error: min_acc=101.0: must be 0 to 100, percent"),
         ("min_acc=high", "error: min_acc=high: must be a number"),
+        ("max_ms=0", "error: max_ms=0.0: must be a number above 0"),
+        ("stat=p99", "error: stat=p99: must be mean, p95"),
+        ("stat=p95", "error: stat=p95: must be mean where no max_ms is asked for"),
         ("outputs=nowhere", "error: outputs=nowhere: there is no folder runs in it"),
         ("to={outputs}/results.csv/report", "error: to={outputs}/results.csv/report: Not a dir"),
         ("mni_acc=3", "error: mni_acc: no such key; did you mean min_acc?"),
@@ -205,7 +215,9 @@ def test_a_mistake_is_one_line_and_writes_nothing(reported, outputs, argument, m
 
 def test_only_keys_of_the_report_are_offered(reported):
     allowed = reported("mni_acc=3").err.partition("allowed: ")[2].strip().split(", ")
-    assert allowed == ["baseline", "detail", "filter", "min_acc", "outputs", "sort", "to"]
+    assert allowed == [
+        "baseline", "detail", "filter", "max_ms", "min_acc", "outputs", "sort", "stat", "to",
+    ]  # fmt: skip
 
 
 def test_a_filter_that_fits_nothing(call, tmp_path):
@@ -236,7 +248,7 @@ def test_awkward_names(call, tmp_path):
 def test_rows_of_earlier_versions_and_without_validation(call, tmp_path):
     old, last = a_run("old"), replace(a_run("last", epochs=9), val_acc=None)
     place(tmp_path, old, measured(old, confusion=None, size_bytes=None))
-    place(tmp_path, last, measured(last, latency={"mean_ms": 1.0}))
+    place(tmp_path, last, measured(last, relative=Relative(1.0)))
     ended = call(report_command.main, f"outputs={tmp_path}", "min_acc=50")
     assert (ended.status, ended.err) == (0, "")
     assert "| old " in ended.out
@@ -251,7 +263,7 @@ def test_plots_of_rows_that_are_gone_are_removed(reported, outputs):
     sold = a_run("sold", epochs=8)
     folder = place(outputs, sold, measured(sold, device="Sold", hardware="sold"))
     reported()
-    stale = list((outputs / "report").glob("latency-sold-*"))
+    stale = list((outputs / "report").glob("accuracy-latency-sold-*"))
     assert len(stale) == 2
     stale.pop().write_text("changed")
     mine = [outputs / "report" / name for name in ("notes.png", "latency-mine.png")]
@@ -261,8 +273,10 @@ def test_plots_of_rows_that_are_gone_are_removed(reported, outputs):
     reported()
     assert not stale[0].exists()
     assert all(path.exists() for path in mine)
-    assert len(list((outputs / "report").glob("*-ffffffff.png"))) in (2, 3)
-    assert [path.read_text() for path in (outputs / "report").glob("latency-sold-*")] == ["changed"]
+    assert len(list((outputs / "report").glob("*-ffffffff*.png"))) in (2, 3)
+    assert [path.read_text() for path in (outputs / "report").glob("accuracy-latency-sold-*")] == [
+        "changed"
+    ]
 
 
 @pytest.mark.parametrize("name", ["index.html", "report.md", "table.csv", "curves.png"])

@@ -12,9 +12,12 @@ import logging
 from pathlib import Path
 
 from cifar_lightning.cli.command import command
+from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.collect import compare
-from cifar_lightning.comparison.columns import check_sort, make_filter
-from cifar_lightning.comparison.report import draw_details, read, write_report
+from cifar_lightning.comparison.columns import check_sort
+from cifar_lightning.comparison.filters import make_filter
+from cifar_lightning.comparison.records import Records
+from cifar_lightning.comparison.report import draw_details, write_report
 from cifar_lightning.comparison.section import Section, markdown
 from cifar_lightning.config.schema import ReportConfig
 from cifar_lightning.errors import UserError, bad_value
@@ -29,32 +32,31 @@ def main(config: ReportConfig) -> None:
     """Write the report and print its tables and verdicts."""
     check_sort(config.sort)
     keep = make_filter(config.filter)
+    need = Need(config.min_acc, config.max_ms, config.stat)
     outputs = [Path(path) for path in config.outputs]
     if not outputs:
         raise bad_value("outputs", "[]", "at least one folder")
-    recorded = read(outputs)
-    damaged = [line for one in recorded for line in one.damaged]
-    for line in damaged:
+    records = Records.read(outputs)
+    for line in records.damaged:
         log.warning("%s", line)
-    comparison = compare(recorded, config.baseline, keep)
-    if not any(one.lines for one in recorded):
+    comparison = compare(records, need, config.baseline, keep)
+    if not any(one.lines for one in records.runs):
         raise UserError(f"outputs={','.join(map(str, outputs))}: nothing that can be read")
     if not comparison.leaderboards and config.filter:
         raise bad_value("filter", ",".join(config.filter), "what at least one row fulfils")
     sections = [
-        Section.of(leaderboard, config.sort, config.min_acc)
-        for leaderboard in comparison.leaderboards
+        Section.of(leaderboard, config.sort, need) for leaderboard in comparison.leaderboards
     ]
-    details = draw_details(comparison, recorded, config.detail, config.min_acc)
+    details = draw_details(comparison, records.runs, config.detail)
     to = Path(config.to) if config.to else outputs[0] / "report"
     check_inside(outputs[0], to)
     text = markdown(sections, comparison)
     try:
-        write_report(to, sections, comparison, details, config.min_acc, text)
+        write_report(to, sections, comparison, details, need, text)
     except OSError as error:
         if is_disk_full(error):
             raise
         raise UserError(f"to={to}: {error.strerror}: {error.filename}") from error
     log.info("\n%s", text)
-    left_out = f"; {len(damaged)} damaged, left out" if damaged else ""
+    left_out = f"; {len(records.damaged)} damaged, left out" if records.damaged else ""
     log.info("%s%s", relative((to / "index.html").absolute()), left_out)

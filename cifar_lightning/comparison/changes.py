@@ -7,21 +7,22 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from cifar_lightning.comparison.entry import Entry
+from cifar_lightning.comparison.entry import Group
+from cifar_lightning.comparison.leaderboard import Leaderboard, Place
 from cifar_lightning.config.rules import DERIVED_KEYS
 from cifar_lightning.config.schema import CONF_DIR, NAMING_GROUPS
 from cifar_lightning.runs.identity import canonical, training_config
 from cifar_lightning.runs.run import Run
 
 
-def changes(base: Entry, entry: Entry) -> list[str]:
+def changes(base: Group, group: Group) -> list[str]:
     """Tell what differs from the baseline's configuration, each change in a few words.
 
     Another network, optimizer or schedule is one change together with the defaults that come with
     it; so is a feature that was off. The seed is none.
     """
-    old, new = (settings(one.runs[0]) for one in (base, entry))
-    choices = base.runs[0].choices, entry.runs[0].choices
+    old, new = (settings(one.runs[0]) for one in (base, group))
+    choices = base.runs[0].choices, group.runs[0].choices
     found = []
     for name in (*NAMING_GROUPS, *sorted((old.keys() | new.keys()) - {*NAMING_GROUPS})):
         before, after = old.get(name), new.get(name)
@@ -35,8 +36,9 @@ def changes(base: Entry, entry: Entry) -> list[str]:
             found += _differences(name, before, after)
         elif before != after:
             found.append(f"{name} {show_value(before)} → {show_value(after)}")
-    if base.variant != entry.variant:
-        found.append(f"variant {base.variant} → {entry.variant}")
+    for name in ("variant", "threads"):
+        if (before := getattr(base, name)) != (after := getattr(group, name)):
+            found.append(f"{name} {before} → {after}")
     return found
 
 
@@ -85,13 +87,19 @@ def show_value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def effect(base: Entry, entry: Entry) -> str:
-    """Tell what the changes did to accuracy, latency and size."""
-    points = entry.accuracy.mean - base.accuracy.mean
-    tie = " (tie)" if entry.accuracy.overlaps(base.accuracy) else ""
-    slow = " (tie)" if entry.mean_ms.overlaps(base.mean_ms) else ""
-    share = 100 * (entry.mean_ms.mean / base.mean_ms.mean - 1)
-    told = f"accuracy {points:+.2f} points{tie}, latency {share:+.0f} %{slow}"
-    if not (entry.size_mb and base.size_mb):
+def effect(leaderboard: Leaderboard, place: Place) -> str:
+    """Tell what the changes from the baseline did to accuracy, latency and size."""
+    (base_entry, base), (entry, group) = leaderboard.baseline, place
+    points = group.accuracy.mean - base.accuracy.mean
+    sure = leaderboard.above(group, base) or leaderboard.above(base, group)
+    told = f"accuracy {points:+.2f} points{'' if sure else ' (tie)'}"
+    if entry is base_entry:
+        told += ", latency the same: one candidate"
+    elif (found := leaderboard.difference(entry, base_entry)) is None:
+        told += ", latency not related"
+    else:
+        tie = "" if found.slower or (-found).slower else " (tie)"
+        told += f", latency {100 * (found.ratio[0] - 1):+.0f} %{tie}"
+    if not (group.size_mb and base.size_mb):
         return told
-    return f"{told}, size {100 * (entry.size_mb / base.size_mb - 1):+.0f} %"
+    return f"{told}, size {100 * (group.size_mb / base.size_mb - 1):+.0f} %"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from cifar_lightning.comparison.entry import Conditions, Entry, Making
-from cifar_lightning.comparison.leaderboard import Leaderboard
+from cifar_lightning.comparison.choice import Need, choose
+from cifar_lightning.comparison.conditions import Conditions
+from cifar_lightning.comparison.entry import Entry, Group, by_weights
+from cifar_lightning.comparison.leaderboard import Leaderboard, Place
+from cifar_lightning.comparison.records import Records
+from cifar_lightning.comparison.relation import Timed, between_std, timed
 from cifar_lightning.errors import bad_value, unknown_name
 from cifar_lightning.runs.identity import group_name
 from cifar_lightning.runs.measurement import Measurement
-from cifar_lightning.runs.results import Row, RunResults
+from cifar_lightning.runs.results import Row
 from cifar_lightning.runs.run import Run
 
 
@@ -19,8 +24,8 @@ class Comparison:
     """All there is: rows to be ranked, by their conditions, and rows that can't be.
 
     Attributes:
-        leaderboards: Their names differ.
-        unranked: Rows that failed, were disturbed, are unsupported or not measured.
+        leaderboards: That of the overall answer first. Their names differ.
+        unranked: Rows that failed, are unsupported or not measured.
     """
 
     leaderboards: tuple[Leaderboard, ...]
@@ -28,17 +33,22 @@ class Comparison:
 
 
 Keep = Callable[[Conditions, Entry], bool]
-# By a group of seeds, a variant and its making: each run of it, by its name, with its measurement.
-Groups = dict[tuple[str, str, Making], dict[str, tuple[Run, Measurement]]]
+Measured = tuple[Run, Measurement]
+# By a candidate's key and a group of seeds: each run of it, by its name, with its measurement.
+Groups = dict[tuple[str, str], dict[str, Measured]]
 
 
 def compare(
-    recorded: Iterable[RunResults], baseline: str | None = None, keep: Keep = lambda *_: True
+    records: Records,
+    need: Need,
+    baseline: str | None = None,
+    keep: Keep = lambda *_: True,
 ) -> Comparison:
     """Sort all rows into leaderboards.
 
     Args:
-        recorded: Runs with their rows.
+        records: What was read.
+        need: What the entry to take must reach.
         baseline: The ID (or the beginning of a run's name) of the row that others are compared
             with; else the first row. Its fp32 variant is taken where there is one.
         keep: Says which entries are wanted.
@@ -47,57 +57,59 @@ def compare(
         UserError: If there is no such baseline, or several.
     """
     unranked: list[Row] = []
-    by_conditions: dict[Conditions, Groups] = {}
-    for one in sorted(recorded, key=lambda one: one.run.started if one.run else ""):
+    by_conditions: dict[Conditions, Groups] = defaultdict(lambda: defaultdict(dict))
+    for one in sorted(records.runs, key=lambda one: one.run.started if one.run else ""):
         for row, measurement in one.lines:
-            if one.run is None or measurement is None or row.status != "ok":
+            if one.run is None or measurement is None or not measurement.has_figures:
                 unranked.append(row)
                 continue
-            name = group_name(one.run.config, one.run.choices)
-            group = name, measurement.variant, _making(measurement)
+            group = measurement.candidate, group_name(one.run.config, one.run.choices)
             # The same run measured in two places under the same conditions counts once.
-            alike = by_conditions.setdefault(_conditions(one.run, measurement), {}).setdefault(
-                group, {}
-            )
-            alike[one.run.name] = one.run, measurement
+            members = by_conditions[Conditions.of(one.run, measurement)][group]
+            members[one.run.name] = one.run, measurement
     names = _names(by_conditions)
     leaderboards: list[Leaderboard] = []
-    everything: list[Entry] = []
-    for conditions, groups in sorted(by_conditions.items()):
-        labels, notes = _labels(groups), _notes(groups)
-        entries = [
-            Entry(
-                labels[group[0]],
-                tuple(run for run, _ in alike.values()),
-                tuple(measurement for _, measurement in alike.values()),
-                notes[group],
-            )
-            for group, alike in groups.items()
-        ]
-        everything += entries
-        name = names[conditions]
-        meant = [] if baseline is None else matching(entries, baseline)
+    everything: list[Place] = []
+    for conditions, groups in by_conditions.items():
+        where = timed(one for one in records.benchmarks.values() if conditions.hold(one))
+        entries = _entries(groups, records, where)
+        places = [(entry, group) for entry in entries for group in entry.groups]
+        everything += places
+        meant = [] if baseline is None else matching(places, baseline)
         # Without one, the first row's network.
-        base = plainest(meant or [one for one in entries if one.label == entries[0].label])
+        base = plainest(meant or [one for one in places if one[1].label == places[0][1].label])
         if kept := tuple(entry for entry in entries if keep(conditions, entry)):
-            leaderboards.append(Leaderboard(name, conditions, kept, base))
+            between = between_std(where.values())
+            found = Leaderboard(names[conditions], conditions, kept, base, between)
+            choices = {threads: choose(found, threads, need) for threads in found.threads}
+            leaderboards.append(replace(found, choices=choices))
     if baseline is not None and everything:
-        entries_of(everything, baseline, "baseline")
+        places_of(everything, baseline, "baseline")
+    leaderboards.sort(key=lambda one: (one.conditions.weight, -len(one.entries), one.conditions))
     return Comparison(tuple(leaderboards), tuple(unranked))
 
 
-def _conditions(run: Run, measurement: Measurement) -> Conditions:
-    return Conditions(
-        dataset=run.config["data"]["name"],
-        fingerprint=run.data_fingerprint,
-        device=measurement.device,
-        threads=0 if measurement.clock == "cuda_event" else measurement.threads,
-        clock=measurement.clock,
-        protocol=measurement.protocol,
-        protocol_version=measurement.protocol_version,
-        hardware=measurement.hardware,
-        torch=measurement.environment.versions["torch"],
-    )
+def _entries(groups: Groups, records: Records, where: Mapping[str, Sequence[Timed]]) -> list[Entry]:
+    """Make an entry of each candidate."""
+    labels, notes = _labels(groups), _notes(groups)
+    candidates: dict[str, list[Group]] = defaultdict(list)
+    for (candidate, seeds), members in groups.items():
+        runs, measurements = zip(*members.values(), strict=True)
+        known = [records.right.get((run.name, measurements[0].variant)) for run in runs]
+        right = tuple(one for one in known if one is not None)
+        candidates[candidate].append(
+            Group(
+                label=labels[seeds],
+                runs=runs,
+                measurements=measurements,
+                right=right if len(right) == len(runs) else (),
+                note=notes[candidate, seeds],
+                overrides=records.overrides.get(runs[0].name),
+            )
+        )
+    return [
+        Entry.of(several, where.get(candidate, ())) for candidate, several in candidates.items()
+    ]
 
 
 def _names(found: Iterable[Conditions]) -> dict[Conditions, str]:
@@ -108,77 +120,87 @@ def _names(found: Iterable[Conditions]) -> dict[Conditions, str]:
         lambda one: one.hardware,
         lambda one: one.fingerprint[:8],
         lambda one: one.clock,
+        lambda one: f"version {one.protocol_version}",
     )
     for tell in further:
-        alike: dict[str, list[Conditions]] = {}
+        alike: dict[str, list[Conditions]] = defaultdict(list)
         for conditions, name in names.items():
-            alike.setdefault(name, []).append(conditions)
+            alike[name].append(conditions)
         for name, several in alike.items():
             if len({tell(one) for one in several}) > 1:
                 names |= {one: f"{name} ({tell(one)})" for one in several}
     return names
 
 
-def _making(measurement: Measurement) -> Making:
-    recipe = {f"{part} recipe": str(version) for part, version in measurement.recipe.items()}
-    engines = {name: version for name, version in measurement.engines.items() if name != "torch"}
-    return tuple(sorted((recipe | engines).items()))
+def _making(measurement: Measurement) -> set[str]:
+    """Tell how a variant was made: the versions of its parts, and of engines beside torch."""
+    recipe = {f"{part} recipe {version}" for part, version in measurement.recipe.items()}
+    engines = measurement.engines.items()
+    return recipe | {f"{name} {version}" for name, version in engines if name != "torch"}
 
 
-def _notes(groups: Groups) -> dict[tuple[str, str, Making], str]:
-    """Say of each group what differs from others of the same seeds and variant."""
+def _notes(groups: Groups) -> dict[tuple[str, str], str]:
+    """Say of each group what differs from others of the same seeds, variant and threads."""
     notes = {}
-    for group, variant, making in groups:
-        others = [other for name, one, other in groups if (name, one) == (group, variant)]
-        told = [" ".join(item) for item in making if not all(item in other for other in others)]
-        notes[group, variant, making] = ", ".join(told)
+    for place, members in groups.items():
+        run, one = next(iter(members.values()))
+        others = [
+            _making(other)
+            for (_, seeds), several in groups.items()
+            for _, other in several.values()
+            if (seeds, other.variant, other.threads) == (place[1], one.variant, one.threads)
+        ]
+        told = [item for item in sorted(_making(one)) if not all(item in made for made in others)]
+        if by_weights(run, one):
+            told.append(f"seed {run.config['seed']}")
+        notes[place] = ", ".join(told)
     return notes
 
 
 def _labels(groups: Groups) -> dict[str, str]:
     """Name each group: its common ID, else its first run's with the number of the others."""
-    runs: dict[str, dict[str, Run]] = {}
-    for (group, *_), alike in groups.items():
-        runs.setdefault(group, {}).update((name, run) for name, (run, _) in alike.items())
+    runs: dict[str, dict[str, Run]] = defaultdict(dict)
+    for (_, seeds), members in groups.items():
+        runs[seeds].update((name, run) for name, (run, _) in members.items())
     labels = {}
-    for group, members in runs.items():
-        names = {run.label for run in members.values()}
-        first = min(members.values(), key=lambda run: run.started).label
-        labels[group] = first if len(names) == 1 else f"{first}+{len(members) - 1}"
+    for seeds, several in runs.items():
+        names = {run.label for run in several.values()}
+        first = min(several.values(), key=lambda run: run.started).label
+        labels[seeds] = first if len(names) == 1 else f"{first}+{len(several) - 1}"
     taken = list(labels.values())
     return {
-        group: label if taken.count(label) == 1 else f"{label}/{group.rpartition('-')[2][:4]}"
-        for group, label in labels.items()
+        seeds: label if taken.count(label) == 1 else f"{label}/{seeds.rpartition('-')[2][:4]}"
+        for seeds, label in labels.items()
     }
 
 
-def entries_of(entries: Iterable[Entry], query: str, key: str) -> list[Entry]:
-    """Find all variants of one network.
+def places_of(places: Sequence[Place], query: str, key: str) -> list[Place]:
+    """Find all variants of one group of seeds.
 
     Args:
-        entries: Where to look.
+        places: Where to look.
         query: An ID, a name with its variant, or the beginning of a run's name.
         key: What the query was given for, to name it in errors.
 
     Raises:
-        UserError: If there is none, or several networks are meant.
+        UserError: If there is none, or several groups are meant.
     """
-    entries = list(entries)
-    found = matching(entries, query)
+    found = matching(places, query)
     if not found:
-        raise unknown_name(f"{key}={query}", "row", query, {entry.label for entry in entries})
-    if len({entry.group for entry in found}) > 1:
-        labels = ", ".join(sorted({entry.label for entry in found}))
-        raise bad_value(key, query, f"one of {labels}: it means them all")
+        labels = {group.label for _, group in places}
+        raise unknown_name(f"{key}={query}", "row", query, labels)
+    if len({group.seeds_name for _, group in found}) > 1:
+        labels = {group.label for _, group in found}
+        raise bad_value(key, query, f"one of {', '.join(sorted(labels))}: it means them all")
     return found
 
 
-def matching(entries: Sequence[Entry], query: str) -> list[Entry]:
+def matching(places: Sequence[Place], query: str) -> list[Place]:
     """Take what a query means; a run's full name means that run, whatever other rows' IDs are."""
-    exact = [entry for entry in entries if any(query == run.name for run in entry.runs)]
-    return exact or [entry for entry in entries if entry.matches(query)]
+    exact = [one for one in places if any(query == run.name for run in one[1].runs)]
+    return exact or [one for one in places if one[1].matches(query)]
 
 
-def plainest(entries: Sequence[Entry]) -> Entry:
-    """Take fp32 where it is among several variants."""
-    return min(entries, key=lambda entry: entry.variant != "fp32")
+def plainest(places: Sequence[Place]) -> Place:
+    """Take fp32 on the fewest threads where it is among several variants."""
+    return min(places, key=lambda one: (one[1].variant != "fp32", one[1].threads))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import operator
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from cifar_lightning.comparison.entry import Conditions, Entry, Estimate
+from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
-from cifar_lightning.errors import bad_value, unknown_name
+from cifar_lightning.errors import unknown_name
 from cifar_lightning.runs.markdown import draw_table, number
+from cifar_lightning.runs.paired import Difference
 from cifar_lightning.runs.run import MEGA
 from cifar_lightning.runs.table import Value
 
@@ -41,41 +40,73 @@ class Column:
         return "-" if value is None else str(value)
 
 
-def _accuracy_rank(leaderboard: Leaderboard, entry: Entry) -> tuple[int, bool]:
-    return leaderboard.rank(entry, lambda one: one.accuracy, highest=True)
-
-
-def _latency_rank(leaderboard: Leaderboard, entry: Entry) -> tuple[int, bool]:
-    return leaderboard.rank(entry, lambda one: one.mean_ms, highest=False)
-
-
-def _rank_text(rank: tuple[int, bool]) -> str:
-    return f"{rank[0]}{'=' * rank[1]}"
+def _rank(found: tuple[int, bool]) -> str:
+    return f"{found[0]}{'=' * found[1]}"
 
 
 def _accuracy(leaderboard: Leaderboard, entry: Entry) -> str:
-    estimate = entry.accuracy
-    std = "" if estimate.std is None else f" ± {estimate.std:.2f}"
-    return f"{estimate.mean:.2f}{std}"
+    std = entry.accuracy.std
+    return f"{entry.accuracy.mean:.2f}{'' if std is None else f' ± {std:.2f}'}"
 
 
-def _latency(leaderboard: Leaderboard, entry: Entry) -> str:
-    std = "" if entry.mean_ms.std is None else f" ± {entry.mean_ms.std:.3f}"
-    return f"{entry.mean_ms.mean:.3f}{std}{'' if entry.converged else ' ~'}"
+def _error(leaderboard: Leaderboard, entry: Entry) -> float | None:
+    return _finite(leaderboard.error(entry))
 
 
-def _interval(estimate: Estimate, digits: int) -> str:
-    if not estimate.known:
-        return "-"
-    return f"{estimate.low:.{digits}f} to {estimate.high:.{digits}f}"
+def _relative(leaderboard: Leaderboard, entry: Entry) -> str:
+    centre, low, high = entry.timings.relative.ratio
+    bounds = f"{low:.3f} to {high:.3f}" if math.isfinite(high) else "not bounded"
+    return f"{centre:.3f} ({bounds})"
+
+
+def _taken(leaderboard: Leaderboard, entry: Entry) -> Entry:
+    choice = leaderboard.choices.get(entry.threads)
+    return entry if choice is None else choice.entry
+
+
+def _slower(
+    leaderboard: Leaderboard, entry: Entry, of: Callable[[Difference], float]
+) -> float | None:
+    """Compare with the entry to take, in percent."""
+    taken = _taken(leaderboard, entry)
+    if entry is taken:
+        return 0.0
+    found = leaderboard.difference(entry, taken)
+    return None if found is None else _finite(100 * math.expm1(of(found)))
+
+
+def _slower_text(leaderboard: Leaderboard, entry: Entry) -> str:
+    taken = _taken(leaderboard, entry)
+    if entry is taken:
+        return "taken"
+    found = leaderboard.difference(entry, taken)
+    if found is None:
+        return "not related"
+    centre, low, high = (100 * (ratio - 1) for ratio in found.ratio)
+    bounds = f"{low:+.1f} to {high:+.1f}" if math.isfinite(high) else "not bounded"
+    return f"{centre:+.1f} ({bounds})"
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _speedup(leaderboard: Leaderboard, entry: Entry) -> float:
-    return leaderboard.baseline.mean_ms.mean / entry.mean_ms.mean
+def _speedup(leaderboard: Leaderboard, entry: Entry) -> float | None:
+    found = leaderboard.difference(leaderboard.baseline[0], entry)
+    return None if found is None else found.ratio[0]
+
+
+def _peak_mb(leaderboard: Leaderboard, entry: Entry) -> float | None:
+    peak = entry.measurement.peak_bytes
+    return None if peak is None else peak / MEGA
+
+
+def _preempted(leaderboard: Leaderboard, entry: Entry) -> float:
+    return 100 * (entry.measurement.preempted or 0.0)
+
+
+def _milliseconds(header: str, of: Callable[[Entry], float | None]) -> Column:
+    return Column(lambda a, e: of(e), header, lambda a, e: number(of(e), 3))
 
 
 def _pareto(leaderboard: Leaderboard, entry: Entry) -> str:
@@ -87,69 +118,62 @@ COLUMNS: dict[str, Column] = {
     "id": Column(lambda a, e: e.label, "ID", numeric=False),
     "model": Column(lambda a, e: e.network, "Network", numeric=False),
     "variant": Column(lambda a, e: e.variant, "Variant", numeric=False),
-    "seeds": Column(lambda a, e: len(e.runs), "Seeds", highest=True),
+    "threads": Column(lambda a, e: e.threads or None, "Threads"),
+    "seeds": Column(lambda a, e: len(e.group.runs), "Seeds", highest=True),
     "test_acc": Column(lambda a, e: e.accuracy.mean, "Acc. (%)", _accuracy, highest=True),
-    "test_acc_low": Column(
-        lambda a, e: _finite(e.accuracy.low),
-        "Acc. 95 % interval",
-        lambda a, e: _interval(e.accuracy, 2),
-        highest=True,
-    ),
-    "test_acc_high": Column(lambda a, e: _finite(e.accuracy.high), highest=True),
+    "test_acc_se": Column(_error, "Acc. SE", lambda a, e: number(_error(a, e), 2)),
     "test_acc_std": Column(lambda a, e: e.accuracy.std),
     "acc_rank": Column(
-        lambda a, e: _accuracy_rank(a, e)[0],
-        "Acc. rank",
-        lambda a, e: _rank_text(_accuracy_rank(a, e)),
+        lambda a, e: a.accuracy_rank(e)[0], "Acc. rank", lambda a, e: _rank(a.accuracy_rank(e))
     ),
-    "lat_mean_ms": Column(lambda a, e: e.mean_ms.mean, "Lat. mean (ms)", _latency),
-    "lat_mean_low_ms": Column(
-        lambda a, e: _finite(e.mean_ms.low),
-        "Lat. 95 % interval",
-        lambda a, e: _interval(e.mean_ms, 3),
-    ),
-    "lat_mean_high_ms": Column(lambda a, e: _finite(e.mean_ms.high)),
-    "lat_mean_std_ms": Column(lambda a, e: e.mean_ms.std),
+    "lat_rel": Column(lambda a, e: e.relative, "Relative latency (95 % interval)", _relative),
+    "lat_rel_low": Column(lambda a, e: e.timings.relative.ratio[1]),
+    "lat_rel_high": Column(lambda a, e: _finite(e.timings.relative.ratio[2])),
     "lat_rank": Column(
-        lambda a, e: _latency_rank(a, e)[0],
-        "Lat. rank",
-        lambda a, e: _rank_text(_latency_rank(a, e)),
+        lambda a, e: a.latency_rank(e)[0], "Lat. rank", lambda a, e: _rank(a.latency_rank(e))
     ),
-    "lat_p95_ms": Column(lambda a, e: e.p95_ms, "Lat. p95 (ms)", lambda a, e: number(e.p95_ms, 3)),
-    "speedup": Column(_speedup, "Speed-up", lambda a, e: f"{_speedup(a, e):.2f}", highest=True),
+    "slower_pct": Column(
+        lambda a, e: _slower(a, e, lambda one: one.centre),
+        "Slower than taken (%)",
+        _slower_text,
+    ),
+    "slower_low_pct": Column(lambda a, e: _slower(a, e, lambda one: one.low)),
+    "slower_high_pct": Column(lambda a, e: _slower(a, e, lambda one: one.high)),
+    "lat_mean_ms": _milliseconds("Lat. mean (ms)", lambda e: e.latency.mean_ms),
+    "lat_min_ms": _milliseconds("Lat. min (ms)", lambda e: e.latency.min_ms),
+    "lat_p90_ms": _milliseconds("Lat. p90 (ms)", lambda e: e.latency.p90_ms),
+    "lat_p95_ms": _milliseconds("Lat. p95 (ms)", lambda e: e.latency.p95_ms),
+    "first_call_ms": _milliseconds("First call (ms)", lambda e: e.measurement.first_call_ms),
+    "peak_mb": Column(_peak_mb, "Peak (MB)", lambda a, e: number(_peak_mb(a, e), 1)),
+    "preempted_pct": Column(_preempted, "Preempted (%)", lambda a, e: number(_preempted(a, e), 0)),
+    "speedup": Column(_speedup, "Speed-up", lambda a, e: number(_speedup(a, e), 2), highest=True),
     "size_mb": Column(lambda a, e: e.size_mb, "Size (MB)", lambda a, e: number(e.size_mb, 2)),
     "params": Column(lambda a, e: e.params, "Params (M)", lambda a, e: f"{e.params / MEGA:.2f}"),
     "macs": Column(lambda a, e: e.macs, "MACs (M)", lambda a, e: f"{e.macs / MEGA:.2f}"),
+    "marks": Column(lambda a, e: ", ".join(e.marks), "Marks", numeric=False),
     "pareto": Column(_pareto, "Pareto", numeric=False),
-    "optim": Column(lambda a, e: e.runs[0].choices["optim"], numeric=False),
-    "scheduler": Column(lambda a, e: e.runs[0].choices["scheduler"], numeric=False),
-    "epochs": Column(lambda a, e: e.runs[0].config["epochs"]),
-    "converged": Column(lambda a, e: e.converged, numeric=False),
+    "val_acc": Column(lambda a, e: e.group.val_acc, highest=True),
+    "optim": Column(lambda a, e: e.group.runs[0].choices["optim"], numeric=False),
+    "scheduler": Column(lambda a, e: e.group.runs[0].choices["scheduler"], numeric=False),
+    "epochs": Column(lambda a, e: e.group.runs[0].config["epochs"]),
+    "converged": Column(lambda a, e: e.measurement.converged, numeric=False),
     "dataset": Column(lambda a, e: a.conditions.dataset, numeric=False),
     "fingerprint": Column(lambda a, e: a.conditions.fingerprint, numeric=False),
     "device": Column(lambda a, e: a.conditions.device, numeric=False),
-    "threads": Column(lambda a, e: a.conditions.threads or None),
     "protocol": Column(lambda a, e: a.conditions.protocol, numeric=False),
-    "runs": Column(lambda a, e: " ".join(run.name for run in e.runs), numeric=False),
+    "benchmark": Column(lambda a, e: e.measurement.benchmark, numeric=False),
+    "runs": Column(lambda a, e: " ".join(run.name for run in e.group.runs), numeric=False),
 }
 
 SHOWN = {name: column for name, column in COLUMNS.items() if column.header}
-# Known only once rows have met each other, so nothing can be filtered by them.
-RELATIVE = {"acc_rank", "lat_rank", "speedup", "pareto"}
-
-OPERATORS: dict[str, Callable[[float, float], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    "!=": operator.ne,
-    "=": operator.eq,
-}
 
 
-def table(leaderboard: Leaderboard, entries: Sequence[Entry]) -> str:
-    """Draw a leaderboard's table in Markdown; ``~`` marks means that had not settled."""
-    rows = [[column.shown(leaderboard, entry) for column in SHOWN.values()] for entry in entries]
-    numeric = [index for index, column in enumerate(SHOWN.values()) if column.numeric]
-    return draw_table([str(column.header) for column in SHOWN.values()], rows, numeric)
+def table(leaderboard: Leaderboard, entries: Sequence[Entry], names: Iterable[str] = SHOWN) -> str:
+    """Draw columns of a leaderboard in Markdown."""
+    columns = [COLUMNS[name] for name in names]
+    rows = [[column.shown(leaderboard, entry) for column in columns] for entry in entries]
+    numeric = [index for index, column in enumerate(columns) if column.numeric]
+    return draw_table([str(column.header) for column in columns], rows, numeric)
 
 
 def in_order(leaderboard: Leaderboard, sort: str) -> list[Entry]:
@@ -175,47 +199,3 @@ def check_sort(sort: str) -> None:
     name = sort.removeprefix("-")
     if name not in COLUMNS:
         raise unknown_name(f"sort={sort}", "column", name, COLUMNS)
-
-
-def make_filter(conditions: Sequence[str]) -> Callable[[Conditions, Entry], bool]:
-    """Make one test out of conditions such as ``variant=fp32`` or ``test_acc>=80``.
-
-    Raises:
-        UserError: If one can't be read, names no column, or compares a text with a number.
-    """
-    tests: list[Callable[[Leaderboard, Entry], bool]] = []
-    for condition in conditions:
-        match = re.fullmatch(r"\s*(-?\w+)\s*(>=|<=|!=|=)\s*(.*?)\s*", condition)
-        if match is None:
-            raise bad_value("filter", condition, "column=value, or !=, >=, <= in place of =")
-        name, sign, text = match.groups()
-        names = COLUMNS.keys() - RELATIVE
-        if name not in names:
-            raise unknown_name(f"filter={condition}", "column", name, names)
-        tests.append(_test(condition, name, sign, text))
-
-    def keep(conditions: Conditions, entry: Entry) -> bool:
-        leaderboard = Leaderboard(conditions.name, conditions, (entry,), entry)
-        return all(test(leaderboard, entry) for test in tests)
-
-    return keep
-
-
-def _test(condition: str, name: str, sign: str, text: str) -> Callable[[Leaderboard, Entry], bool]:
-    column, holds = COLUMNS[name], OPERATORS[sign]
-    if not column.numeric:
-        if sign not in ("=", "!="):
-            raise bad_value("filter", condition, f"{name}=... or {name}!=...: it is a text")
-        return lambda leaderboard, entry: (
-            (str(column.value(leaderboard, entry)).lower() == text.lower()) == (sign == "=")
-        )
-    try:
-        limit = float(text)
-    except ValueError as error:
-        raise bad_value("filter", condition, f"{name}{sign} and a number") from error
-
-    def test(leaderboard: Leaderboard, entry: Entry) -> bool:
-        value = column.value(leaderboard, entry)
-        return isinstance(value, int | float) and holds(value, limit)
-
-    return test

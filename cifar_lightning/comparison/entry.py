@@ -1,175 +1,82 @@
-"""A row of a leaderboard, and what rows must share to be ranked together."""
+"""A row of a leaderboard: a candidate with the group of seeds that represents it."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from scipy import stats
-
+from cifar_lightning.comparison.accuracy import Accuracy, Right
+from cifar_lightning.comparison.relation import Timed, Timings
+from cifar_lightning.runs.benchmark import candidate_key
 from cifar_lightning.runs.identity import group_name
 from cifar_lightning.runs.latency import LatencyStats
 from cifar_lightning.runs.measurement import Measurement
-from cifar_lightning.runs.paired import CONFIDENCE
 from cifar_lightning.runs.run import MEGA, Run
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its 95 % interval.
-
-    Attributes:
-        low: Of the interval; minus infinity where it is not known, which ties with everything.
-        high: Of the interval; infinity where it is not known.
-        std: Standard deviation over the seeds; None for one.
-        n: Number of seeds.
-    """
-
-    mean: float
-    low: float
-    high: float
-    std: float | None
-    n: int
-
-    @property
-    def known(self) -> bool:
-        """Whether there is an interval."""
-        return math.isfinite(self.low) and math.isfinite(self.high)
-
-    @property
-    def reach(self) -> tuple[float, float]:
-        """How far the interval reaches below and above the mean; 0 where it is not known."""
-        return (self.mean - self.low, self.high - self.mean) if self.known else (0.0, 0.0)
-
-    @classmethod
-    def over_seeds(
-        cls,
-        means: Sequence[float],
-        intervals: Sequence[tuple[float, float] | None],
-        highest: float = math.inf,
-    ) -> Estimate:
-        """Combine each seed's figure and its own 95 % interval.
-
-        One seed keeps its interval. Several get Student's interval of their mean, made as wide as
-        the widest of their own where it is narrower: seeds that agree by chance prove nothing.
-
-        Args:
-            means: One a seed, not negative.
-            intervals: Each one's own; None where it is not known.
-            highest: What the figure can be at most.
-        """
-        n, mean = len(means), statistics.fmean(means)
-        std = statistics.stdev(means, mean) if n > 1 else None
-        known = [interval for interval in intervals if interval is not None]
-        if len(known) < n:
-            return cls(mean, -math.inf, math.inf, std, n)
-        below = max(value - low for value, (low, _) in zip(means, known, strict=True))
-        above = max(high - value for value, (_, high) in zip(means, known, strict=True))
-        if std is not None:
-            half = _student(n) * std / math.sqrt(n)
-            below, above = max(half, below), max(half, above)
-        return cls(mean, max(mean - below, 0.0), min(mean + above, highest), std, n)
-
-    def significantly_below(self, other: Estimate) -> bool:
-        return self.high < other.low
-
-    def overlaps(self, other: Estimate) -> bool:
-        return not self.significantly_below(other) and not other.significantly_below(self)
-
-
-def _student(n: int) -> float:
-    """Take Student's quantile for the mean of ``n`` values."""
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
-
-
-@dataclass(frozen=True, order=True)
-class Conditions:
-    """What has to be the same for two rows to be ranked together.
-
-    Attributes:
-        threads: On a CPU; 0 on a GPU, where they don't count.
-        hardware: What the device is, more exactly than its name.
-        torch: The version that executed it.
-    """
-
-    dataset: str
-    fingerprint: str
-    device: str
-    threads: int
-    clock: str
-    protocol: str
-    protocol_version: int
-    hardware: str = ""
-    torch: str = ""
-
-    @property
-    def name(self) -> str:
-        return f"{self.device}{self._rest}"
-
-    @property
-    def _rest(self) -> str:
-        threads = f", {self.threads} thread{'s' * (self.threads != 1)}" if self.threads else ""
-        version = f", version {self.protocol_version}" if self.protocol_version > 1 else ""
-        return f"{threads} on {self.dataset}, {self.protocol} protocol{version}"
-
-    @property
-    def slug(self) -> str:
-        """Name its files, each condition another one."""
-        text = f"{self.hardware or self.device} torch {self.torch}{self._rest}"
-        kept = "".join(c if c.isalnum() else "-" for c in text.lower())
-        return f"{'-'.join(filter(None, kept.split('-')))}-{self.fingerprint[:8]}"
-
-
 @dataclass(frozen=True, eq=False)
-class Entry:
-    """A network executed in one way: a row of the comparison, its seeds together.
+class Group:
+    """Runs that differ only in the seed, measured in one way.
 
     Attributes:
         label: The ID; of seeds without a common one the first one's, and how many more there are.
         runs: One a seed.
         measurements: Of those runs, in the same order.
+        right: Of each run, which test images it classified correctly; empty if that is not known.
         note: What tells it from one whose variant was made by another recipe or engine.
+        overrides: What the first run's command said; None if that is not known.
     """
 
     label: str
     runs: tuple[Run, ...]
     measurements: tuple[Measurement, ...]
+    right: tuple[Right, ...] = ()
     note: str = ""
+    overrides: Sequence[str] | None = None
 
     @property
     def variant(self) -> str:
         return self.measurements[0].variant
 
     @property
-    def name(self) -> str:
-        return f"{self.label} {self.variant}{self.note and f' ({self.note})'}"
+    def threads(self) -> int:
+        """CPU threads; 0 on a GPU, where they don't count."""
+        first = self.measurements[0]
+        return 0 if first.clock == "cuda_event" else first.threads
 
     @property
-    def group(self) -> str:
+    def name(self) -> str:
+        threads = f"{self.threads} threads" if self.threads > 1 else ""
+        more = ", ".join(filter(None, (threads, self.note)))
+        return f"{self.label} {self.variant}{more and f' ({more})'}"
+
+    @property
+    def seeds_name(self) -> str:
         return group_name(self.runs[0].config, self.runs[0].choices)
 
-    @property
-    def network(self) -> str:
-        return self.runs[0].choices["model"]
-
     @cached_property
-    def accuracy(self) -> Estimate:
+    def accuracy(self) -> Accuracy:
         """In percent of the test images, under this variant."""
         values = [float(m.test_acc or 0) for m in self.measurements]
-        return Estimate.over_seeds(values, [_test_interval(m) for m in self.measurements], 100.0)
-
-    @cached_property
-    def mean_ms(self) -> Estimate:
-        values = [_stats(m).mean_ms for m in self.measurements]
-        return Estimate.over_seeds(values, [_latency_interval(m) for m in self.measurements])
+        return Accuracy(values, self._images, self.right)
 
     @property
-    def p95_ms(self) -> float | None:
-        """Mean over the seeds."""
-        return _mean([_stats(m).p95_ms for m in self.measurements])
+    def _images(self) -> int | None:
+        confusion = self.measurements[0].confusion
+        return None if confusion is None else sum(map(sum, confusion))
+
+    @property
+    def val_acc(self) -> float | None:
+        """Mean over the seeds, by which trainings of one candidate are chosen."""
+        return _mean([run.val_acc for run in self.runs])
+
+    @property
+    def represents(self) -> tuple[bool, float, int]:
+        """Sort what represents a candidate last."""
+        found = self.val_acc
+        return found is not None, found or 0.0, self.runs[0].config["epochs"]
 
     @property
     def size_mb(self) -> float | None:
@@ -195,49 +102,104 @@ class Entry:
             query == run.label or run.name.startswith(query) for run in self.runs
         )
 
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A candidate with the group of seeds that represents it: a row of the comparison.
+
+    Attributes:
+        groups: All that were trained, the one that represents it first.
+        measurement: The latest of all its runs: they have one latency.
+        timings: Its latency beside others'.
+    """
+
+    groups: tuple[Group, ...]
+    measurement: Measurement
+    timings: Timings
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], timed: Sequence[Timed] = ()) -> Entry:
+        """Make the entry of a candidate's groups and of where it was timed."""
+        measurements = [one for group in groups for one in group.measurements]
+        latest = max(measurements, key=lambda one: one.benchmark or "")
+        ordered = sorted(groups, key=lambda one: one.represents, reverse=True)
+        return cls(tuple(ordered), latest, Timings.of(latest, timed))
+
+    @property
+    def group(self) -> Group:
+        """The one that represents it."""
+        return self.groups[0]
+
+    @property
+    def label(self) -> str:
+        return self.group.label
+
+    @property
+    def name(self) -> str:
+        return self.group.name
+
+    @property
+    def variant(self) -> str:
+        return self.group.variant
+
+    @property
+    def threads(self) -> int:
+        return self.group.threads
+
+    @property
+    def network(self) -> str:
+        return self.group.runs[0].choices["model"]
+
+    @property
+    def accuracy(self) -> Accuracy:
+        return self.group.accuracy
+
+    @property
+    def told_apart(self) -> bool:
+        return by_weights(self.group.runs[0], self.group.measurements[0])
+
+    @property
+    def latency(self) -> LatencyStats:
+        """The statistics of that measurement, which has them."""
+        assert self.measurement.latency is not None
+        return self.measurement.latency
+
+    @cached_property
+    def relative(self) -> float:
+        """Its latency over the reference's."""
+        return self.timings.relative.ratio[0]
+
+    @property
+    def size_mb(self) -> float | None:
+        return self.group.size_mb
+
     @property
     def params(self) -> int:
-        return self.runs[0].params
+        return self.group.runs[0].params
 
     @property
     def macs(self) -> int:
-        return self.runs[0].macs
+        return self.group.runs[0].macs
 
     @property
-    def converged(self) -> bool:
-        return all(m.converged for m in self.measurements)
+    def marks(self) -> list[str]:
+        """What to know before trusting its latency."""
+        one = self.measurement
+        found = {
+            "disturbed": one.status == "disturbed",
+            "not converged": not one.converged,
+            "quick": one.protocol == "quick",
+        }
+        return [mark for mark, holds in found.items() if holds]
+
+
+def by_weights(run: Run, how: Measurement) -> bool:
+    """Tell whether a run is a candidate of its own, because weights changed the latency."""
+    key = candidate_key(run.config["model"], how.variant, how.recipe, how.engines, how.threads)
+    return how.candidate != key
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     """Take the mean; None if a value is not known."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if len(known) == len(values) else None
-
-
-def _stats(measurement: Measurement) -> LatencyStats:
-    """Take the latency of a ranked measurement, which has one."""
-    assert measurement.latency is not None
-    return measurement.latency
-
-
-def _test_interval(measurement: Measurement) -> tuple[float, float] | None:
-    """Wilson's interval: how far the finite test split lets the accuracy be off."""
-    if measurement.confusion is None:  # not recorded: the number of test images is not known
-        return None
-    n = sum(map(sum, measurement.confusion))
-    right = round(float(measurement.test_acc or 0) * n / 100)
-    interval = stats.binomtest(right, n).proportion_ci(CONFIDENCE, "wilson")
-    return 100 * float(interval.low), 100 * float(interval.high)
-
-
-def _latency_interval(measurement: Measurement) -> tuple[float, float] | None:
-    """Take the interval of the relative latency, as milliseconds."""
-    relative = measurement.relative
-    if relative is None or relative.low is None or relative.high is None:
-        return None
-    scale = _stats(measurement).mean_ms / relative.centre
-    return scale * relative.low, scale * relative.high
-
-
-# How a variant was made: the versions of its parts, and of what executed it beside torch.
-Making = tuple[tuple[str, str], ...]

@@ -11,25 +11,27 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs
 
-from cifar_lightning.comparison import plots
+from cifar_lightning.comparison import plots, scatter
+from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.collect import Comparison
 from cifar_lightning.comparison.columns import SHOWN, Column
-from cifar_lightning.comparison.entry import Entry, Estimate
+from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
-from cifar_lightning.comparison.section import Section, unranked_lines
+from cifar_lightning.comparison.section import Ranking, Section, overall, unranked_lines
 from cifar_lightning.system import environment, escaping
 
 LOG_TICKS = [digit * 10.0**power for power in range(-4, 5) for digit in (1, 2, 5)]
 
 
-def interactive(section: Section, min_acc: float, number: int) -> Markup:
+def interactive(section: Section, ranking: Ranking, need: Need, number: int) -> Markup:
     """Draw accuracy against latency so that points can be hovered and zoomed."""
     leaderboard = section.leaderboard
-    networks = [entry.network for entry in leaderboard.entries]
+    peers = leaderboard.peers(ranking.threads)
+    networks = [entry.network for entry in peers]
     figure = go.Figure()
-    front = leaderboard.pareto_front
+    front = leaderboard.pareto_front(ranking.threads)
     figure.add_scatter(
-        x=[entry.mean_ms.mean for entry in front],
+        x=[entry.relative for entry in front],
         y=[entry.accuracy.mean for entry in front],
         mode="lines",
         line={"dash": "dash", "width": 1, "shape": "hv", "color": plots.GRID},
@@ -37,22 +39,26 @@ def interactive(section: Section, min_acc: float, number: int) -> Markup:
         name="Pareto front",
     )
     for network in dict.fromkeys(networks):
-        entries = [entry for entry in section.entries if entry.network == network]
+        entries = [entry for entry in peers if entry.network == network]
+        below, above = zip(*(scatter.latency_reach(entry) for entry in entries), strict=True)
         figure.add_scatter(
-            x=[entry.mean_ms.mean for entry in entries],
+            x=[entry.relative for entry in entries],
             y=[entry.accuracy.mean for entry in entries],
-            error_x=_errors([entry.mean_ms for entry in entries]),
-            error_y=_errors([entry.accuracy for entry in entries]),
+            error_x={"symmetric": False, "array": above, "arrayminus": below, "thickness": 1},
+            error_y={
+                "array": [scatter.accuracy_reach(leaderboard, entry) for entry in entries],
+                "thickness": 1,
+            },
             mode="markers",
             marker={"size": 11, "color": plots.color_of(network, networks)},
             name=str(escape(escaping.visible(network))),
             text=[_hover(leaderboard, entry) for entry in entries],
             hovertemplate="%{text}<extra></extra>",
         )
-    wide = plots.wide(leaderboard)
+    wide = plots.wide([entry.relative for entry in peers])
     figure.update_layout(
         xaxis={
-            "title": "mean latency at batch 1 (ms)",
+            "title": scatter.LATENCY_LABEL,
             "type": "log" if wide else "linear",
             "tickvals": LOG_TICKS if wide else None,
             "gridcolor": "rgba(140,149,159,0.3)",
@@ -69,27 +75,18 @@ def interactive(section: Section, min_acc: float, number: int) -> Markup:
         legend={"orientation": "h", "y": 1.08},
         height=460,
     )
-    low = min(e.accuracy.mean - e.accuracy.reach[0] for e in leaderboard.entries)
-    high = max(e.accuracy.mean + e.accuracy.reach[1] for e in leaderboard.entries)
-    if low < min_acc < high:
-        figure.add_hline(y=min_acc, line={"dash": "dot", "width": 1, "color": plots.GRID})
+    reach = [(e.accuracy.mean, scatter.accuracy_reach(leaderboard, e)) for e in peers]
+    low, high = min(y - side for y, side in reach), max(y + side for y, side in reach)
+    if need.max_ms is None and low < need.min_acc < high:
+        line = {"dash": "dot", "width": 1, "color": plots.GRID}
+        figure.add_hline(y=need.min_acc, line=line)
     drawn = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
-        div_id=f"plot-{number}",
+        div_id=f"plot-{number}-{ranking.threads}",
         config={"displayModeBar": False, "responsive": True},
     )
     return Markup(drawn)  # plotly escapes what it embeds
-
-
-def _errors(estimates: Sequence[Estimate]) -> dict[str, Any]:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [one.reach[1] for one in estimates],
-        "arrayminus": [one.reach[0] for one in estimates],
-        "thickness": 1,
-    }
 
 
 def _hover(leaderboard: Leaderboard, entry: Entry) -> str:
@@ -106,7 +103,7 @@ def page(
     sections: Sequence[Section],
     comparison: Comparison,
     details: dict[str, tuple[str, Figure]],
-    min_acc: float,
+    need: Need,
 ) -> str:
     """Make the self-contained page.
 
@@ -114,7 +111,7 @@ def page(
         sections: One for each leaderboard.
         comparison: For the rows that are not ranked.
         details: File names of further figures, each with its heading and drawing.
-        min_acc: In percent.
+        need: What was asked for.
     """
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("cifar_lightning.comparison", "."),
@@ -133,28 +130,24 @@ def page(
         return Markup(plots.svg(figure, inline=True))  # matplotlib escapes text
 
     return templates.get_template("report.html.jinja").render(
+        overall=overall(sections),
         sections=[
             {
                 "name": section.leaderboard.name,
-                "verdict": section.verdict,
-                "changes": section.changes,
-                "baseline": section.leaderboard.baseline.name,
-                "rows": [
+                "rankings": [
                     {
-                        "front": entry not in section.leaderboard.dominated_by,
-                        "chosen": entry is section.leaderboard.recommend(min_acc),
-                        "cells": [
-                            (
-                                column.shown(section.leaderboard, entry),
-                                _sortable(column, section, entry),
-                            )
-                            for column in SHOWN.values()
-                        ],
+                        "name": ranking.name if len(section.rankings) > 1 else "",
+                        "verdict": ranking.verdict,
+                        "plot": interactive(section, ranking, need, number),
                     }
-                    for entry in section.entries
+                    for ranking in section.rankings
                 ],
-                "plot": interactive(section, min_acc, number),
-                "distributions": drawn(section.distributions),
+                "notes": section.notes,
+                "changes": section.changes,
+                "reproductions": section.reproductions,
+                "baseline": section.leaderboard.baseline[1].name,
+                "rows": [_row(section, entry) for entry in section.entries],
+                "distributions": section.distributions and drawn(section.distributions),
             }
             for number, section in enumerate(sections)
         ],
@@ -166,6 +159,18 @@ def page(
     )
 
 
-def _sortable(column: Column, section: Section, entry: Entry) -> str:
-    value = column.value(section.leaderboard, entry)
+def _row(section: Section, entry: Entry) -> dict[str, Any]:
+    leaderboard = section.leaderboard
+    return {
+        "front": entry not in leaderboard.dominated_by,
+        "chosen": entry is leaderboard.choices[entry.threads].entry,
+        "cells": [
+            (column.shown(leaderboard, entry), _sortable(column, leaderboard, entry))
+            for column in SHOWN.values()
+        ],
+    }
+
+
+def _sortable(column: Column, leaderboard: Leaderboard, entry: Entry) -> str:
+    value = column.value(leaderboard, entry)
     return "" if value is None else str(value)

@@ -81,15 +81,14 @@ def draw_legend(
     )
 
 
-def wide(leaderboard: Leaderboard) -> bool:
-    """Tell whether the latencies lie so far apart that they want a logarithmic axis."""
-    values = [entry.mean_ms.mean for entry in leaderboard.entries]
-    return max(values) > 5 * min(values)
+def wide(latencies: Sequence[float]) -> bool:
+    """Tell whether latencies lie so far apart that they want a logarithmic axis."""
+    return max(latencies) > 5 * min(latencies)
 
 
-def scale_latency(axes: Axes, leaderboard: Leaderboard) -> None:
+def scale_latency(axes: Axes, latencies: Sequence[float]) -> None:
     """Let the axis of latencies be logarithmic where they differ much."""
-    if wide(leaderboard):
+    if wide(latencies):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
@@ -101,13 +100,16 @@ def color_of(network: str, networks: Sequence[str]) -> str:
     return COLORS[sorted(set(networks)).index(network) % len(COLORS)]
 
 
-def latency_distributions(leaderboard: Leaderboard) -> Figure:
-    """Draw every entry's samples: the box holds half of them, the whiskers 5 % to 95 %."""
-    entries = sorted(leaderboard.entries, key=lambda entry: -entry.mean_ms.mean)
+def latency_distributions(leaderboard: Leaderboard) -> Figure | None:
+    """Draw all calls of each entry: the box holds half of them, the whiskers 5 % to 95 %."""
+    timed = [entry for entry in leaderboard.entries if entry.timings.timed]
+    entries = sorted(timed, key=lambda entry: -entry.latency.mean_ms)
+    if not entries:
+        return None
     figure, axes = new_figure(1.0 + 0.35 * len(entries))
     networks = [entry.network for entry in entries]
     boxes = axes.boxplot(
-        [[m.latency.mean_ms for m in entry.measurements if m.latency] for entry in entries],
+        [entry.timings.timed[0].calls_ms for entry in entries],
         orientation="horizontal",
         whis=(5, 95),
         showfliers=False,
@@ -124,8 +126,8 @@ def latency_distributions(leaderboard: Leaderboard) -> Figure:
     axes.set_yticks(
         range(1, len(entries) + 1), [visible(entry.name) for entry in entries], fontsize=8
     )
-    scale_latency(axes, leaderboard)
-    axes.set_xlabel("latency at batch 1 (ms): median, half of the samples, 5 % to 95 %; | mean")
+    scale_latency(axes, [entry.latency.mean_ms for entry in entries])
+    axes.set_xlabel("latency at batch 1 (ms): median, half of the calls, 5 % to 95 %; | mean")
     axes.set_title(visible(leaderboard.name), fontsize=10)
     return figure
 

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -55,13 +56,33 @@ def publish(outputs: Path, folders: Sequence[Path] = (), draw: bool = False) -> 
 
 def seeds_table(folders: Sequence[Path]) -> str:
     """Draw the means of those runs that differ only in the seed; empty if there are none."""
-    from cifar_lightning.comparison.collect import compare  # scipy
+    from cifar_lightning.comparison.choice import Need  # numpy
+    from cifar_lightning.comparison.collect import compare
     from cifar_lightning.comparison.columns import table
+    from cifar_lightning.comparison.records import Records
 
-    compared = compare(
-        [RunResults.read(folder) for folder in folders], keep=lambda _, entry: len(entry.runs) > 1
+    columns = (
+        "id",
+        "model",
+        "variant",
+        "threads",
+        "seeds",
+        "test_acc",
+        "lat_mean_ms",
+        "lat_p95_ms",
     )
-    return "\n".join(table(one, one.entries) for one in compared.leaderboards)
+    compared = compare(Records([RunResults.read(folder) for folder in folders]), Need(min_acc=0))
+    tables = []
+    for leaderboard in compared.leaderboards:
+        several = [
+            replace(entry, groups=(group,))
+            for entry in leaderboard.entries
+            for group in entry.groups
+            if len(group.runs) > 1
+        ]
+        if several:
+            tables.append(table(leaderboard, several, columns))
+    return "\n".join(tables)
 
 
 @contextmanager

@@ -9,12 +9,13 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from cifar_lightning.comparison import plots
-from cifar_lightning.comparison.collect import Comparison, entries_of, plainest
-from cifar_lightning.comparison.entry import Entry
+from cifar_lightning.comparison.choice import Need
+from cifar_lightning.comparison.collect import Comparison, places_of, plainest
+from cifar_lightning.comparison.leaderboard import Place
 from cifar_lightning.comparison.page import page
 from cifar_lightning.comparison.section import Section, table_csv
 from cifar_lightning.errors import UserError
-from cifar_lightning.runs.folder import RUNS, RunFolder
+from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.results import RunResults
 from cifar_lightning.runs.views import replace_views
 
@@ -48,75 +49,65 @@ def read_curve(folder: Path, label: str) -> plots.Curve | None:
     return curve if curve.train_loss else None
 
 
-def detailed(comparison: Comparison, query: str | None, min_acc: float) -> Entry | None:
-    """Find the entry whose confusions are drawn: the one asked for, else the one to take.
+def detailed(comparison: Comparison, query: str | None) -> Place | None:
+    """Find whose confusions are drawn: what is asked for, else what is to be taken.
 
     Raises:
-        UserError: If the one asked for is not there, is several, or its confusions were not
+        UserError: If what is asked for is not there, is several, or its confusions were not
             recorded.
     """
-    entries = [entry for leaderboard in comparison.leaderboards for entry in leaderboard.entries]
+    places = [
+        (entry, group)
+        for leaderboard in comparison.leaderboards
+        for entry in leaderboard.entries
+        for group in entry.groups
+    ]
     if query is not None:
-        found = entries_of(entries, query, "detail")
-        known = [entry for entry in found if entry.confusion is not None]
+        found = places_of(places, query, "detail")
+        known = [one for one in found if one[1].confusion is not None]
         if not known:
             raise UserError(f"detail={query}: its confusion matrix was not recorded; measure again")
         return plainest(known)
-    choices = [
-        leaderboard.recommend(min_acc)
-        or max(leaderboard.entries, key=lambda entry: entry.accuracy.mean)
-        for leaderboard in comparison.leaderboards
-    ]
-    return next((one for one in [*choices, *entries] if one.confusion is not None), None)
-
-
-def read(outputs: Sequence[Path]) -> list[RunResults]:
-    """Read every run below several folders.
-
-    Raises:
-        UserError: If one is no outputs folder, or there is no run in any.
-    """
-    recorded = []
-    for folder in outputs:
-        if not (folder / RUNS).is_dir():
-            raise UserError(f"outputs={folder}: there is no folder {RUNS} in it; train a run first")
-        recorded += RunResults.read_all(folder)
-    if not any(one.lines or one.damaged for one in recorded):
-        raise UserError(f"outputs={','.join(map(str, outputs))}: no finished run in it")
-    return recorded
+    taken = [choice.entry for one in comparison.leaderboards for choice in one.choices.values()]
+    choices = [(entry, entry.group) for entry in taken]
+    return next((one for one in [*choices, *places] if one[1].confusion is not None), None)
 
 
 def draw_details(
-    comparison: Comparison, recorded: Sequence[RunResults], query: str | None, min_acc: float
+    comparison: Comparison, recorded: Sequence[RunResults], query: str | None
 ) -> dict[str, tuple[str, Figure]]:
     """Draw what belongs to runs rather than to a ranking."""
     details = {}
     shown = {
-        run.name: entry.label
-        if len(entry.runs) == 1
-        else f"{entry.label}, seed {run.config['seed']}"
+        run.name: group.label
+        if len(group.runs) == 1
+        else f"{group.label}, seed {run.config['seed']}"
         for leaderboard in comparison.leaderboards
         for entry in leaderboard.entries
-        for run in entry.runs
+        for group in entry.groups
+        for run in group.runs
     }
     folders = {one.run.name: one.folder for one in recorded if one.run is not None}
     curves = [read_curve(folders[name], label) for name, label in shown.items()]
     known = [curve for curve in curves if curve is not None]
     if known:
         details["curves"] = "Training", plots.training_curves(known)
-    entry = detailed(comparison, query, min_acc)
-    if entry is not None and entry.confusion is not None:
-        classes = entry.classes
-        confusions = {entry.name: entry.confusion}
-        leaderboard = next(
-            leaderboard for leaderboard in comparison.leaderboards if entry in leaderboard.entries
+    place = detailed(comparison, query)
+    if place is not None and place[1].confusion is not None:
+        entry, group = place
+        classes = group.classes
+        confusions = {group.name: place[1].confusion}
+        _, base = next(
+            leaderboard.baseline
+            for leaderboard in comparison.leaderboards
+            if entry in leaderboard.entries
         )
-        if leaderboard.baseline is not entry and leaderboard.baseline.confusion is not None:
-            confusions[leaderboard.baseline.name] = leaderboard.baseline.confusion
+        if base is not group and base.confusion is not None:
+            confusions[base.name] = base.confusion
         details["classes"] = "Accuracy per class", plots.class_accuracies(confusions, classes)
         details["confusion"] = (
-            f"What {entry.name} confuses",
-            plots.confusion_matrix(entry.confusion, classes),
+            f"What {group.name} confuses",
+            plots.confusion_matrix(place[1].confusion, classes),
         )
     return details
 
@@ -126,7 +117,7 @@ def write_report(
     sections: Sequence[Section],
     comparison: Comparison,
     details: dict[str, tuple[str, Figure]],
-    min_acc: float,
+    need: Need,
     text: str,
 ) -> None:
     """Replace the files of a report, all of them together; others in the folder stay."""
@@ -136,5 +127,5 @@ def write_report(
         figures |= section.figures
     for name, figure in figures.items():
         files |= {f"{name}.png": plots.png(figure), f"{name}.svg": plots.svg(figure)}
-    files["index.html"] = page(sections, comparison, details, min_acc)
+    files["index.html"] = page(sections, comparison, details, need)
     replace_views(to, files, REPORT_DIGESTS)

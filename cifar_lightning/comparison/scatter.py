@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.comparison.plots import (
@@ -22,21 +24,36 @@ from cifar_lightning.comparison.plots import (
     new_figure,
     scale_latency,
 )
+from cifar_lightning.runs.paired import two_sided
 from cifar_lightning.system.escaping import visible
 
+LATENCY_LABEL = "latency at batch 1, relative to the reference (ResNet-8, fp32)"
 
-def accuracy_latency(leaderboard: Leaderboard, min_acc: float) -> Figure:
-    """Draw accuracy against mean latency with 95 % intervals, the front and its choice."""
+
+def latency_reach(entry: Entry) -> tuple[float, float]:
+    """Tell how far the interval reaches below and above; 0 where it is not bounded."""
+    centre, low, high = entry.timings.relative.ratio
+    return (centre - low, high - centre) if math.isfinite(high) else (0.0, 0.0)
+
+
+def accuracy_reach(leaderboard: Leaderboard, entry: Entry) -> float:
+    """Tell how far a 95 % interval reaches to either side; 0 where it is not known."""
+    reach = two_sided() * leaderboard.error(entry)
+    return reach if math.isfinite(reach) else 0.0
+
+
+def accuracy_latency(leaderboard: Leaderboard, threads: int, need: Need) -> Figure:
+    """Draw accuracy against relative latency with 95 % intervals, the front and what is taken."""
     figure, axes = new_figure(5.0)
-    networks = [entry.network for entry in leaderboard.entries]
-    variants = list(dict.fromkeys(entry.variant for entry in leaderboard.entries))
-    for entry in leaderboard.entries:
-        x, y = entry.mean_ms, entry.accuracy
+    entries = leaderboard.peers(threads)
+    networks = [entry.network for entry in entries]
+    variants = list(dict.fromkeys(entry.variant for entry in entries))
+    for entry in entries:
         axes.errorbar(
-            x.mean,
-            y.mean,
-            xerr=[[side] for side in x.reach],
-            yerr=[[side] for side in y.reach],
+            entry.relative,
+            entry.accuracy.mean,
+            xerr=[[side] for side in latency_reach(entry)],
+            yerr=accuracy_reach(leaderboard, entry),
             fmt=MARKERS[variants.index(entry.variant) % len(MARKERS)],
             color=color_of(entry.network, networks),
             markersize=MARKER_SIZE,
@@ -44,9 +61,9 @@ def accuracy_latency(leaderboard: Leaderboard, min_acc: float) -> Figure:
             capsize=2,
             zorder=3,
         )
-    front = leaderboard.pareto_front
+    front = leaderboard.pareto_front(threads)
     axes.step(
-        [entry.mean_ms.mean for entry in front],
+        [entry.relative for entry in front],
         [entry.accuracy.mean for entry in front],
         where="post",
         color=INK,
@@ -54,44 +71,48 @@ def accuracy_latency(leaderboard: Leaderboard, min_acc: float) -> Figure:
         linewidth=1,
         zorder=2,
     )
-    scale_latency(axes, leaderboard)
+    scale_latency(axes, [entry.relative for entry in entries])
     axes.margins(0.12, 0.12)
     low, high = axes.get_ylim()
-    if low < min_acc < high:
-        axes.axhline(min_acc, color=GRID, linewidth=1, linestyle=":")
-    axes.set_xlabel("mean latency at batch 1 (ms)")
+    if need.max_ms is None and low < need.min_acc < high:
+        axes.axhline(need.min_acc, color=GRID, linewidth=1, linestyle=":")
+    axes.set_xlabel(LATENCY_LABEL)
     axes.set_ylabel("test accuracy (%)")
-    axes.set_title(visible(leaderboard.name), fontsize=10)
+    threads_told = f", {threads} threads" if threads > 1 else ""
+    axes.set_title(visible(f"{leaderboard.name}{threads_told}"), fontsize=10)
     marks = [
         (network, axes.plot([], [], "o", color=color_of(network, networks))[0])
         for network in dict.fromkeys(networks)
     ]
+    if len(variants) > 1:
+        shapes = zip(variants, itertools.cycle(MARKERS), strict=False)
+        marks += [(name, axes.plot([], [], shape, color=GRID)[0]) for name, shape in shapes]
     draw_legend(figure, marks, "outside lower right")
-    _name_front(axes, front, leaderboard.recommend(min_acc))
+    _name_front(axes, front, leaderboard.choices[threads].entry)
     return figure
 
 
-def _name_front(axes: Axes, front: Sequence[Entry], recommended: Entry | None) -> None:
+def _name_front(axes: Axes, front: Sequence[Entry], taken: Entry) -> None:
     """Name the points of the front: nothing lies above and left of it.
 
     Each label begins above the one before, as far as that is in its way, and the axis begins where
-    all fit; the recommended entry's is bold.
+    all fit; that of what is taken is bold.
     """
     FigureCanvasAgg(axes.figure).draw()  # type: ignore[no-untyped-call,arg-type]  # final layout
     pixel = 72 / axes.figure.dpi
     top, begin, width = -math.inf, 0.0, axes.bbox.width
     for entry in front:
-        x, y = axes.transData.transform((entry.mean_ms.mean, entry.accuracy.mean))
+        x, y = axes.transData.transform((entry.relative, entry.accuracy.mean))
         lift = max(0.0, top - y)
         text = axes.annotate(
             visible(entry.name),
-            (entry.mean_ms.mean, entry.accuracy.mean),
+            (entry.relative, entry.accuracy.mean),
             xytext=(-8, 5 + lift * pixel),
             textcoords="offset points",
             ha="right",
             fontsize=8,
             color=INK,
-            fontweight="bold" if entry is recommended else "normal",
+            fontweight="bold" if entry is taken else "normal",
             arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.6, "shrinkB": 5},
         )
         # Of the text alone: an annotation's own extent includes its arrow.

@@ -9,53 +9,117 @@ from matplotlib.figure import Figure
 
 from cifar_lightning.comparison import plots, scatter
 from cifar_lightning.comparison.changes import changes, effect
+from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.collect import Comparison
 from cifar_lightning.comparison.columns import COLUMNS, in_order, table
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
+from cifar_lightning.comparison.reproduce import Reproduction
 from cifar_lightning.comparison.verdict import Verdict, verdict
 from cifar_lightning.runs.table import csv_text
 from cifar_lightning.system import escaping
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """What is said and drawn of the entries with one number of threads."""
+
+    threads: int
+    verdict: Verdict
+    scatter: Figure
+
+    @property
+    def name(self) -> str:
+        """Empty on a GPU, where threads don't count."""
+        return f"{self.threads} thread{'s' * (self.threads != 1)}" if self.threads else ""
+
+
+@dataclass(frozen=True)
 class Section:
-    """What is said and drawn of one leaderboard."""
+    """What is said and drawn of one leaderboard.
+
+    Attributes:
+        rankings: That of the overall answer first.
+        entries: Sorted as asked for.
+        notes: On the latencies: the noise floor, and what is missing.
+        distributions: None where no calls are there.
+    """
 
     leaderboard: Leaderboard
+    rankings: list[Ranking]
     entries: list[Entry]
-    verdict: Verdict
+    notes: list[str]
     changes: list[str]
-    scatter: Figure
-    distributions: Figure
+    reproductions: list[Reproduction]
+    distributions: Figure | None
 
     @property
     def figures(self) -> dict[str, Figure]:
         """The plots by the names of their files."""
         slug = self.leaderboard.conditions.slug
-        return {f"accuracy-latency-{slug}": self.scatter, f"latency-{slug}": self.distributions}
+        found = {f"accuracy-latency-{slug}-t{one.threads}": one.scatter for one in self.rankings}
+        return found | ({f"latency-{slug}": self.distributions} if self.distributions else {})
 
     @classmethod
-    def of(cls, leaderboard: Leaderboard, sort: str, min_acc: float) -> Section:
+    def of(cls, leaderboard: Leaderboard, sort: str, need: Need) -> Section:
+        entries = in_order(leaderboard, sort)
         return cls(
             leaderboard=leaderboard,
-            entries=in_order(leaderboard, sort),
-            verdict=verdict(leaderboard, min_acc),
+            rankings=[
+                Ranking(
+                    threads,
+                    verdict(leaderboard, threads, need),
+                    scatter.accuracy_latency(leaderboard, threads, need),
+                )
+                for threads in leaderboard.threads
+            ],
+            entries=entries,
+            notes=list(_notes(leaderboard)),
             changes=list(_change_lines(leaderboard)),
-            scatter=scatter.accuracy_latency(leaderboard, min_acc),
+            reproductions=[Reproduction.of(entry) for entry in entries],
             distributions=plots.latency_distributions(leaderboard),
         )
 
 
+def _notes(leaderboard: Leaderboard) -> Iterator[str]:
+    records = {
+        one.timed[0].benchmark.id: one.timed[0].benchmark
+        for one in (entry.timings for entry in leaderboard.entries)
+        if one.timed
+    }
+    for name, record in records.items():
+        centre, low, high = (100 * (ratio - 1) for ratio in record.noise_floor.ratio)
+        yield (
+            f"Noise floor of benchmark {name}: the reference's double, which is the same network, "
+            f"differed from it by {centre:+.2f} % ({low:+.2f} to {high:+.2f})."
+        )
+    if missing := [entry.name for entry in leaderboard.entries if not entry.timings.timed]:
+        yield (
+            f"The benchmark's record is missing of {', '.join(missing)}: related only through the "
+            "relative latency that the measurement holds."
+        )
+    if apart := [entry.name for entry in leaderboard.entries if entry.told_apart]:
+        yield f"Weights change the latency, so each run has a row of its own: {', '.join(apart)}."
+    represented = {
+        entry.label: ", ".join(group.label for group in entry.groups[1:])
+        for entry in leaderboard.entries
+        if entry.groups[1:]
+    }
+    for label, others in represented.items():
+        yield f"{label} represents {others}, too: they execute alike."
+
+
 def _change_lines(leaderboard: Leaderboard) -> Iterator[str]:
-    base = leaderboard.baseline
+    _, base = leaderboard.baseline
     for entry in leaderboard.entries:
-        if entry is base:
-            continue
-        found = changes(base, entry)
-        mark = f" [{len(found)} changes at once]" if len(found) > 1 else ""
-        what = "; ".join(found) or "no change of the configuration"
-        yield f"{entry.name}{mark}: {what}. {effect(base, entry).capitalize()}."
+        for group in entry.groups:
+            if group is base:
+                continue
+            found = changes(base, group)
+            mark = f" [{len(found)} changes at once]" if len(found) > 1 else ""
+            what = "; ".join(found) or "no change of the configuration"
+            did = effect(leaderboard, (entry, group))
+            yield f"{group.name}{mark}: {what}. {did.capitalize()}."
 
 
 def table_csv(sections: Sequence[Section]) -> str:
@@ -70,26 +134,52 @@ def table_csv(sections: Sequence[Section]) -> str:
     )
 
 
+def overall(sections: Sequence[Section]) -> tuple[str, str] | None:
+    """Take the overall answer, with what it is of; None if nothing is ranked."""
+    if not sections:
+        return None
+    first = sections[0].rankings[0]
+    name = ", ".join(filter(None, (sections[0].leaderboard.name, first.name)))
+    return name, first.verdict.advice
+
+
 def markdown(sections: Sequence[Section], comparison: Comparison) -> str:
     """Write everything that can be said without plots."""
     parts = []
     for section in sections:
-        told = section.verdict
         parts += [f"## {escaping.markdown(section.leaderboard.name)}", ""]
-        parts += [escaping.markdown(told.advice), escaping.markdown(told.pareto_front)]
-        parts += ["", table(section.leaderboard, section.entries)]
-        if told.dominated:
-            parts += ["Why not the others:", "", *_listed(told.dominated), ""]
-        if section.changes:
-            parts += [escaping.markdown(f"Against {section.leaderboard.baseline.name}:"), ""]
-            parts += [*_listed(section.changes), ""]
-    if comparison.unranked:
-        parts += ["## Not ranked", "", *_listed(unranked_lines(comparison)), ""]
+        for ranking in section.rankings:
+            told = ranking.verdict
+            if len(section.rankings) > 1:
+                parts += [f"### {ranking.name}", ""]
+            parts += [escaping.markdown(told.advice), escaping.markdown(told.pareto_front), ""]
+            if told.command:
+                parts += [f"To know more: {escaping.markdown_code(told.command)}", ""]
+        parts += [table(section.leaderboard, section.entries)]
+        parts += _titled("", section.notes)
+        dominated = [line for one in section.rankings for line in one.verdict.dominated]
+        parts += _titled("Why not the others:", dominated)
+        parts += _titled(f"Against {section.leaderboard.baseline[1].name}:", section.changes)
+        parts += ["To make them again:", ""]
+        for one in section.reproductions:
+            commands = [
+                f"{escaping.markdown_code(command)} ({escaping.markdown(made)})"
+                for command, made in (
+                    (one.train, one.trained_with),
+                    (one.measure, one.measured_with),
+                )
+            ]
+            parts.append(f"- {escaping.markdown(one.name)}: {', then '.join(commands)}")
+        parts.append("")
+    parts += _titled("## Not ranked", unranked_lines(comparison))
     return "\n".join(parts)
 
 
-def _listed(lines: Sequence[str]) -> list[str]:
-    return [f"- {escaping.markdown(line)}" for line in lines]
+def _titled(title: str, lines: Sequence[str]) -> list[str]:
+    if not lines:
+        return []
+    head = title if title.startswith("#") else escaping.markdown(title)
+    return [*([head, ""] if title else []), *(f"- {escaping.markdown(one)}" for one in lines), ""]
 
 
 def unranked_lines(comparison: Comparison) -> list[str]:

@@ -6,12 +6,15 @@ A view like the results table: derived from the run's files, and replaced whole.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch.utils.tensorboard.summary import hparams
 
 from cifar_lightning.comparison import changes, plots
+from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.results import RunResults
@@ -26,7 +29,7 @@ def draw(folder: Path) -> None:
 
     The hparams tab gets every setting that changes the weights and the final figures, with the
     latency of fp32 where it was measured undisturbed; each undisturbed measurement gets a histogram
-    of its samples, and the first one its confusion matrix.
+    of its calls, and the first one its confusion matrix.
 
     Args:
         folder: The run's.
@@ -60,10 +63,32 @@ def draw(folder: Path) -> None:
             writer._get_file_writer().add_summary(summary)
         for name, value in figures.items():
             writer.add_scalar(name, value, 0)
+        for one in measured:
+            if (calls := _calls_ms(folder, one)) is not None:
+                name = f"latency/{one.variant}@{one.hardware}-t{one.threads}"
+                writer.add_histogram(name, np.array(calls), 0)
         if confusion is not None:
             figure = plots.confusion_matrix(confusion, recorded.run.class_names(len(confusion)))
             figure.patch.set_alpha(1)
             writer.add_figure("test/confusion", figure, 0)
+
+
+def _calls_ms(folder: Path, measurement: Measurement) -> list[float] | None:
+    """Read all calls out of the benchmark; None if it is missing, or not as it should be."""
+    name = measurement.benchmark
+    try:
+        record = _benchmark(BenchmarkRecord.path(RunFolder(folder).outputs, str(name)))
+    except (OSError, ValueError):
+        return None
+    numbers = [one for one in record.ranked if record.candidates[one].key == measurement.candidate]
+    calls = [ms for one in numbers[:1] for block in record.blocks(one) for ms in block.calls_ms]
+    return calls or None
+
+
+@lru_cache(maxsize=1)
+def _benchmark(path: Path) -> BenchmarkRecord:
+    """Read a record; runs that were measured together are drawn one after the other."""
+    return BenchmarkRecord.read(path)
 
 
 def _figures(run: Run, measurement: Measurement | None) -> dict[str, float]:

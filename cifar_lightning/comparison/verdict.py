@@ -2,114 +2,157 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from cifar_lightning.comparison.changes import settings
-from cifar_lightning.comparison.entry import Entry, Estimate
-from cifar_lightning.comparison.leaderboard import Leaderboard
+from cifar_lightning.comparison.accuracy import SURE
+from cifar_lightning.comparison.choice import Need, at_most_slower, bound_ms
+from cifar_lightning.comparison.entry import Entry
+from cifar_lightning.comparison.leaderboard import Choice, Leaderboard, speed
+from cifar_lightning.comparison.reproduce import measure_command
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the figures say, in sentences.
+    """What the figures of one number of threads say, in sentences.
 
     Attributes:
         advice: Which entry to take, and how sure that is.
+        command: What would tell more; None where nothing is open.
         pareto_front: What is on it.
         dominated: Why each other entry is dominated.
     """
 
     advice: str
+    command: str | None
     pareto_front: str
     dominated: list[str]
 
 
-def verdict(leaderboard: Leaderboard, min_acc: float) -> Verdict:
-    """Say which entry to take if at least ``min_acc`` percent are needed."""
+def verdict(leaderboard: Leaderboard, threads: int, need: Need) -> Verdict:
+    """Say which entry with that number of threads to take."""
     front = ", ".join(
-        f"{entry.name} ({entry.accuracy.mean:.2f} %, {entry.mean_ms.mean:.3f} ms)"
-        for entry in leaderboard.pareto_front
+        f"{entry.name} ({entry.accuracy.mean:.2f} %, {entry.latency.mean_ms:.3f} ms)"
+        for entry in leaderboard.pareto_front(threads)
     )
+    choice = leaderboard.choices[threads]
+    said = _by_accuracy if need.max_ms is None else _by_latency
+    unrelated = leaderboard.unrelated(threads)
+    open_between = choice.best if len(choice.best) > 1 and need.max_ms is None else unrelated
     return Verdict(
-        advice=" ".join(_advice(leaderboard, min_acc)),
+        advice=" ".join([*said(leaderboard, choice, need), *_unrelated(unrelated)]),
+        command=measure_command(open_between) if open_between else None,
         pareto_front=f"On the Pareto front, from fast to accurate: {front}.",
         dominated=[
-            f"{entry.name} is dominated: {_advantage(better, entry)}."
+            f"{entry.name} is dominated: {_advantage(leaderboard, better, entry)}."
             for entry, better in leaderboard.dominated_by.items()
+            if entry.threads == threads
         ],
     )
 
 
-def _advice(leaderboard: Leaderboard, min_acc: float) -> Iterator[str]:
-    chosen = leaderboard.recommend(min_acc)
-    good = [entry for entry in leaderboard.entries if entry.accuracy.mean >= min_acc]
-    if chosen is None:
-        best = max(leaderboard.entries, key=lambda entry: entry.accuracy.mean)
+def _by_accuracy(leaderboard: Leaderboard, choice: Choice, need: Need) -> Iterator[str]:
+    entry, least = choice.entry, need.min_acc
+    if not choice.eligible:
+        lacking = least - entry.accuracy.mean
         yield (
-            f"No row reaches {min_acc:g} %; the most accurate is {best.name} with "
-            f"{_percent(best.accuracy)}."
+            f"No row reaches {least:g} %; the most accurate is {_figures(leaderboard, entry)}, "
+            f"which lacks {lacking:.2f} points."
         )
     else:
         yield (
-            f"Take {chosen.name}: {_percent(chosen.accuracy)} in {chosen.mean_ms.mean:.3f} ms, the "
-            f"fastest of {len(good)} row{'s' * (len(good) != 1)} with at least {min_acc:g} %."
-        )
-        if not chosen.accuracy.known:
-            yield "How sure its accuracy is was not recorded: measure it again."
-        elif chosen.accuracy.low < min_acc:
-            yield f"Whether it truly reaches {min_acc:g} % is within the uncertainty."
-        if ties := [e.name for e in good if e is not chosen and e.mean_ms.overlaps(chosen.mean_ms)]:
-            yield f"Not slower for sure: {', '.join(ties)}."
+            f"Take {_figures(leaderboard, entry)}: of {_rows(choice.eligible)} with at least "
+            f"{least:g} % "
+        ) + _among_the_fastest(leaderboard, choice)
+        if not leaderboard.surely(entry, least):
+            yield from _unsure(leaderboard, choice, least)
     near = [
-        entry.name
-        for entry in leaderboard.entries
-        if entry.accuracy.mean < min_acc <= entry.accuracy.high and entry.accuracy.known
+        one.name
+        for one in leaderboard.peers(entry.threads)
+        if one.accuracy.mean < least <= one.accuracy.mean + SURE * leaderboard.error(one) < math.inf
     ]
     if near:
-        yield f"Below {min_acc:g} % only within the uncertainty: {', '.join(near)}."
-    if any(not entry.converged for entry in leaderboard.entries):
-        yield "Means marked ~ had not settled; measure run=A,B compares two in turns."
-    yield from _drift(leaderboard)
+        yield f"Below {least:g} % only within the uncertainty: {', '.join(near)}."
 
 
-def _drift(leaderboard: Leaderboard) -> Iterator[str]:
-    """Warn where one network, trained twice, came out at two speeds: weights don't change it."""
-    pairs = [
-        (slow, fast)
-        for slow, fast in itertools.permutations(leaderboard.entries, 2)
-        if fast.mean_ms.significantly_below(slow.mean_ms)
-        and slow.variant == fast.variant
-        and settings(slow.runs[0]).get("model") == settings(fast.runs[0]).get("model")
-    ]
-    if pairs:
-        slow, fast = max(pairs, key=lambda pair: pair[0].mean_ms.mean / pair[1].mean_ms.mean)
-        share = 100 * (slow.mean_ms.mean / fast.mean_ms.mean - 1)
+def _among_the_fastest(leaderboard: Leaderboard, choice: Choice) -> str:
+    if len(choice.best) == 1:
+        return "it is the fastest."
+    others = ", ".join(one.name for one in choice.best if one is not choice.entry)
+    slower = 100 * at_most_slower(leaderboard, choice)
+    bound = f"at most {slower:.1f} %" if math.isfinite(slower) else "nobody knows how much"
+    return (
+        f"none is surely faster, and it is {bound} slower than the fastest. Neither are these "
+        f"slower than any: {others}; of them all it is the most accurate, to 0.1 points the "
+        "smallest, then the fastest."
+    )
+
+
+def _unsure(leaderboard: Leaderboard, choice: Choice, least: float) -> Iterator[str]:
+    if not math.isfinite(leaderboard.error(choice.entry)):
+        yield "How sure its accuracy is was not recorded: measure it again."
+        return
+    yield f"Whether it truly reaches {least:g} % is within the uncertainty."
+    sure = [one for one in choice.eligible if leaderboard.surely(one, least)]
+    if sure:
+        yield f"The fastest that surely does is {_figures(leaderboard, min(sure, key=speed))}."
+    else:
+        yield "None surely does."
+
+
+def _by_latency(leaderboard: Leaderboard, choice: Choice, need: Need) -> Iterator[str]:
+    entry, what = choice.entry, f"{need.statistic} is surely below {need.max_ms:g} ms"
+    highest = bound_ms(entry, need.statistic)
+    bound = f"at most {highest:.3f} ms" if math.isfinite(highest) else "unknown: calls are missing"
+    if not choice.eligible:
         yield (
-            f"{slow.name} and {fast.name} are one network, yet differ by {share:.0f} %: this "
-            "machine's speed changed between measurements by more than the intervals say."
+            f"There is no row whose {what}; the nearest is {_figures(leaderboard, entry)}, its "
+            f"{need.statistic} {bound}."
+        )
+        return
+    yield (
+        f"Take {_figures(leaderboard, entry)}: of {_rows(choice.eligible)} whose {what} it is the "
+        f"most accurate; its {need.statistic} is {bound}."
+    )
+    if ties := [one.name for one in choice.best if one is not entry]:
+        yield f"Not surely less accurate: {', '.join(ties)}."
+
+
+def _unrelated(entries: Sequence[Entry]) -> Iterator[str]:
+    if entries:
+        yield (
+            f"The benchmarks of {', '.join(one.name for one in entries)} can't be related: their "
+            "second references differ by over 6 %. Measure them together."
         )
 
 
-def _percent(estimate: Estimate) -> str:
-    seeds = f" over {estimate.n} seeds" if estimate.n > 1 else ""
-    if not estimate.known:
-        return f"{estimate.mean:.2f} %{seeds}"
-    return f"{estimate.mean:.2f} % ({estimate.low:.2f} to {estimate.high:.2f}){seeds}"
+def _rows(entries: Sequence[Entry]) -> str:
+    return f"{len(entries)} row{'s' * (len(entries) != 1)}"
 
 
-def _advantage(better: Entry, entry: Entry) -> str:
-    points = better.accuracy.mean - entry.accuracy.mean
-    times = entry.mean_ms.mean / better.mean_ms.mean
-    accurate = (
-        "as accurate within the uncertainty"
-        if better.accuracy.overlaps(entry.accuracy)
-        else f"{points:.2f} points more accurate"
+def _figures(leaderboard: Leaderboard, entry: Entry) -> str:
+    n, error = len(entry.accuracy.values), leaderboard.error(entry)
+    seeds = f" over {n} seeds" if n > 1 else ""
+    reach = f" ± {SURE * error:.2f}" if math.isfinite(error) else ""
+    marks = f", {', '.join(entry.marks)}" if entry.marks else ""
+    return (
+        f"{entry.name} ({entry.accuracy.mean:.2f}{reach} %{seeds}, {entry.latency.mean_ms:.3f} ms, "
+        f"{entry.relative:.3f} times the reference{marks})"
     )
+
+
+def _advantage(leaderboard: Leaderboard, better: Entry, entry: Entry) -> str:
+    points = better.accuracy.mean - entry.accuracy.mean
+    accurate = (
+        f"{points:.2f} points more accurate"
+        if leaderboard.above(better, entry)
+        else "not surely less accurate"
+    )
+    found = leaderboard.difference(entry, better)
     fast = (
-        "as fast within the uncertainty"
-        if better.mean_ms.overlaps(entry.mean_ms)
-        else f"{times:.2f} times as fast"
+        f"{found.ratio[0]:.2f} times as fast"
+        if found is not None and found.slower
+        else "as fast within the uncertainty"
     )
     return f"{better.name} is {accurate} and {fast}"

@@ -107,6 +107,8 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "n_trials": _at_least(1),
     "top": _at_least(1),
     "min_acc": (_number(lambda v: 0 <= v <= 100), "0 to 100, percent"),
+    "max_ms": (lambda v: v is None or _POSITIVE[0](v), "a number above 0"),
+    "stat": (lambda v: v in ("mean", "p95"), "mean, p95"),
     "processes": _at_least(1),
 }
 

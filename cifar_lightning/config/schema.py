@@ -74,6 +74,8 @@ class ReportConfig:
     outputs: list[str] = MISSING
     to: str | None = MISSING
     min_acc: float = MISSING
+    max_ms: float | None = MISSING
+    stat: str = MISSING
     baseline: str | None = MISSING
     sort: str = MISSING
     filter: list[str] = MISSING

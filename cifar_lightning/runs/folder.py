@@ -32,6 +32,7 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.csv = path / "csv"
         self.hydra = path / ".hydra"
+        self.overrides = self.hydra / "overrides.yaml"
         self.lock = path / ".lock"
         self.log = path / "train.log"
         self.output = path / "output.log"

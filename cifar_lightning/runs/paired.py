@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 RESOLUTION = math.log(1.01)  # below 1 % there are no differences
@@ -34,6 +34,9 @@ class Difference:
     high: float
     n: int
     tau: float
+
+    def __neg__(self) -> Difference:
+        return replace(self, centre=-self.centre, low=-self.high, high=-self.low)
 
     @property
     def slower(self) -> bool:

@@ -1,0 +1,93 @@
+"""Which entry to take: of the fastest ones that are accurate enough, the most accurate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cifar_lightning.comparison.bootstrap import upper_end_ms
+from cifar_lightning.comparison.entry import Entry
+from cifar_lightning.comparison.leaderboard import Choice, Leaderboard
+from cifar_lightning.errors import bad_value
+
+
+@dataclass(frozen=True)
+class Need:
+    """What an entry must reach.
+
+    Attributes:
+        min_acc: Test accuracy in percent; has no say where there is a ``max_ms``.
+        max_ms: What the latency must surely be below; None asks for an accuracy.
+        statistic: Of the latency: ``mean`` or ``p95``.
+    """
+
+    min_acc: float
+    max_ms: float | None = None
+    statistic: str = "mean"
+
+    def __post_init__(self) -> None:
+        """See that both settings mean something together.
+
+        Raises:
+            UserError: If not.
+        """
+        if self.max_ms is None and self.statistic != "mean":
+            raise bad_value("stat", self.statistic, "mean where no max_ms is asked for")
+
+
+def choose(leaderboard: Leaderboard, threads: int, need: Need) -> Choice:
+    """Choose among the entries with one number of threads."""
+    entries = leaderboard.peers(threads)
+    if need.max_ms is not None:
+        return _most_accurate(leaderboard, entries, need.max_ms, need.statistic)
+    eligible = [entry for entry in entries if entry.accuracy.mean >= need.min_acc]
+    if not eligible:
+        return Choice(max(entries, key=lambda entry: entry.accuracy.mean), [], [])
+    fastest = [
+        entry
+        for entry in eligible
+        if not any(leaderboard.slower(entry, other) for other in eligible if other is not entry)
+    ]
+    # Medians are not additive: each may be slower than another one.
+    fastest = fastest or [min(eligible, key=lambda entry: entry.relative)]
+    return Choice(max(fastest, key=_merit), eligible, fastest)
+
+
+def _merit(entry: Entry) -> tuple[float, float, float]:
+    """Sort the best last: accurate to 0.1 points, then small, then fast."""
+    size = math.inf if entry.size_mb is None else entry.size_mb
+    return round(entry.accuracy.mean, 1), -size, -entry.relative
+
+
+def _most_accurate(
+    leaderboard: Leaderboard, entries: Sequence[Entry], max_ms: float, statistic: str
+) -> Choice:
+    highest = {entry: bound_ms(entry, statistic) for entry in entries}
+    eligible = [entry for entry in entries if highest[entry] < max_ms]
+    if not eligible:
+        return Choice(min(entries, key=lambda entry: highest[entry]), [], [])
+    best = [
+        entry
+        for entry in eligible
+        if not any(leaderboard.above(other, entry) for other in eligible if other is not entry)
+    ]
+    return Choice(max(eligible, key=_merit), eligible, best)
+
+
+def bound_ms(entry: Entry, statistic: str) -> float:
+    """Compute what an entry's latency is surely below; infinite where its calls are missing."""
+    if not entry.timings.timed:
+        return math.inf
+    return upper_end_ms(entry.timings.timed[0], statistic)
+
+
+def at_most_slower(leaderboard: Leaderboard, choice: Choice) -> float:
+    """Bound how much slower than the fastest the entry to take is, as a ratio minus 1."""
+    found = [
+        leaderboard.difference(choice.entry, other)
+        for other in choice.best
+        if other is not choice.entry
+    ]
+    highest = [math.inf if one is None else one.high for one in found]
+    return max(0.0, math.expm1(max(highest, default=0.0)))

@@ -1,0 +1,91 @@
+"""The commands that make a row again, and that would tell more about several."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cifar_lightning.comparison.entry import Entry, Group
+from cifar_lightning.config.components import MACHINE
+from cifar_lightning.runs.run import Versions
+from cifar_lightning.system import environment, escaping
+
+ELSEWHERE = {*MACHINE, "outputs", "rerun"}  # keys whose values are of the machine that it ran on
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """Two commands, each with the commit and versions that it was run with."""
+
+    name: str
+    train: str
+    trained_with: str
+    measure: str
+    measured_with: str
+
+    @classmethod
+    def of(cls, entry: Entry) -> Reproduction:
+        run, measurement = entry.group.runs[0], entry.measurement
+        versions = measurement.environment.versions | measurement.engines
+        return cls(
+            entry.name,
+            train_command(entry.group),
+            _made_with(run.code, run.versions),
+            measure_command([entry]),
+            _made_with(measurement.code, versions),
+        )
+
+
+def train_command(group: Group) -> str:
+    """Write the command that trained a group of seeds; a multirun where there are several."""
+    if group.overrides is None:
+        return f"python train.py (what else was said for {group.runs[0].name} was not recorded)"
+    seeds = ",".join(str(run.config["seed"]) for run in group.runs)
+    kept = []
+    for override in group.overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key not in ELSEWHERE | {"seed"} and not key.startswith("hydra.") and value[:1] != "/":
+            kept.append(escaping.without_secrets(override))
+    several = ["-m"] if len(group.runs) > 1 else []
+    return _written(["python", "train.py", *several, *kept, f"seed={seeds}"])
+
+
+def measure_command(entries: Sequence[Entry]) -> str:
+    """Write the command that measures entries together: in fresh processes if they were before."""
+    first = entries[0].measurement
+    threads = sorted({entry.measurement.threads for entry in entries})
+    there = [{one.benchmark.id for one in entry.timings.timed} for entry in entries]
+    again = len(entries) > 1 and set.intersection(*there)
+    return _written(
+        [
+            "python",
+            "-m",
+            "cifar_lightning.measure",
+            f"run={_listed(_query(entry.group) for entry in entries)}",
+            f"variants=[{_listed(entry.variant for entry in entries)}]",
+            *([f"threads=[{_listed(map(str, threads))}]"] if threads != [1] else []),
+            *([f"protocol={first.protocol}"] if first.protocol != "full" else []),
+            *(["processes=3"] if again else []),
+        ]
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ",".join(dict.fromkeys(names))
+
+
+def _query(group: Group) -> str:
+    """Name one run, so that it is found: by its ID if no other has that."""
+    run = group.runs[0]
+    return run.label if len(group.runs) == 1 and group.label == run.label else run.name
+
+
+def _written(parts: Iterable[str]) -> str:
+    return " ".join(shlex.quote(part) for part in parts)
+
+
+def _made_with(code: environment.Code, versions: Versions) -> str:
+    commit = f"commit {code.commit[:8]}" if code.commit else "no commit"
+    dirty = " with changes" if code.dirty else ""
+    return ", ".join([commit + dirty, *(f"{name} {one}" for name, one in versions.items())])

@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+from simulated import NEED, a_run, benchmark, keep, measured, of_run
+from test_results import place
+
+from cifar_lightning.comparison.collect import compare
+from cifar_lightning.comparison.records import Records
+from cifar_lightning.comparison.reproduce import measure_command, train_command
+from cifar_lightning.runs.benchmark import BenchmarkRecord
+from cifar_lightning.runs.folder import RunFolder
+from cifar_lightning.runs.predictions import Predictions
+from cifar_lightning.runs.table import write_table
+
+TRUE = np.zeros(1000, np.uint8)
+PREDICTED = (np.arange(1000) >= 900).astype(np.uint8)  # right on 900 of 1,000
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    """Two runs in two benchmarks, one with predictions."""
+    for number, name in enumerate("ab"):
+        run = a_run(name)
+        record = keep(tmp_path, benchmark([(of_run(run), 1.0 + number)], number=number))
+        place(tmp_path, run, measured(run, record, 90))
+    Predictions(PREDICTED, TRUE).save(RunFolder.of(tmp_path, a_run("a").name).path, "fp32")
+    return tmp_path
+
+
+def folder_of(outputs, name):
+    return RunFolder.of(outputs, a_run(name).name)
+
+
+def test_each_benchmark_is_read_once_and_the_table_reads_none(outputs, monkeypatch):
+    taken = []
+    decoded = BenchmarkRecord.decoded.__func__
+
+    def counted(cls, content):
+        taken.append(cls)
+        return decoded(cls, content)
+
+    monkeypatch.setattr(BenchmarkRecord, "decoded", classmethod(counted))
+    write_table(outputs)
+    assert not taken
+    records = Records.read([outputs])
+    assert len(taken) == len(records.benchmarks) == 2
+    assert list(records.right) == [(a_run("a").name, "fp32")]
+    assert not records.damaged
+
+
+def test_damaged_and_misnamed_benchmarks_are_left_out(outputs):
+    first, second = sorted((outputs / "benchmarks").iterdir())
+    first.write_text("{")
+    second.rename(second.with_name("other.json"))
+    (outputs / "benchmarks" / "notes.txt").write_text("mine")
+    records = Records.read([outputs])
+    assert not records.benchmarks
+    assert [line.partition(" is damaged")[0] for line in records.damaged] == [
+        str(first), str(second.with_name("other.json")),
+    ]  # fmt: skip
+    # Milliseconds stay, and relative latencies as the measurements hold them.
+    (found,) = compare(records, NEED).leaderboards
+    a, b = found.entries
+    assert found.slower(b, a)
+    assert (a.timings.timed, a.latency.mean_ms > 0) == ((), True)
+
+
+def test_predictions_of_other_weights_or_machines_are_not_taken(outputs):
+    Predictions(TRUE, TRUE).save(folder_of(outputs, "a").path, "fp32")
+    records = Records.read([outputs])
+    assert (records.right, records.damaged) == ({}, [])
+    folder_of(outputs, "a").prediction("fp32").write_bytes(b"PK")
+    (line,) = Records.read([outputs]).damaged
+    assert line.startswith(f"{folder_of(outputs, 'a').prediction('fp32')} is damaged")
+
+
+def test_a_row_can_be_made_again(outputs):
+    said = """
+- experiment=b1
+- id=a
+- seed=3
+- outputs=/home/me/out
+- data.root=/data
+- data.mirrors=[https://me:SECRET@host/x]
+- 'augment=[crop,flip]'
+- hydra.job.name=x
+- +init=/home/me/w.safetensors
+"""
+    folder = folder_of(outputs, "a")
+    folder.overrides.parent.mkdir()
+    folder.overrides.write_text(said)
+    (found,) = compare(Records.read([outputs]), NEED).leaderboards
+    a, b = found.entries
+    assert train_command(a.group) == (
+        "python train.py experiment=b1 id=a 'augment=[crop,flip]' seed=0"
+    )
+    assert "was not recorded" in train_command(b.group)
+    assert measure_command([a, b]) == (
+        "python -m cifar_lightning.measure run=a,b 'variants=[fp32]'"
+    )
+
+
+def test_seeds_are_trained_again_together(tmp_path):
+    for seed in (0, 1):
+        run = a_run("a", seed)
+        place(tmp_path, run, measured(run))
+        path = RunFolder.of(tmp_path, run.name).overrides
+        path.parent.mkdir()
+        path.write_text(f"[optim=sgd, seed={seed}]")
+    (found,) = compare(Records.read([tmp_path]), NEED).leaderboards
+    (only,) = found.entries
+    assert train_command(only.group) == "python train.py -m optim=sgd seed=0,1"
+    # One ID means both: a run's name means one.
+    assert f"run={a_run('a').name} " in measure_command([only])
+
+
+@pytest.mark.parametrize("content", ["{}", "[1, [2]]", "- [", "", "a: &a [*a]"])
+def test_commands_that_can_not_be_read_are_not_recorded(outputs, content):
+    folder = folder_of(outputs, "a")
+    folder.overrides.parent.mkdir()
+    folder.overrides.write_text(content)
+    assert Records.read([outputs]).overrides == {}
