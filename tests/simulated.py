@@ -11,13 +11,9 @@ from test_results import MACHINE, MEASUREMENT, RUN, with_seed
 from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.collect import compare
 from cifar_lightning.comparison.records import Records
-from cifar_lightning.runs.benchmark import (
-    BenchmarkRecord,
-    Block,
-    Candidate,
-    Round,
-    Session,
-)
+from cifar_lightning.runs.benchmark import BenchmarkRecord
+from cifar_lightning.runs.blocks import Block, Round, Session
+from cifar_lightning.runs.candidate import Candidate
 from cifar_lightning.runs.identity import run_name
 from cifar_lightning.runs.measurement import Environment
 from cifar_lightning.runs.recipes import recipe

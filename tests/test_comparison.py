@@ -409,7 +409,8 @@ def test_one_change_and_its_effect():
     plans = entry("a", 90, 1.0, **same), entry("b", 95, 1.0, epochs=9, **same)
     found = leaderboard(*plans, records=[benchmark([(of_run(plans[0].run), 1.0)])])
     (only,) = found.entries
-    told = effect(found, (only, only.groups[1]))
+    (other,) = [group for group in only.groups if group.label == "b"]
+    told = effect(found, (only, other))
     assert told == "accuracy +5.00 points, latency the same: one candidate, size +0 %"
 
 

@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cifar_lightning.cli import report as report_command
 from cifar_lightning.comparison.columns import COLUMNS, in_order
-from cifar_lightning.runs.measurement import Relative
+from cifar_lightning.runs.latency import Relative
 
 EVIL = "<script>alert(1)</script>"
 

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from cifar_lightning.comparison.accuracy import Accuracy, Right
 from cifar_lightning.comparison.relation import Timed, Timings
-from cifar_lightning.runs.benchmark import candidate_key
+from cifar_lightning.runs.candidate import candidate_key
 from cifar_lightning.runs.identity import group_name
 from cifar_lightning.runs.latency import LatencyStats
 from cifar_lightning.runs.measurement import Measurement
