@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 from test_architecture import ROOMS
 
-from cifar_lightning.cli.arguments import quote_text
+from cifar_lightning.cli.arguments import quote_text, rename
 from cifar_lightning.config import rules, schema
 from cifar_lightning.runs import resolve
 
@@ -85,12 +85,13 @@ def test_every_command_has_keys_that_exist(command):
     words = shlex.split(command)
     name = config_name(words)
     texts, lists = schema.text_keys(SCHEMAS[name])
+    renamed = schema.renamed_arguments(SCHEMAS[name])
     arguments = words[3:] if words[1] == "-m" else words[2:]
     kept = []
     for argument in arguments:
         if argument.startswith("-") or "=" not in argument:
             continue
-        quoted = quote_text(argument, texts, lists)
+        quoted = quote_text(rename(argument, renamed), texts, lists)
         (override,) = OverridesParser.create().parse_overrides([quoted])
         if override.is_sweep_override():
             quoted = f"{override.get_key_element()}={next(override.sweep_string_iterator())}"

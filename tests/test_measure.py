@@ -148,8 +148,8 @@ def test_what_is_random_is_drawn_anew_each_time(outputs):
 def test_seeds_are_one_candidate_and_have_its_latency(again, outputs):
     """Whatever their weights; one other run's are timed beside it. Accuracy is each run's own."""
     folder = folder_of(outputs, "A")
-    twin = copy_as(folder, "twin", lambda weights: weights * 1.01)
-    third = copy_as(folder, "third", lambda weights: weights * 0.99)
+    twin = copy_as(folder, "twin", scaled(1.01))
+    third = copy_as(folder, "third", scaled(0.99))
     earlier = len(records(outputs))
     ended = again("run=A,twin,third")
     assert ended.status == 0, ended.err
@@ -167,7 +167,7 @@ def test_seeds_are_one_candidate_and_have_its_latency(again, outputs):
 
 def test_weights_that_change_the_latency_make_candidates_of_their_own(again, outputs, monkeypatch):
     folder = folder_of(outputs, "A")
-    twin = copy_as(folder, "twin", lambda weights: weights * 1.01)
+    twin = copy_as(folder, "twin", scaled(1.01))
     real = prepare.Stopwatch.block
 
     def block(self, call, count, discarded=0):
@@ -195,6 +195,10 @@ def test_weights_that_change_the_latency_make_candidates_of_their_own(again, out
     assert theirs.relative.centre > 1.5 * ours.relative.centre
 
 
+def scaled(factor):
+    return lambda weights: weights * factor if weights.is_floating_point() else weights
+
+
 def copy_as(folder, label, change):
     """Make another seed of a run: other weights, another name and ID."""
     run = Run.load(folder)
@@ -217,7 +221,7 @@ def only_measurement(folder):
 def test_a_candidate_that_was_timed_is_not_again_by_itself(outputs, monkeypatch):
     """After a training of another seed; its accuracy is evaluated."""
     folder = folder_of(outputs, "A")
-    twin = copy_as(folder, "twin", lambda weights: weights * 1.01)
+    twin = copy_as(folder, "twin", scaled(1.01))
     spec, data = BenchmarkSpec(["fp32"], [1], "quick"), RunData()
     monkeypatch.setattr(measuring, "time_here", None)  # nothing is timed
     (measurement,) = measure_missing([twin], spec, CPU, outputs, data)
@@ -261,7 +265,7 @@ def test_accuracy_is_not_evaluated_again(again, outputs, monkeypatch):
     after = only_measurement(folder_of(outputs, "A"))
     assert (after.test_acc, after.confusion) == (before.test_acc, before.confusion)
     assert after.benchmark != before.benchmark
-    with_weights(folder_of(outputs, "A"), lambda weights: weights * 1.01)
+    with_weights(folder_of(outputs, "A"), scaled(1.01))
     assert again("run=A").status == 1
 
 
@@ -366,12 +370,13 @@ def test_a_busy_machine_makes_it_disturbed(again, outputs, monkeypatch):
 
 DRIVER = """
 import os, signal, sys
+name = sys.argv.pop()
 from cifar_lightning.benchmark import session
 real = session.interleave
 def interleave(take, typical, reference, protocol, generator, on_round):
     def watched(done, expected):
         if done == 7:
-            os.kill(os.getpid(), getattr(signal, sys.argv.pop()))
+            os.kill(os.getpid(), getattr(signal, name))
         return on_round(done, expected)
     return real(take, typical, reference, protocol, generator, watched)
 session.interleave = interleave

@@ -94,7 +94,8 @@ def test_drift_that_all_share_costs_nothing():
     """A machine that becomes half as fast meanwhile: milliseconds change, ratios don't."""
     machine = Machine(1.0, 1.0, 1.03, speed=lambda seconds: 1 + seconds / 5)
     rounds, ended = machine.measure()
-    assert (len(rounds), ended) == (126, "converged")
+    assert ended == "converged"
+    assert len(rounds) < 300
     assert means(rounds, 0)[-1] > 1.5 * means(rounds, 0)[0]
     z = one_sided(0.05 / 2)
     assert not difference(means(rounds, 1), means(rounds, 0), z).slower

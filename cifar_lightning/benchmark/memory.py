@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,9 @@ class Memory:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        with suppress(OSError, AttributeError):
+            # What was freed, but kept for later, would be taken again without growth.
+            ctypes.CDLL(None).malloc_trim(0)
         self._before = self._read(NOW)
 
     def forget_peak(self) -> None:

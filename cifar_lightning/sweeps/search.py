@@ -235,8 +235,7 @@ def _show(study: Any) -> None:
     if not done:
         raise RunFailed(f"{study.study_name}: no trial ended well")
     done.sort(key=lambda trial: trial.value, reverse=True)
-    # Trials are of few networks, and no latency decides between them.
-    name = done[0].user_attrs["run"]
+    name = done[0].user_attrs["run"]  # trials are of few networks: none was measured
     log.info("for the best one's latency: python -m cifar_lightning.measure run=%s", name)
     for trial in done[:SHOWN]:
         log.info("%.2f %% val acc  %s  %s", trial.value, trial.user_attrs["run"], _settings(trial))
