@@ -131,3 +131,13 @@ def loaded_by(module):
 )
 def test_what_is_light_imports_nothing_heavy(module):
     assert loaded_by(module) == "[]"
+
+
+def test_timing_needs_no_hydra():
+    """`make gpu-check` runs where nothing was installed."""
+    modules = "cifar_lightning.benchmark.rounds, cifar_lightning.benchmark.contention, sys"
+    code = f"import {modules}; print({{'hydra', 'omegaconf', 'lightning'}} & {{*sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"

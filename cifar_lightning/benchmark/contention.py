@@ -13,10 +13,11 @@ from typing import Any
 import psutil
 import torch
 
-from cifar_lightning.runs.benchmark import DeviceState
 from cifar_lightning.system.devices import device_key
 from cifar_lightning.system.environment import installation
 from cifar_lightning.system.locks import locked
+
+DeviceState = dict[str, Any]  # what a device tells of itself
 
 
 def lock_paths(device: torch.device) -> list[Path]:

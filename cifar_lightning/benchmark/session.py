@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from cifar_lightning.benchmark.candidates import Source
-from cifar_lightning.benchmark.contention import device_lock, device_state
+from cifar_lightning.benchmark.contention import DeviceState, device_lock, device_state
 from cifar_lightning.benchmark.prepare import (
     Calibration,
     Failure,
@@ -26,7 +26,6 @@ from cifar_lightning.benchmark.prepare import (
 from cifar_lightning.benchmark.rounds import BlockFailed, interleave
 from cifar_lightning.benchmark.timing import Stopwatch, no_garbage_collection
 from cifar_lightning.config.protocols import Protocol
-from cifar_lightning.runs.benchmark import DeviceState
 from cifar_lightning.runs.blocks import Block, Session
 from cifar_lightning.runs.candidate import Candidate
 from cifar_lightning.system import signals

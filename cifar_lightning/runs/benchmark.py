@@ -27,7 +27,6 @@ from cifar_lightning.system import environment, untrusted
 
 BENCHMARKS = "benchmarks"  # the folder in the outputs
 ERROR = 0.05  # how often a verdict may call something slower that is not
-DeviceState = dict[str, Any]  # what a device tells of itself
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class BenchmarkHead(Record):
     code: environment.Code
     environment: Environment
     candidates: list[Candidate]
-    state: dict[str, DeviceState]
+    state: dict[str, dict[str, Any]]
 
     def check(self) -> None:
         roles = [one.role for one in self.candidates]

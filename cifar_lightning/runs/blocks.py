@@ -8,8 +8,14 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from cifar_lightning.runs.latency import Ended, LatencyStats, Milliseconds, Relative
-from cifar_lightning.runs.run import Count, Seconds
+from cifar_lightning.runs.latency import (
+    Count,
+    Ended,
+    LatencyStats,
+    Milliseconds,
+    Relative,
+    Seconds,
+)
 
 PREEMPTED_ABOVE = 1.01  # wall time over processor time
 DISTURBED_ABOVE = 0.5  # of a candidate's blocks

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from cifar_lightning.runs.identity import canonical
-from cifar_lightning.runs.latency import Launches, Milliseconds
-from cifar_lightning.runs.run import Count, Digest, Name, Seconds, Versions
+from cifar_lightning.runs.latency import Count, Launches, Milliseconds, Seconds
+from cifar_lightning.runs.run import Digest, Name, Versions
 
 Role = Literal["candidate", "check", "reference", "double", "second_reference"]
 REFERENCES: tuple[Role, ...] = ("reference", "double", "second_reference")

@@ -16,6 +16,8 @@ from msgspec import Meta
 from cifar_lightning.runs.paired import Difference
 
 Milliseconds = Annotated[float, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
 Ended = Literal["converged", "time", "stopped"]  # by its rule, its budget, a signal
 # The fewest samples from which a percentile is told: 99 % confidence (MLPerf LoadGen) and a margin
 # of about the distance to 100 %. The figures for 95 and 99 are those of docs/latency.md.

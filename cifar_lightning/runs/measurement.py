@@ -10,17 +10,23 @@ from msgspec import Meta
 
 from cifar_lightning.config.protocols import PROTOCOL_VERSION
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.latency import Ended, LatencyStats, Launches, Milliseconds, Relative
+from cifar_lightning.runs.latency import (
+    Count,
+    Ended,
+    LatencyStats,
+    Launches,
+    Milliseconds,
+    Relative,
+    Seconds,
+)
 from cifar_lightning.runs.recipes import recipe
 from cifar_lightning.runs.run import (
     ROUNDING,
-    Count,
     Digest,
     Name,
     Percent,
     Record,
     Run,
-    Seconds,
     Versions,
     left_out,
 )

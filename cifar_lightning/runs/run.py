@@ -14,14 +14,13 @@ from cifar_lightning.config.rules import REINSTANTIATED_GROUPS, Colours, Deviati
 from cifar_lightning.config.schema import NAMING_GROUPS
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.folder import RunFolder
+from cifar_lightning.runs.latency import Count, Seconds
 from cifar_lightning.system import environment, untrusted
 from cifar_lightning.system.files import write_atomically
 
 MEGA = 1e6  # MB, M parameters and M MACs are decimal
 ROUNDING = 0.001  # of an accuracy in percent
 Percent = Annotated[float, Meta(ge=0, le=100)]
-Count = Annotated[int, Meta(ge=0, le=2**53)]
-Seconds = Annotated[float, Meta(ge=0)]
 # What stands in names of files and in rows. `\Z`, as `$` allows a line's end behind it.
 Name = Annotated[str, Meta(pattern=r"^\w[\w.+-]*\Z", max_length=250)]
 Option = Annotated[str, Meta(pattern=r"^\w[\w.+-]*(/\w[\w.+-]*)*\Z", max_length=250)]
