@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -16,8 +17,11 @@ def use_compile(variant: VariantContext) -> None:
     caches_off = torch.compiler.config.patch(force_disable_caches=True)  # type: ignore[attr-defined]
     variant.preparing.enter_context(caches_off)
     # Beyond eight networks of one class, what is compiled would be called eagerly in silence, and
-    # `torch.compiler.reset` would throw away the others.
-    apart: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True}
+    # `torch.compiler.reset` would throw away the others. Versions of torch that can't keep them
+    # apart raise an error then.
+    apart: dict[str, Any] = {"fullgraph": True}
+    if "isolate_recompiles" in signature(torch.compile).parameters:
+        apart["isolate_recompiles"] = True
     mode = "reduce-overhead" if variant.device.type == "cuda" else "default"
     variant.forward = torch.compile(variant.forward, mode=mode, dynamic=False, **apart)
     try:
