@@ -4,6 +4,7 @@ import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
+from cifar_lightning.cli.arguments import rename
 from cifar_lightning.config import components, rules, schema
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs import identity, resolve
@@ -79,8 +80,12 @@ def test_the_first_missing_value_is_named_with_an_example():
     ("kind", "texts", "lists"),
     [
         (schema.TrainConfig, {"id", "outputs", "precision", "distill.teacher"}, set()),
-        (schema.MeasureConfig, {"protocol", "device", "outputs", "data_root"}, {"run", "variants"}),
-        (schema.ReportConfig, {"to", "baseline", "sort", "detail"}, {"outputs", "filter"}),
+        (
+            schema.MeasureConfig,
+            {"protocol", "device", "outputs", "data_root"},
+            {"run", "networks", "variants"},
+        ),
+        (schema.ReportConfig, {"to", "stat", "baseline", "sort", "detail"}, {"outputs", "filter"}),
     ],
 )
 def test_texts_are_told_by_their_types(kind, texts, lists):
@@ -268,3 +273,13 @@ def test_a_good_component_passes():
 def test_a_target_that_is_not_there():
     with pytest.raises(UserError, match=r"part\._target_=no\.such\.thing"):
         components.check_component("part", {"_target_": "no.such.thing"})
+
+
+def test_networks_are_called_model_on_the_command_line():
+    """Hydra would take that name for its group."""
+    names = schema.renamed_arguments(schema.MeasureConfig)
+    assert names == {"model": "networks"}
+    assert rename("model=[resnet8]", names) == "networks=[resnet8]"
+    assert rename("run=model=x", names) == "run=model=x"
+    assert rename("model", names) == "networks"
+    assert not schema.renamed_arguments(schema.TrainConfig)

@@ -68,9 +68,7 @@ def test_from_the_command_to_all_rows(command, outputs):
     assert [line.split()[0] for line in told if ": seed" in line] == ["training", "training"]
     assert "measuring 2 runs" in lines
     assert len({row.benchmark for name in done for row in rows_of(outputs / "runs" / name)}) == 1
-    # Means are of undisturbed rows.
-    quiet = all(row.status == "ok" for name in done for row in rows_of(outputs / "runs" / name))
-    assert any("+1 " in line and "±" in line for line in lines) == quiet
+    assert any("+1 " in line and "±" in line for line in lines)  # also of disturbed rows
     begin = time.perf_counter()
     again = command(*settings, "id=named")
     assert time.perf_counter() - begin < 10
