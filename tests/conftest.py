@@ -103,7 +103,7 @@ def quick_is_settled_at_once() -> Iterator[None]:
     """Take the quick protocol's rounds in this process, but never more until figures settle."""
     before = PROTOCOLS["quick"]
     never = {"warmup_tolerance": inf, "tolerance": inf, "independent_rounds": 1}
-    PROTOCOLS["quick"] = replace(before, warmup_s=0.0, block_s=0.001, **never)
+    PROTOCOLS["quick"] = replace(before, warmup_s=0.0, block_s=0.001, budget_s=60.0, **never)
     yield
     PROTOCOLS["quick"] = before
 

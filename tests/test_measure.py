@@ -168,7 +168,7 @@ def test_seeds_are_one_candidate_and_have_its_latency(again, outputs):
 def test_weights_that_change_the_latency_make_candidates_of_their_own(again, outputs, monkeypatch):
     folder = folder_of(outputs, "A")
     twin = copy_as(folder, "twin", scaled(1.01))
-    real = prepare.Stopwatch.block
+    real, weights = prepare.Stopwatch.block, next(load_backbone(twin).parameters())
 
     def block(self, call, count, discarded=0):
         found = real(self, call, count, discarded)
@@ -179,7 +179,7 @@ def test_weights_that_change_the_latency_make_candidates_of_their_own(again, out
     def call_of_the_twin(call):
         held = dict(zip(call.__code__.co_freevars, call.__closure__, strict=True))
         network = held["prepared"].cell_contents.forward
-        return torch.equal(next(network.parameters()), next(load_backbone(twin).parameters()))
+        return torch.equal(next(network.parameters()), weights)
 
     monkeypatch.setattr(prepare.Stopwatch, "block", block)
     earlier = len(records(outputs))

@@ -46,7 +46,7 @@ def summary(record: BenchmarkRecord) -> str:
     floor = Relative.of(record.noise_floor)
     rounds, protocol = timings[ranked[0] if ranked else 0].rounds, record.protocol
     return (
-        f"\n{drawn}\n{rounds} rounds ({protocol} protocol), benchmark {record.id}; "
+        f"{drawn}\n{rounds} rounds ({protocol} protocol), benchmark {record.id}; "
         f"the reference, ResNet-8, takes {reference:.3f} ms. Noise floor: its double differs from "
         f"it by {100 * (floor.centre - 1):+.2f} % ({interval(floor)})."
     )

@@ -50,7 +50,7 @@ def main(config: MeasureConfig) -> None:
         if folders:
             failed += publish(outputs, folders, draw=True)
         if measured.record is not None:
-            log.info("%s", summary(measured.record))
+            log.info("\n%s", summary(measured.record))
     signals.check()
     if failed:
         raise RunFailed("\n".join(failed))
