@@ -27,7 +27,7 @@ MOMENTS = {
     "when the last epoch is saved": ("callbacks.write_atomically:last.ckpt", 4, "after", 4),
     "while the weights are written": ("files.os.fsync:weights", 1, "before", 4),
     "in testing": ("classifier.ImageClassifier.test_step", 1, "after", 4),
-    "while measuring": ("benchmark.session.interleave", 1, "before", 4),
+    "while measuring": ("measure.measure_latency", 1, "before", 4),
     "when it is measured": ("results.write_atomically:measurements", 1, "after", 4),
     "while the table is replaced": ("results.write_atomically:results.csv", 1, "after", None),
 }
