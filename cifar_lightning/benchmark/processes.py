@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 from collections.abc import Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import torch
@@ -20,17 +19,6 @@ from cifar_lightning.system import signals
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What a process is told; see `time_here`."""
-
-    groups: Sequence[Sequence[Source]]
-    device: torch.device
-    protocol: Protocol
-    seed: int
-    data_root: str | None
 
 
 def time_in_processes(
@@ -65,17 +53,24 @@ def time_in_processes(
         signals.check()
         log.info("process %d of %d", number + 1, count)
         try:
-            found.append(_apart(_Request(groups, device, protocol, seed + number, data_root)))
+            found.append(_apart(groups, device, protocol, seed + number, data_root))
         except Interrupted:
             if not found:
                 raise
     return found
 
 
-def _apart(request: _Request) -> Timed:
+def _apart(
+    groups: Sequence[Sequence[Source]],
+    device: torch.device,
+    protocol: Protocol,
+    seed: int,
+    data_root: str | None,
+) -> Timed:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(sender, request))
+    told = groups, device, protocol, seed, data_root
+    process = context.Process(target=_measure, args=(sender, *told))
     process.start()
     sender.close()
     while not receiver.poll(POLL_S):
@@ -96,16 +91,21 @@ def _apart(request: _Request) -> Timed:
     return answer
 
 
-def _measure(sender: Connection, request: _Request) -> None:
+def _measure(
+    sender: Connection,
+    groups: Sequence[Sequence[Source]],
+    device: torch.device,
+    protocol: Protocol,
+    seed: int,
+    data_root: str | None,
+) -> None:
     """Measure in a process of its own, and send what was found."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    answer: Timed | CifarLightningError
     with signals.handled(), signals.deferred():
-        data = RunData(request.data_root)
-        answer: Timed | CifarLightningError
         try:
-            answer = time_here(
-                request.groups, request.device, request.protocol, request.seed, data.calibration
-            )
+            calibration = RunData(data_root).calibration
+            answer = time_here(groups, device, protocol, seed, calibration)
         except CifarLightningError as error:
             answer = error
         sender.send(answer)
