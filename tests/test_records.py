@@ -76,7 +76,7 @@ def test_predictions_of_other_weights_or_machines_are_not_taken(outputs):
 def test_a_row_can_be_made_again(outputs):
     said = """
 - experiment=b1
-- id=a
+- "id='a'"
 - seed=3
 - outputs=/home/me/out
 - data.root=/data

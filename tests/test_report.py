@@ -90,9 +90,7 @@ def test_everything_is_written_and_said(reported, outputs):
     )
     assert "Noise floor of benchmark 2026-01-01T00-00-00-abcd: the reference's double" in ended.out
     again = "python -m cifar_lightning.measure run=good 'variants=[int8]'"
-    assert (
-        f"`python train.py seed=0` (commit abc, torch 2), then `{again}` (commit abc" in ended.out
-    )
+    assert f"was not recorded)` (commit abc, torch 2), then `{again}` (commit abc" in ended.out
     assert "rough tf32 on A | CPU is unsupported: needs a GPU" in ended.out
     folder = outputs / "report"
     assert str(folder / "index.html") in ended.out
@@ -145,7 +143,34 @@ def test_several_outputs_are_one_report(call, outputs, tmp_path):
     )
     assert "## A | CPU" in ended.out
     assert "## Another CPU" in ended.out
+    # One overall answer first: that of the leaderboard with most rows.
+    assert ended.out.index("Overall answer (A | CPU on digits, full protocol, 1 thread): Take") < (
+        ended.out.index("## A | CPU")
+    )
+    assert "Overall answer (A | CPU on " in (tmp_path / "to" / "index.html").read_text()
     assert (tmp_path / "to" / "index.html").exists()
+
+
+def test_the_most_accurate_within_a_latency(reported, outputs):
+    out = reported("max_ms=1000", "stat=p95").out
+    assert "Take good fp32 (90.00 ± " in out
+    assert "of 4 rows whose p95 is surely below 1000 ms it is the most accurate" in out
+    assert "There is no row whose mean is surely below 0.001 ms" in reported("max_ms=0.001").out
+
+
+def test_a_disturbed_row_keeps_its_place(call, tmp_path):
+    run, other = a_run("a"), a_run("b", epochs=9)
+    timed = [(of_run(run), 1.0), (of_run(other), 2.0)]
+    record = keep(tmp_path, benchmark(timed, preempted=True))
+    for one in (run, other):
+        place(tmp_path, one, measured(one, record))
+    ended = call(
+        report_command.main,
+        f"outputs={tmp_path}", "baseline=b", "detail=a", "filter=id=a", "min_acc=50",
+    )  # fmt: skip
+    assert (ended.status, ended.err) == (0, "")
+    assert "| disturbed | front" in ended.out
+    assert {"classes.png", "confusion.png"} <= {p.name for p in (tmp_path / "report").iterdir()}
 
 
 def test_filters_and_sorting(reported):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,10 @@ def train_command(group: Group) -> str:
     for override in group.overrides:
         key, _, value = override.lstrip("+~").partition("=")
         if key not in ELSEWHERE | {"seed"} and not key.startswith("hydra.") and value[:1] != "/":
-            kept.append(escaping.without_secrets(override))
+            plain = re.sub(
+                r"='([\w.+-]*)'$", r"=\1", override
+            )  # quotes that a shell has no use for
+            kept.append(escaping.without_secrets(plain))
     several = ["-m"] if len(group.runs) > 1 else []
     return _written(["python", "train.py", *several, *kept, f"seed={seeds}"])
 

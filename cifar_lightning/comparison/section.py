@@ -134,18 +134,19 @@ def table_csv(sections: Sequence[Section]) -> str:
     )
 
 
-def overall(sections: Sequence[Section]) -> tuple[str, str] | None:
-    """Take the overall answer, with what it is of; None if nothing is ranked."""
-    if not sections:
+def overall(sections: Sequence[Section]) -> str | None:
+    """Repeat the first verdict as the overall answer, where it is one of several."""
+    if sum(len(section.rankings) for section in sections) < 2:
         return None
-    first = sections[0].rankings[0]
-    name = ", ".join(filter(None, (sections[0].leaderboard.name, first.name)))
-    return name, first.verdict.advice
+    first, ranking = sections[0].leaderboard.name, sections[0].rankings[0]
+    name = ", ".join(filter(None, (first, ranking.name)))
+    return f"Overall answer ({name}): {ranking.verdict.advice}"
 
 
 def markdown(sections: Sequence[Section], comparison: Comparison) -> str:
     """Write everything that can be said without plots."""
-    parts = []
+    answer = overall(sections)
+    parts = [escaping.markdown(answer), ""] if answer else []
     for section in sections:
         parts += [f"## {escaping.markdown(section.leaderboard.name)}", ""]
         for ranking in section.rankings:
