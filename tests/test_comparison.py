@@ -16,7 +16,6 @@ from cifar_lightning.config.rules import DERIVED_KEYS
 from cifar_lightning.config.schema import CONF_DIR
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.identity import NON_IDENTITY_KEYS, run_name
-from cifar_lightning.runs.measurement import Repeat
 from cifar_lightning.runs.recipes import recipe
 from cifar_lightning.runs.results import RunResults
 
@@ -52,7 +51,7 @@ def measured(run, acc=90.0, mean=1.0, width=0.1, images=1000, **changed):
     )
 
 
-MEASURED = {"confusion", "mean_ci_ms", "repeats", "size_bytes"}
+MEASURED = {"confusion", "mean_ci_ms", "size_bytes"}
 
 
 def entry(label, acc, mean, width=0.1, images=1000, variant="fp32", **changed):
@@ -107,11 +106,6 @@ def test_an_unknown_interval_ties_with_everything():
     assert old.accuracy.reach == (0.0, 0.0)
     assert len(leaderboard(old, good).pareto_front) == 2
     assert "was not recorded: measure it again" in verdict(leaderboard(old, good), 85).advice
-
-
-def test_fresh_processes_widen_a_latencys_interval():
-    one = entry("a", 90, 1.0, repeats=[Repeat(1.0, 1.0), Repeat(2.0, 2.0)])
-    assert one.mean_ms.reach[1] == pytest.approx(12.706 * 0.5, abs=1e-3)
 
 
 # --- Arenas ---------------------------------------------------------------------------------

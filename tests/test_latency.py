@@ -2,7 +2,6 @@ import gc
 import math
 import statistics
 import time
-from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cifar_lightning import models
-from cifar_lightning.benchmark.timing import collect, compare_latencies, measure_latency, warm_up
+from cifar_lightning.benchmark.timing import collect, measure_latency, warm_up
 from cifar_lightning.config.protocols import PROTOCOLS, Protocol
 from cifar_lightning.runs.latency import BLOCK, LatencyStats
 
@@ -182,23 +181,6 @@ def test_garbage_collection_is_off_meanwhile_and_as_before_after(enabled):
         assert gc.isenabled() == enabled
     finally:
         gc.enable()
-
-
-@pytest.mark.parametrize("slower", [0, 1])
-def test_turns_tell_which_is_slower(slower):
-    protocol = Protocol("test", 50, 0.0, 0.1, samples=200, sampling_s=0.0, sampling_max_s=0.5)
-    pauses = [0.001, 0.001]
-    pauses[slower] = 0.0015
-    found = compare_latencies(*(partial(time.sleep, p) for p in pauses), CPU, protocol)
-    assert not found.tie
-    assert (found.mean_ms > 0) == (slower == 0)
-    assert abs(abs(found.mean_ms) - 0.5) < 0.3
-
-
-def test_turns_of_the_same_work_are_a_tie_or_nearly():
-    protocol = Protocol("test", 50, 0.0, 0.1, samples=400, sampling_s=0.0, sampling_max_s=0.5)
-    found = compare_latencies(partial(time.sleep, 0.001), partial(time.sleep, 0.001), CPU, protocol)
-    assert abs(found.mean_ms) < 0.1
 
 
 def test_an_exception_between_blocks_ends_it():

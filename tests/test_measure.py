@@ -1,26 +1,23 @@
 """Measuring finished runs again, in this process and in fresh ones."""
 
-import os
 import shutil
-import signal
 import subprocess
-import sys
 from dataclasses import replace
 from importlib import metadata
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, TINY, call_once, with_weights
+from conftest import TINY, call_once, with_weights
 
 import cifar_lightning.benchmark.measure as measuring
-from cifar_lightning.benchmark import compare, contention, evaluate
+from cifar_lightning.benchmark import contention, evaluate
 from cifar_lightning.benchmark.load import load_data
 from cifar_lightning.benchmark.measure import BenchmarkSpec, measure
 from cifar_lightning.cli import measure as measure_command
 from cifar_lightning.config import protocols
 from cifar_lightning.runs import recipes
-from cifar_lightning.runs.measurement import Measurement, Repeat
+from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import Run
 from cifar_lightning.runs.table import write_table
@@ -83,49 +80,6 @@ def test_a_run_is_found_by(how, again, outputs):
     folder = folder_of(outputs, "B")
     query = {"prefix": folder.name[:-4], "folder": str(folder), "name": folder.name}[how]
     assert again(f"run={query}").status == 0
-
-
-def test_two_runs_are_compared_in_turns(again):
-    ended = again("run=A,B")
-    assert ended.status == 0, ended.err
-    row = [cell.strip() for cell in ended.out.strip().splitlines()[-1].strip("|").split("|")]
-    assert row[:4] == ["A", "B", "fp32", "1"]
-    low, high = (float(end) for end in row[5].split(" to "))
-    assert low <= float(row[4]) <= high
-    assert row[7].removesuffix(" (disturbed)") == (
-        "tie" if low <= 0 <= high else "A" if high < 0 else "B"
-    )
-
-
-def test_fresh_processes_are_kept_with_their_spread(again, outputs):
-    folder = folder_of(outputs, "A")
-    (path,) = (folder / "measurements").iterdir()
-    foreign = replace(Measurement.read(path), hardware="other").save(folder)
-    before = foreign.read_text()
-    ended = again("run=A", "repeats=2")
-    assert ended.status == 0, ended.err
-    measurement = Measurement.read(path)
-    assert len(measurement.repeats) == 2
-    means = [repeat.mean_ms for repeat in measurement.repeats]
-    assert measurement.latency.mean_ms in means
-    assert foreign.read_text() == before  # another machine's is left alone
-    (row,) = [row for row in rows_of(folder) if row.lat_processes]
-    assert row.lat_processes == 2
-    assert row.lat_spread_pct >= 0
-
-
-@pytest.mark.slow
-def test_three_fresh_processes_agree(outputs, again):
-    """p95 within 10 %: the best of three, as other programs disturb it."""
-    spreads = []
-    for _ in range(3):
-        assert again("run=A", "protocol=full", "repeats=3").status == 0
-        (row,) = rows_of(folder_of(outputs, "A"))
-        spreads.append(row.lat_spread_pct)
-        print(f"spread of p95 over 3 processes: {spreads[-1]:.1f} %")
-        if spreads[-1] <= 10:
-            return
-    raise AssertionError(spreads)
 
 
 def test_a_busy_machine_makes_it_disturbed(outputs, monkeypatch):
@@ -254,39 +208,16 @@ class CapturedGraph:
     replay = None
 
 
-def test_few_samples_have_no_spread(outputs):
-    (path,) = (folder_of(outputs, "A") / "measurements").iterdir()
-    measurement = Measurement.read(path)
-    assert replace(measurement, repeats=[Repeat(1.0, 1.0)] * 3).spread is None
-    repeats = [Repeat(1.0, 1.0, p95) for p95 in (1.0, 2.0, 3.0)]
-    assert replace(measurement, repeats=repeats).spread == 100
-
-
-def test_an_interruption_of_repeats_is_passed_on_and_loses_nothing(again, outputs, monkeypatch):
-    """SIGTERM comes while the first process measures; what was measured before is there again."""
-    folder = folder_of(outputs, "A")
-    (path,) = (folder / "measurements").iterdir()
-    before = path.read_bytes()
-    received = signals.received
-    children = []
-
-    class Child(subprocess.Popen):
-        def __init__(self, *arguments, **settings):
-            super().__init__(*arguments, **settings)
-            children.append(self)
-
-    def ask():
-        if received() is None:
-            signal.raise_signal(signal.SIGTERM)
-        return received()
-
-    monkeypatch.setattr(compare.subprocess, "Popen", Child)
-    monkeypatch.setattr(signals, "received", ask)
-    ended = again("run=A", "repeats=3")
-    assert ended.status == 143
-    assert len(children) == 1
-    assert children[0].returncode in (143, -15)
-    assert path.read_bytes() == before
+def test_several_runs_are_measured_one_after_the_other(again, outputs):
+    for label in ("A", "B"):
+        shutil.rmtree(folder_of(outputs, label) / "measurements")
+    ended = again("run=A,B")
+    assert ended.status == 0, ended.err
+    assert ended.out.index("| A ") < ended.out.index("| B ")
+    for label in ("A", "B"):
+        (row,) = rows_of(folder_of(outputs, label))
+        assert (row.variant, row.protocol) == ("fp32", "quick")
+        assert row.lat_mean_ms > 0
 
 
 def test_a_failed_variant_ends_with_status_1(again, monkeypatch):
@@ -303,29 +234,6 @@ def test_an_id_that_looks_like_a_number(again, outputs):
     assert again("run=1234e567,B").status == 0
 
 
-def test_seeds_of_one_id_are_told_apart(again, outputs):
-    """And a variant that fails is an error of one line."""
-    names = [folder_of(outputs, name).name for name in ("A", "B")]
-    replace(Run.load(folder_of(outputs, "B")), id="A").save(folder_of(outputs, "B"))
-    ended = again(f"run={','.join(names)}", "threads=[1,2]")
-    assert ended.status == 0, ended.err
-    lines = [line.split("|")[1:5] for line in ended.out.splitlines() if " fp32 " in line]
-    assert [[cell.strip() for cell in line] for line in lines] == [
-        [*names, "fp32", "1"],
-        [*names, "fp32", "2"],
-    ]
-
-
-def test_a_failing_variant_among_compared_ones(again, monkeypatch):
-    def fail(*arguments):
-        raise RuntimeError("logits differ")
-
-    monkeypatch.setattr(registry, "prepare", fail)
-    ended = again("run=A,B")
-    assert ended.status == 1
-    assert ended.err == "error: A, fp32: RuntimeError: logits differ\n"
-
-
 def test_logits_that_are_no_numbers_are_no_result(again, outputs):
     folder = folder_of(outputs, "A")
     shutil.rmtree(folder / "measurements")
@@ -337,22 +245,6 @@ def test_logits_that_are_no_numbers_are_no_result(again, outputs):
     assert (row.status, row.lat_mean_ms) == ("failed", None)
 
 
-def test_a_kill_during_repeats_loses_nothing(outputs):
-    """SIGKILL while the first of the fresh processes measures."""
-    folder = folder_of(outputs, "A")
-    (path,) = (folder / "measurements").iterdir()
-    before = path.read_bytes()
-    arguments = "run=A", "repeats=2", "protocol=quick", "device=cpu", f"outputs={outputs}"
-    with subprocess.Popen(
-        [sys.executable, "-m", "cifar_lightning.measure", *arguments],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
-    ) as process:  # fmt: skip
-        assert process.stdout.readline() == b"process 1 of 2\n"
-        os.killpg(process.pid, signal.SIGKILL)
-    assert path.read_bytes() == before
-    assert [entry.name for entry in (outputs / "runs").iterdir() if entry.name == folder.name]
-
-
 BAD = {
     "variants=[]": "variants=[]: must be at least one variant",
     "run=C": "run=C: no such run in",
@@ -361,7 +253,6 @@ BAD = {
     "protocol=slow": "protocol=slow: must be full, quick",
     "threads=[0]": "threads=[0]: must be",
     "threads=[a]": "threads",
-    "repeats=0": "repeats=0: must be",
     "device=cuda:99": "device=cuda:99: must be auto",
     "devise=cpu": "devise: no such key; did you mean device?",
 }
@@ -391,7 +282,7 @@ def test_runs_that_can_not_be_measured(again, outputs):
     assert "damaged" in again(f"run={folder}").err
     assert "run=A: no such run" in again("run=A").err
     assert again("run=B").status == 0
-    ended = again("run=A,B", "repeats=2")
+    ended = again("run=A,B")
     assert ended.status == 2
 
 

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 
 from cifar_lightning.config.protocols import Protocol
-from cifar_lightning.runs.latency import BLOCK, LatencyStats, mean_half_width
+from cifar_lightning.runs.latency import BLOCK, LatencyStats
 
 Clock = Literal["cuda_event", "perf_counter"]
 
@@ -35,26 +35,6 @@ class Latency:
     samples_ms: list[float]
     clock: Clock
     wall: LatencyStats | None = None
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """How much longer the first of two calls takes than the second, measured in turns.
-
-    Attributes:
-        mean_ms: Mean of the paired differences.
-        mean_ci_ms: Half width of its 95 % confidence interval.
-        n: Number of pairs.
-    """
-
-    mean_ms: float
-    mean_ci_ms: float
-    n: int
-
-    @property
-    def tie(self) -> bool:
-        """Whether the interval holds zero."""
-        return abs(self.mean_ms) <= self.mean_ci_ms
 
 
 def clock_of(device: torch.device) -> Clock:
@@ -98,59 +78,6 @@ def measure_latency(
         clock_of(device),
         wall=LatencyStats.from_samples(walls, protocol) if walls else None,
     )
-
-
-def compare_latencies(
-    first: Callable[[], object],
-    second: Callable[[], object],
-    device: torch.device,
-    protocol: Protocol,
-    on_block_end: Callable[[], None] = lambda: None,
-) -> PairedDifference:
-    """Time two calls in turns, so that whatever the machine does meets both alike.
-
-    Who goes first changes with every pair. It stops by the protocol's rule for the mean, with the
-    first call's mean as the measure of what is small.
-
-    Args:
-        first: Does the one work.
-        second: Does the other.
-        device: Where both happen.
-        protocol: When to start counting and when to stop.
-        on_block_end: Called after every block of pairs.
-    """
-
-    def once(call: Callable[[], object]) -> float:
-        return _time(call, device, 1)[0][0]
-
-    firsts, differences = list[float](), list[float]()
-
-    def take(count: int) -> list[float]:
-        for index in range(count):
-            if index % 2:
-                b, a = once(second), once(first)
-            else:
-                a, b = once(first), once(second)
-            firsts.append(a)
-            differences.append(a - b)
-        on_block_end()
-        return firsts[-count:]
-
-    with _no_garbage_collection():
-        warm_up(take, protocol)
-        firsts.clear()
-        differences.clear()
-        start = time.perf_counter()
-        while True:
-            take(BLOCK)
-            elapsed = time.perf_counter() - start
-            half = mean_half_width(differences)
-            if half is None:
-                continue
-            narrow = half <= protocol.mean_tolerance * statistics.fmean(firsts)
-            enough = len(differences) >= protocol.samples and elapsed >= protocol.sampling_s
-            if (enough and narrow) or elapsed >= protocol.sampling_max_s:
-                return PairedDifference(statistics.fmean(differences), half, len(differences))
 
 
 def warm_up(

@@ -230,14 +230,8 @@ def _test_interval(measurement: Measurement) -> tuple[float, float] | None:
 
 
 def _latency_interval(measurement: Measurement) -> tuple[float, float] | None:
-    """Take the interval within the process, or between fresh processes where that is wider."""
     mean, width = _stats(measurement).mean_ms, _stats(measurement).mean_ci_ms
-    if width is None:
-        return None
-    means = [repeat.mean_ms for repeat in measurement.repeats]
-    if (n := len(means)) > 1:
-        width = max(width, _student(n) * statistics.stdev(means) / math.sqrt(n))
-    return mean - width, mean + width
+    return None if width is None else (mean - width, mean + width)
 
 
 # How a variant was made: the versions of its parts, and of what executed it beside torch.

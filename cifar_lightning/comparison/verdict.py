@@ -70,7 +70,7 @@ def _advice(leaderboard: Leaderboard, min_acc: float) -> Iterator[str]:
     if near:
         yield f"Below {min_acc:g} % only within the uncertainty: {', '.join(near)}."
     if any(not entry.converged for entry in leaderboard.entries):
-        yield "Means marked ~ had not settled; measure run=A,B compares two in turns."
+        yield "Means marked ~ had not settled."
     yield from _drift(leaderboard)
 
 

@@ -107,7 +107,6 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "n_trials": _at_least(1),
     "top": _at_least(1),
     "min_acc": (_number(lambda v: 0 <= v <= 100), "0 to 100, percent"),
-    "repeats": _at_least(1),
 }
 
 

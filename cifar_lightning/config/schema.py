@@ -60,7 +60,6 @@ class MeasureConfig:
     threads: list[int] = MISSING
     protocol: str = MISSING
     device: str = MISSING
-    repeats: int = MISSING
     outputs: str = MISSING
     data_root: str | None = MISSING
 

@@ -67,7 +67,7 @@ class LatencyStats:
             return ordered[rank - 1] if n >= MIN_SAMPLES[percent] else None
 
         mean = statistics.fmean(ordered)
-        mean_ci = mean_half_width(samples_ms)
+        mean_ci = _mean_half_width(samples_ms)
         p95 = percentile(95)
         low, high = _percentile_interval(ordered, 0.95) if p95 is not None else (None, None)
         converged = (
@@ -95,7 +95,7 @@ class LatencyStats:
         )
 
 
-def mean_half_width(samples: Sequence[float]) -> float | None:
+def _mean_half_width(samples: Sequence[float]) -> float | None:
     """Student's interval of the mean over the means of whole blocks."""
     from scipy.special import stdtrit  # heavy, and reading a record needs none of it
 

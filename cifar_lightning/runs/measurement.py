@@ -38,15 +38,6 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Repeat:
-    """The figures of one of several fresh processes."""
-
-    mean_ms: Milliseconds
-    p50_ms: Milliseconds
-    p95_ms: Milliseconds | None = None
-
-
-@dataclass(frozen=True)
 class Environment:
     """Where and how something was measured.
 
@@ -87,7 +78,6 @@ class Measurement(Record):
         state: Of the device ``before`` and ``after``; see `contention.device_state`.
         wall: On CUDA, the same calls by the wall clock.
         graph_ms: On CUDA, the mean of replaying the same call as a CUDA graph.
-        repeats: Figures of several fresh processes, of which this is the median one.
         confusion: Counts of test images, a row for each true class and a column for each predicted
             one.
     """
@@ -117,7 +107,6 @@ class Measurement(Record):
     state: dict[str, dict[str, Any]] = field(default_factory=dict)
     wall: LatencyStats | None = None
     graph_ms: Milliseconds | None = None
-    repeats: list[Repeat] = field(default_factory=list)
     confusion: list[list[Count]] | None = None
 
     FREE: ClassVar[frozenset[str]] = frozenset({"reason", "samples_ms", "confusion"})
@@ -215,14 +204,6 @@ class Measurement(Record):
         if self.graph_ms is None or self.latency is None:
             return None
         return self.latency.mean_ms > LAUNCH_BOUND_ABOVE * self.graph_ms
-
-    @property
-    def spread(self) -> float | None:
-        """Largest minus smallest p95 of the fresh processes, over their median, in percent."""
-        p95 = sorted(repeat.p95_ms for repeat in self.repeats if repeat.p95_ms is not None)
-        if len(p95) < 2 or not p95[len(p95) // 2]:
-            return None
-        return 100 * (p95[-1] - p95[0]) / p95[len(p95) // 2]
 
     @property
     def configuration(self) -> tuple[str, str, int]:

@@ -44,8 +44,6 @@ class Row:
     lat_n: int | None = None
     lat_ci_ms: float | None = None
     lat_converged: bool | None = None
-    lat_processes: int | None = None
-    lat_spread_pct: float | None = None
     launch_bound: bool | None = None
     speedup: float | None = None
     prep_s: float | None = None
@@ -185,8 +183,6 @@ def _row(run: Run, measurement: Measurement) -> Row:
         _run_row(run),
         variant=measurement.variant,
         test_acc=measurement.test_acc,
-        lat_processes=len(measurement.repeats) or None,
-        lat_spread_pct=measurement.spread,
         launch_bound=measurement.launch_bound,
         prep_s=measurement.preparation_s,
         size_mb=measurement.size_bytes and measurement.size_bytes / MEGA,
