@@ -3,10 +3,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from cifar_lightning.benchmark import contention
 from cifar_lightning.benchmark.contention import DISTURBED_ABOVE, Load, device_lock, device_state
 
 CPU = torch.device("cpu")
@@ -96,6 +99,41 @@ def test_own_work_is_not_counted():
 
 def test_state_of_a_cpu():
     assert set(device_state(CPU)) == {"governor", "mhz"}
+
+
+def test_state_of_a_gpu_that_tells_little(monkeypatch):
+    class NVMLError(Exception):
+        pass
+
+    def silent(*_):
+        raise NVMLError("Not Supported")
+
+    clocks = {"NVML_CLOCK_SM": 1, "NVML_CLOCK_MEM": 2, "NVML_TEMPERATURE_GPU": 0}
+    reasons = {"nvmlClocksThrottleReasonGpuIdle": 1, "nvmlClocksThrottleReasonSwPowerCap": 4}
+    nvml = SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlDeviceGetClockInfo=lambda _, clock: {1: 1980, 2: 2619}[clock],
+        nvmlDeviceGetTemperature=silent,
+        nvmlDeviceGetPowerUsage=lambda _: 71_500,
+        nvmlDeviceGetProcessUtilization=silent,
+        nvmlDeviceGetCurrentClocksThrottleReasons=lambda _: 4,
+        nvmlSystemGetDriverVersion=lambda: "580.65",
+        **clocks,
+        **reasons,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(contention, "_nvml", lambda _: nullcontext("handle"))
+    assert device_state(torch.device("cuda")) == {
+        "others": None,
+        "sm_mhz": 1980,
+        "memory_mhz": 2619,
+        "temperature_c": None,
+        "power_w": 71.5,
+        "throttle_reasons": ["SwPowerCap"],
+        "driver": "580.65",
+    }
+    monkeypatch.setattr(contention, "_nvml", silent)
+    assert device_state(torch.device("cuda")) == {"unknown": "Not Supported"}
 
 
 @pytest.mark.gpu

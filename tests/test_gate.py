@@ -266,6 +266,22 @@ def test_records_are_written_as_they_are_read():
     assert replace(again, notes={}, reason=None) == MEASUREMENT
 
 
+def test_what_is_said_beside_the_figures_has_types():
+    good = json.loads(MEASUREMENT.to_json())
+    good["notes"] = {"fusing_error": 1e-7, "onnxruntime": "1.32.0"}
+    good["environment"]["flags"] = {"cudnn.benchmark": True, "threads": 1}
+    good["state"] = {"before": {"sm_mhz": 1980, "throttle_reasons": ["GpuIdle"]}, "after": {}}
+    assert json.loads(Measurement.decoded(dump(good)).to_json()) == good
+    for leaf, value in (
+        (("notes", "fusing_error"), [1e-7]),
+        (("environment", "flags", "threads"), {"one": 1}),
+        (("state", "before", "sm_mhz"), "fast"),
+        (("state", "between"), {}),
+    ):
+        with pytest.raises(ValueError, match=leaf[0]):
+            Measurement.decoded(dump(changed(good, leaf, value)))
+
+
 def test_figures_that_contradict_each_other_are_refused():
     good = replace(MEASUREMENT, test_acc=90.0, confusion=[[9, 1], [1, 9]])
     assert Measurement.decoded(good.to_json()) == good

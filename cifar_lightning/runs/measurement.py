@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from msgspec import Meta
 
@@ -24,6 +25,7 @@ from cifar_lightning.runs.run import (
     left_out,
 )
 from cifar_lightning.system import environment
+from cifar_lightning.system.environment import DeviceState
 from cifar_lightning.system.files import write_atomically
 
 LAUNCH_BOUND_ABOVE = 1.3  # eager over replayed
@@ -51,7 +53,7 @@ class Environment:
 
     versions: Versions
     machine: environment.Machine
-    flags: dict[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, str | bool | int] = field(default_factory=dict)
     convolution_error: float | None = None
     cuda: str | None = None
     cudnn: int | None = None
@@ -75,7 +77,7 @@ class Measurement(Record):
         latency: None if it was not timed.
         preparation_s: What happens once: compiling, capturing, exporting, calibrating.
         notes: What else the variant has to say.
-        state: Of the device ``before`` and ``after``; see `contention.device_state`.
+        state: Of the device ``before`` and ``after``; see `environment.DeviceState`.
         wall: On CUDA, the same calls by the wall clock.
         graph_ms: On CUDA, the mean of replaying the same call as a CUDA graph.
         confusion: Counts of test images, a row for each true class and a column for each predicted
@@ -102,9 +104,9 @@ class Measurement(Record):
     weights: Digest | None = None
     latency: LatencyStats | None = None
     preparation_s: Seconds | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, float | str | None] = field(default_factory=dict)
     load: Load = field(default_factory=Load)
-    state: dict[str, dict[str, Any]] = field(default_factory=dict)
+    state: Mapping[Literal["before", "after"], DeviceState] = field(default_factory=dict)
     wall: LatencyStats | None = None
     graph_ms: Milliseconds | None = None
     confusion: list[list[Count]] | None = None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 from msgspec import Meta
 
@@ -30,6 +30,24 @@ class Code:
 
     commit: str | None = None
     dirty: bool | None = None
+
+
+class DeviceState(TypedDict, total=False):
+    """What a device was doing at one moment; None each where the system or driver does not tell.
+
+    A CPU has a governor and a clock, a GPU all the others; ``unknown`` says why nothing is known.
+    """
+
+    governor: str | None
+    mhz: float | None
+    sm_mhz: float | None
+    memory_mhz: float | None
+    temperature_c: float | None
+    power_w: float | None
+    throttle_reasons: list[str] | None
+    driver: str | None
+    others: float | None  # the fraction of its time that other processes used
+    unknown: str
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def fastest_algorithms() -> Iterator[None]:
         torch.use_deterministic_algorithms(strict, warn_only=warn_only)
 
 
-def flags() -> dict[str, object]:
+def flags() -> dict[str, str | bool | int]:
     """Tell every switch that decides how a network is computed, as it is now."""
     conv, rnn, matmul = _PRECISION_SWITCHES
     return {
