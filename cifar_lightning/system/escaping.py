@@ -84,8 +84,9 @@ _MARKUP = re.compile(
 )
 
 # And at the beginning of a line: headings, quotations, lists, rules, boxes to tick, definitions.
+# It ends where a backslash belongs; in a numbered list, that is before the point.
 _MARKUP_AT_BEGINNING = re.compile(
-    r"\s*(?:[#>]|[-+](?=\s+\S)|-(?=-)|=(?==)|\d{1,9}(?=[.)]\s)|\[(?=[ xX]\]|\^|.*\]:))"
+    r"^\s*(?:(?=[#>]|[-+]\s+\S|--|==|\[(?:[ xX]\]|\^|.*\]:))|\d{1,9}(?=[.)]\s))"
 )
 
 
@@ -94,13 +95,7 @@ def markdown(text: object) -> str:
     line = visible(text)
     escaped = _MARKUP.sub(lambda match: "".join(f"\\{sign}" for sign in match.group()), line)
     escaped = _HTML.sub(lambda match: _ENTITIES[match.group()], escaped)
-    beginning = _MARKUP_AT_BEGINNING.match(escaped)
-    if beginning is None:
-        return escaped
-    end = beginning.end()
-    if escaped[end - 1].isdigit():  # of a numbered list it is the point that counts
-        return f"{escaped[:end]}\\{escaped[end:]}"
-    return f"{escaped[: end - 1]}\\{escaped[end - 1 :]}"
+    return _MARKUP_AT_BEGINNING.sub(r"\g<0>\\", escaped)
 
 
 def markdown_cell(text: object) -> str:

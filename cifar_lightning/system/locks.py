@@ -43,10 +43,8 @@ def locked(path: Path, waiting: str) -> Iterator[None]:
             told = True
         signals.check()
         time.sleep(LOCK_POLL_S)
-    try:
+    with os.fdopen(descriptor):
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -63,10 +61,8 @@ def alone(path: Path, refusal: str) -> Iterator[None]:
     descriptor = _try_lock(path)
     if descriptor is None:
         raise UserError(f"{refusal}; let it finish")
-    try:
+    with os.fdopen(descriptor):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def check_lock(path: Path) -> None:
@@ -87,9 +83,7 @@ def _try_lock(path: Path) -> int | None:
         descriptor = _open_lock(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            there = path.stat()
-            held = os.fstat(descriptor)
-            if (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino):
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
                 return descriptor
         except BlockingIOError:
             os.close(descriptor)

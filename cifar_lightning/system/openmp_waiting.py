@@ -18,7 +18,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from cifar_lightning.system.cores import affinity, limit_threads, others_seconds
 
@@ -178,8 +178,5 @@ def computing() -> Iterator[None]:
 @contextmanager
 def as_by_default() -> Iterator[None]:
     """Let threads wait as users have it meanwhile: what is timed is not to depend on the load."""
-    if _adapter is None:
-        yield
-        return
-    with _adapter.pause():
+    with _adapter.pause() if _adapter else nullcontext():
         yield

@@ -87,13 +87,10 @@ def convert(value: object, kind: type[T]) -> T:
 
 def encode(record: Any) -> str:
     """Write a record as JSON that `decode` reads: text as UTF-8, and what is no number as null."""
-    plain = msgspec.to_builtins(record)
-    text = json.dumps(plain, indent=1, ensure_ascii=False)
-    if "NaN" in text or "Infinity" in text:
-        nulled = json.loads(text, parse_constant=lambda _: None)
-        text = json.dumps(nulled, indent=1, ensure_ascii=False)
+    text = json.dumps(msgspec.to_builtins(record), ensure_ascii=False)
     # Half of a character, as in names of files that are no UTF-8, has no place in JSON.
-    return text.encode(errors="replace").decode() + "\n"
+    plain = json.loads(text.encode(errors="replace"), parse_constant=lambda _: None)
+    return json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
 
 
 def check_plain(value: object, components: Sequence[str] = ()) -> None:
