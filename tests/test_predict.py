@@ -15,7 +15,7 @@ from PIL import Image
 import cifar_lightning
 from cifar_lightning.cli import predict as predict_command
 from cifar_lightning.data.digits import DigitsDataModule
-from cifar_lightning.deploy.images import read_image
+from cifar_lightning.data.image_files import read_image
 from cifar_lightning.runs.find import find_run
 from cifar_lightning.runs.run import Run
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from cifar_lightning.cli.command import command
 from cifar_lightning.config.schema import PredictConfig
-from cifar_lightning.deploy.images import find_images
+from cifar_lightning.data.image_files import find_images
 from cifar_lightning.deploy.load import load
 from cifar_lightning.deploy.predict import Prediction, predict
 from cifar_lightning.errors import RunFailed, UserError, bad_value

@@ -1,11 +1,9 @@
 """The DataModule that all sources share: validation split, loaders, augmentation on the device."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -36,6 +34,8 @@ def epochs_done(trainer: Trainer) -> int:
     return int(progress.processed)
 
 
+# NOTE: arguments are checked against these types, subclasses' too: no annotations as strings here.
+@dataclass(kw_only=True, eq=False, repr=False)
 class ImageDataModule(LightningDataModule, ABC):
     """Batches for training, validation and testing from any source of images.
 
@@ -57,36 +57,22 @@ class ImageDataModule(LightningDataModule, ABC):
             normalising, those that mix images; each in order.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        num_classes: int,
-        val_fraction: float,
-        split_seed: int,
-        batch_size: int,
-        eval_batch_size: int,
-        num_workers: int,
-        seed: int,
-        mean: list[float],
-        std: list[float],
-        device: str = "cpu",
-        augment: Mapping[str, Callable[..., Any]] | None = None,
-    ) -> None:
+    name: str = field()  # Lightning's class has one: it would be taken for a default
+    num_classes: int
+    val_fraction: float
+    split_seed: int
+    batch_size: int
+    eval_batch_size: int
+    num_workers: int
+    seed: int
+    mean: list[float]
+    std: list[float]
+    device: str = "cpu"
+    augment: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.name = name
-        self.num_classes = num_classes
-        self.val_fraction = val_fraction
-        self.split_seed = split_seed
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.num_workers = num_workers
-        self.device = device
-        self.seed = seed
-        self.normalize = Normalize(mean, std)
-        self.augment: dict[Kind, list[Callable[..., Any]]] = {each: [] for each in Kind}
-        for transform in (augment or {}).values():
-            self.augment[kind(transform)].append(transform)
+        self.normalize = Normalize(self.mean, self.std)
         self._places: dict[tuple[str, torch.device], Batch] = {}
 
     def setup(self, stage: str) -> None:
@@ -155,6 +141,10 @@ class ImageDataModule(LightningDataModule, ABC):
         steps = per_epoch * int(trainer.max_epochs or 0)
         return Length(per_epoch, min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps)
 
+    def transforms(self, where: Kind) -> list[Callable[..., Any]]:
+        """List the transforms that work at one point of a batch's way, in order."""
+        return [transform for transform in self.augment.values() if kind(transform) is where]
+
     def loader(self, split: SplitName) -> DataLoader[Batch]:
         """Make the loader of one split; its batches are uint8."""
         training = split == "train"
@@ -174,11 +164,7 @@ class ImageDataModule(LightningDataModule, ABC):
             world_size=trainer.world_size if trainer else 1,
         )
         return DataLoader(
-            ImageBatches(
-                images,
-                labels,
-                self.augment[Kind.PER_IMAGE] if training else (),
-            ),
+            ImageBatches(images, labels, self.transforms(Kind.PER_IMAGE) if training else []),
             batch_size=None,  # an element is a batch already
             sampler=sampler,
             num_workers=self.num_workers,
@@ -215,11 +201,11 @@ class ImageDataModule(LightningDataModule, ABC):
     def augmented(self, batch: Batch, progress: float = 1.0) -> Batch:
         """Augment and normalise a batch as the training sees it when so much of it is done."""
         images, labels = batch
-        for transform in self.augment[Kind.BATCHED]:
+        for transform in self.transforms(Kind.BATCHED):
             images = transform(images)
-        for resize in self.augment[Kind.PROGRESSIVE]:
+        for resize in self.transforms(Kind.PROGRESSIVE):
             images = resize(images, progress)
         images = self.normalize(images)
-        for mix in self.augment[Kind.MIXING]:
+        for mix in self.transforms(Kind.MIXING):
             images, labels = mix(images, labels)
         return images, labels

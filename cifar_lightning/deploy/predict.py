@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from cifar_lightning.deploy.images import read_image
+from cifar_lightning.data.image_files import read_image
 from cifar_lightning.deploy.load import Classifier
 
 BATCH_SIZE = 256

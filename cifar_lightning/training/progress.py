@@ -57,7 +57,7 @@ class Estimate(Callback):
             data = _data(trainer)
             steps = data.length.steps - trainer.global_step
             left = duration(steps * trainer.accumulate_grad_batches * per_batch)
-            grows = data.augment[Kind.PROGRESSIVE]
+            grows = data.transforms(Kind.PROGRESSIVE)
             log.info("%s %s for the training", "at least" if grows else "about", left)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
