@@ -5,6 +5,7 @@ Hydra imports this file at every start, so nothing heavy is imported here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from omegaconf import DictConfig
 
 from cifar_lightning.cli.command import mark_started
 from cifar_lightning.errors import bad_value
+
+log = logging.getLogger(__name__)
 
 
 class ProcessLauncher(Launcher):
@@ -49,10 +52,12 @@ class ProcessLauncher(Launcher):
             return self._loader.load_sweep_config(self._config, list(overrides))
 
         found = jobs.jobs(job_overrides, compose)
-        run.run(found, self._places(), merged=len(job_overrides) - len(found))
+        if len(found) < len(job_overrides):
+            log.info("%d jobs come to %d", len(job_overrides), len(found))
+        run.run(found, self._executor())
         return []  # each job's outcome is in its own folder
 
-    def _places(self) -> Any:
+    def _executor(self) -> Any:
         from cifar_lightning.sweeps.executors import LocalExecutor
 
         return LocalExecutor(self.n_jobs)
@@ -89,7 +94,7 @@ class SlurmLauncher(ProcessLauncher):
         }
         self.cluster = cluster
 
-    def _places(self) -> Any:
-        from cifar_lightning.sweeps.slurm import Slurm
+    def _executor(self) -> Any:
+        from cifar_lightning.sweeps.executors import SlurmExecutor
 
-        return Slurm(self.cluster, self.parameters)
+        return SlurmExecutor(self.cluster, self.parameters)

@@ -16,6 +16,7 @@ from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.runs import identity, resolve
 from cifar_lightning.runs.completed import finished
 from cifar_lightning.runs.folder import RunFolder
+from cifar_lightning.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Job:
     folder: Path
 
     @property
-    def done(self) -> bool:
-        return finished(self.folder, self.config) is not None
+    def finished(self) -> Run | None:
+        return finished(self.folder, self.config)
 
     @property
     def benchmark(self) -> str:
@@ -71,7 +72,7 @@ def jobs(
             name = identity.run_name(config, composed.hydra.runtime.choices)
             folder = RunFolder.of(Path(config["outputs"]), name).path
             job = Job(tuple(overrides), " ".join(varied) or name, config, folder)
-            if not job.done:
+            if job.finished is None:
                 from cifar_lightning.training.build import build  # torch: where there is work
 
                 build(config, folder)

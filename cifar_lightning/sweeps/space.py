@@ -19,8 +19,8 @@ def draw_settings(trial: Any, space: Space) -> Iterator[tuple[str, Any]]:
             yield key, trial.suggest_categorical(key, entry["choices"])
         else:
             low, high = entry["low"], entry["high"]
-            whole = isinstance(low, int) and isinstance(high, int)
-            suggest = trial.suggest_int if whole else trial.suggest_float
+            integers = isinstance(low, int) and isinstance(high, int)
+            suggest = trial.suggest_int if integers else trial.suggest_float
             yield key, suggest(key, low, high, log=entry.get("log", False))
 
 
