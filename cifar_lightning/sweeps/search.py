@@ -144,7 +144,7 @@ def _run(overrides: list[str], space: Space) -> Run | Outcome:
     try:
         (job,) = _jobs([overrides])
     except UserError as error:  # the settings without a draw were right
-        return Outcome.of(error)
+        return Outcome(error.kind, str(error), error.key)
     failures = run.attempt([job], executors.LocalExecutor(1))
     with suppress(FileNotFoundError, ValueError):
         record = Run.load(job.folder)
