@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cifar_lightning.deploy.load import Classifier
+    from cifar_lightning.deploy.classifier import Classifier
 
 
 def load(source: str | Path, outputs: str | Path = "outputs", device: str = "cpu") -> Classifier:
@@ -22,6 +22,6 @@ def load(source: str | Path, outputs: str | Path = "outputs", device: str = "cpu
         UserError: If there is no such run or file, or its weights are damaged or of another
             network than its record says; one line says why.
     """
-    from cifar_lightning.deploy.load import load
+    from cifar_lightning.deploy.classifier import load
 
     return load(source, outputs, device)

@@ -18,9 +18,9 @@ from test_results import MEASUREMENT, RUN, place
 from cifar_lightning.benchmark.load import build_network, load_backbone, load_data
 from cifar_lightning.comparison import collect, columns, report, section, tensorboard, verdict
 from cifar_lightning.comparison.publish import publish
+from cifar_lightning.deploy.classifier import load
+from cifar_lightning.deploy.export import Agreement, card
 from cifar_lightning.deploy.formats import FORMATS
-from cifar_lightning.deploy.load import load
-from cifar_lightning.deploy.model_card import Agreement, card
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.completed import finished, show_files
 from cifar_lightning.runs.find import find_run

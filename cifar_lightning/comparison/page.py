@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 import plotly.graph_objects as go
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
@@ -116,24 +115,12 @@ def page(
         details: File names of further figures, each with its heading and drawing.
         min_acc: In percent.
     """
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("cifar_lightning.comparison", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=lambda value: (
-            escaping.visible(value)
-            if isinstance(value, str) and not isinstance(value, Markup)
-            else value
-        ),
-    )
 
     def drawn(figure: Figure) -> Markup:
         return Markup(plots.svg(figure, inline=True))  # matplotlib escapes text
 
-    return templates.get_template("report.html.jinja").render(
-        sections=[
+    values = {
+        "sections": [
             {
                 "name": section.leaderboard.name,
                 "verdict": section.verdict,
@@ -158,12 +145,13 @@ def page(
             }
             for number, section in enumerate(sections)
         ],
-        columns=[(column.header, column.numeric) for column in SHOWN.values()],
-        details=[(heading, drawn(figure)) for heading, figure in details.values()],
-        unranked=unranked_lines(comparison),
-        code=environment.code().commit,
-        plotly=Markup(get_plotlyjs()),
-    )
+        "columns": [(column.header, column.numeric) for column in SHOWN.values()],
+        "details": [(heading, drawn(figure)) for heading, figure in details.values()],
+        "unranked": unranked_lines(comparison),
+        "code": environment.code().commit,
+        "plotly": Markup(get_plotlyjs()),
+    }
+    return escaping.render("comparison/report.html.jinja", escaping.visible, values)
 
 
 def _sortable(column: Column, section: Section, entry: Entry) -> str:

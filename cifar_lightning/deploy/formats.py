@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from cifar_lightning.benchmark.load import load_backbone
-from cifar_lightning.deploy.load import load
+from cifar_lightning.deploy.classifier import load
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.variants.context import Forward, example_images
 from cifar_lightning.variants.onnx import export_onnx, on_cpu

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 # What a terminal obeys instead of showing: C0 with ESC, DEL, C1, marks that change the direction of
@@ -131,3 +132,28 @@ def csv_cell(value: Any) -> Any:
     except ValueError:
         return f"'{cell}"
     return cell
+
+
+def render(template: str, shown: Callable[[str], str], values: Mapping[str, object]) -> str:
+    """Fill in a template; what is not `Markup` is text, names of other people's among it.
+
+    Args:
+        template: Its path in the package; in a ``.html.jinja``, text is escaped for HTML as well.
+        shown: Escapes a text.
+        values: What the template names.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    def finalize(value: object) -> object:
+        return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("cifar_lightning", "."),
+        autoescape=jinja2.select_autoescape(["html.jinja"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=finalize,
+    )
+    return templates.get_template(template).render(values)

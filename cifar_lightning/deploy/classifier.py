@@ -1,8 +1,8 @@
-"""A trained network out of a run or a file of weights, ready to classify images."""
+"""A trained network, out of a run or a file of weights, that classifies images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from cifar_lightning.system import untrusted
 from cifar_lightning.system.devices import find_device
 
 Images = Tensor | Sequence[Image.Image | str | Path]
+BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -107,3 +108,31 @@ def load(source: str | Path, outputs: str | Path = "outputs", device: str = "cpu
         record, network = Network.of(load_run(folder)), load_backbone(folder)
     normalize = Normalize(record.mean, record.std)
     return Classifier(network.to(place), record.classes, record.run, normalize, place)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An image with its likeliest classes' probabilities, the first one first."""
+
+    image: str
+    classes: list[tuple[str, float]]
+
+
+def predict(
+    classifier: Classifier, paths: Sequence[Path], top: int
+) -> Iterator[Prediction | ValueError]:
+    """Classify image files batch by batch; what can't be read gives an error instead."""
+    for start in range(0, len(paths), BATCH_SIZE):
+        images = {}
+        for path in paths[start : start + BATCH_SIZE]:
+            try:
+                images[path] = read_image(path)
+            except ValueError as error:
+                yield error
+        if images:
+            best = classifier(torch.stack(list(images.values()))).topk(top)
+            for path, probabilities, indices in zip(
+                images, best.values.tolist(), best.indices.tolist(), strict=True
+            ):
+                names = [classifier.classes[index] for index in indices]
+                yield Prediction(str(path), list(zip(names, probabilities, strict=True)))
