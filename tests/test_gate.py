@@ -19,8 +19,7 @@ from cifar_lightning.benchmark.load import build_network, load_backbone, load_da
 from cifar_lightning.comparison import collect, columns, report, section, tensorboard, verdict
 from cifar_lightning.comparison.publish import publish
 from cifar_lightning.deploy.classifier import load
-from cifar_lightning.deploy.export import Agreement, card
-from cifar_lightning.deploy.formats import FORMATS
+from cifar_lightning.deploy.export import FORMATS, Agreement, card
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.completed import finished, show_files
 from cifar_lightning.runs.find import find_run

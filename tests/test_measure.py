@@ -23,7 +23,7 @@ from cifar_lightning.runs.run import Run
 from cifar_lightning.runs.table import write_table
 from cifar_lightning.system import signals
 from cifar_lightning.system.devices import find_device
-from cifar_lightning.variants import cuda_graph, registry
+from cifar_lightning.variants import pytorch, registry
 
 CPU = torch.device("cpu")
 
@@ -189,7 +189,7 @@ def test_calibration_shows_every_class_and_no_test_image(outputs):
 
 def test_ctrl_c_ends_the_timing_of_a_graph(monkeypatch):
     """Whatever is timed looks for a signal after each block of samples."""
-    monkeypatch.setattr(cuda_graph, "capture", lambda *_: SimpleNamespace(graph=CapturedGraph))
+    monkeypatch.setattr(pytorch, "capture", lambda *_: (CapturedGraph, None))
     gpu_image = SimpleNamespace(device=SimpleNamespace(type="cuda", index=0))
     looked = []
     monkeypatch.setattr(signals, "check", lambda: looked.append(True))

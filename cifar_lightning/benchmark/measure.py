@@ -26,8 +26,8 @@ from cifar_lightning.system import environment, signals
 from cifar_lightning.system.cores import torch_threads
 from cifar_lightning.system.devices import device_key, device_name, hardware_slug
 from cifar_lightning.system.openmp_waiting import as_by_default
-from cifar_lightning.variants import cuda_graph, precision, registry
-from cifar_lightning.variants.context import PreparedModel, Unsupported, example_images
+from cifar_lightning.variants import precision, pytorch, registry
+from cifar_lightning.variants.context import Unsupported, VariantContext, example_images
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ def _measure(
 
 
 def _fill(
-    blank: Measurement, prepared: PreparedModel, data: ImageDataModule, device: torch.device
+    blank: Measurement, prepared: VariantContext, data: ImageDataModule, device: torch.device
 ) -> Measurement:
     """Evaluate and time a variant that is ready to be called."""
     protocol = PROTOCOLS[blank.protocol]
@@ -227,12 +227,12 @@ def _fill(
     )
 
 
-def _replayed_ms(prepared: PreparedModel, image: Tensor, protocol: Protocol) -> float | None:
+def _replayed_ms(prepared: VariantContext, image: Tensor, protocol: Protocol) -> float | None:
     """Time an eager pass replayed as a CUDA graph: the device's work without the launches."""
     if image.device.type != "cuda" or not prepared.eager:
         return None
     try:
-        graph = cuda_graph.capture(prepared.forward, image).graph
+        graph, _ = pytorch.capture(prepared.forward, image)
     except Exception as error:  # the measurement is done; this only adds to it
         log.debug("the pass can't be captured", exc_info=error)
         return None

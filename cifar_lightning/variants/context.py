@@ -22,38 +22,20 @@ class Unsupported(Exception):
 
 
 @dataclass
-class PreparedModel:
-    """A network that is ready to be called.
-
-    Attributes:
-        forward: Maps normalised fp32 images (B, 3, 32, 32) on the device to fp32 logits
-            (B, classes) there. The next call may overwrite them.
-        size_bytes: Of the file that this variant ships.
-        preparation_s: What happened once: compiling, capturing, exporting, calibrating.
-        notes: Facts worth recording.
-        eager: Whether torch calls the network's operations one by one.
-    """
-
-    forward: Forward
-    size_bytes: int
-    preparation_s: float | None
-    notes: dict[str, float | str]
-    eager: bool
-
-
-@dataclass
 class VariantContext:
-    """What the parts work on, one after the other.
+    """A network on which the parts work one after the other, until it is ready to be called.
 
     Attributes:
         network: Holds the weights that are shipped.
-        forward: What is called; at first the network itself.
+        forward: At first the network itself. Maps normalised fp32 images (B, 3, 32, 32) on the
+            device to fp32 logits (B, classes) there; the next call may overwrite them.
         device: Where it is called.
         calibration: Gives normalised training images (N, 3, 32, 32) on the CPU.
         stack: Ends with the variant.
-        size_bytes: Set by a part that ships something else than the network's weights.
-        preparation_s: See `PreparedModel`.
-        notes: See `PreparedModel`.
+        eager: Whether torch calls the network's operations one by one.
+        size_bytes: Of the file that is shipped; a part sets it where that is not the weights.
+        preparation_s: What happened once: compiling, capturing, exporting, calibrating.
+        notes: Facts worth recording.
     """
 
     network: nn.Module
@@ -61,7 +43,8 @@ class VariantContext:
     device: torch.device
     calibration: Callable[[], Tensor]
     stack: ExitStack
-    size_bytes: int | None = None
+    eager: bool
+    size_bytes: int = 0
     preparation_s: float | None = None
     notes: dict[str, float | str] = field(default_factory=dict)
 

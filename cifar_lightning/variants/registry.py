@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from cifar_lightning.errors import bad_value, unknown_name
 from cifar_lightning.system import environment
-from cifar_lightning.variants.compile import use_compile
-from cifar_lightning.variants.context import Kind, PreparedModel, VariantContext, weights_size
-from cifar_lightning.variants.cuda_graph import use_cuda_graph
-from cifar_lightning.variants.eager import (
+from cifar_lightning.variants.context import Kind, VariantContext, weights_size
+from cifar_lightning.variants.onnx import use_int8, use_onnx
+from cifar_lightning.variants.precision import fastest_algorithms, matmul_precision
+from cifar_lightning.variants.pytorch import (
     autocast_to,
     cast_to,
     fold_batchnorm,
     keep_fp32,
     use_channels_last,
+    use_compile,
+    use_cuda_graph,
     use_tf32,
 )
-from cifar_lightning.variants.int8 import use_int8
-from cifar_lightning.variants.onnx import use_onnx
-from cifar_lightning.variants.precision import fastest_algorithms, matmul_precision
 
 PARTS: dict[str, tuple[Kind, Callable[[VariantContext], None]]] = {
     "fused": (Kind.GRAPH, fold_batchnorm),
@@ -62,9 +62,8 @@ def check(name: str, key: str = "variants") -> str:
         if part not in PARTS:
             raise unknown_name(f"{key}={name}", "variant", part, PARTS)
     parts.sort(key=lambda part: PARTS[part][0])
-    kinds = [PARTS[part][0] for part in parts]
-    for first, second, a, b in zip(parts, parts[1:], kinds, kinds[1:], strict=False):
-        if a == b:
+    for first, second in pairwise(parts):
+        if PARTS[first][0] == PARTS[second][0]:
             raise bad_value(key, name, f"one of {first} and {second}")
     if alone := _ALONE.intersection(parts):
         allowed = {"fused", "fp32", *alone}
@@ -86,7 +85,7 @@ def engines(name: str) -> dict[str, str]:
 @contextmanager
 def prepare(
     name: str, backbone: nn.Module, device: torch.device, calibration: Callable[[], Tensor]
-) -> Iterator[PreparedModel]:
+) -> Iterator[VariantContext]:
     """Make a variant ready; when the context ends, every flag is as it was before.
 
     Args:
@@ -107,16 +106,13 @@ def prepare(
         if device.type == "cuda":
             stack.enter_context(torch.cuda.device(device))
         network = backbone.eval()
-        variant = VariantContext(network, network, device, calibration, stack)
+        eager = all(PARTS[part][0] != Kind.RUNTIME for part in parts)
+        variant = VariantContext(network, network, device, calibration, stack, eager)
         for kind in Kind:
             if kind == Kind.PRECISION and not _ALONE.intersection(parts):
                 variant.network.to(device)
             for part in parts:
                 if PARTS[part][0] == kind:
                     PARTS[part][1](variant)
-        if variant.size_bytes is None:
-            variant.size_bytes = weights_size(variant.network)
-        eager = all(PARTS[part][0] != Kind.RUNTIME for part in parts)
-        yield PreparedModel(
-            variant.forward, variant.size_bytes, variant.preparation_s, variant.notes, eager
-        )
+        variant.size_bytes = variant.size_bytes or weights_size(variant.network)
+        yield variant
