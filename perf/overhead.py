@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from cifar_lightning.data.batches import Batch
-from cifar_lightning.data.images import ImageData
+from cifar_lightning.data.images import Batch, ImageData
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.runs import resolve
 from perf.baseline import prepare

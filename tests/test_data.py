@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from cifar_lightning.data.batches import IndexBatches, Normalize, epoch_seed
 from cifar_lightning.data.digits import DigitsDataModule
-from cifar_lightning.data.images import stratified_split
+from cifar_lightning.data.images import IndexBatches, Normalize, epoch_seed, stratified_split
 from cifar_lightning.data.module import Length
 from cifar_lightning.errors import UserError
 

@@ -38,8 +38,6 @@ def unpickling_error(error: Exception) -> str:
 class _Type:
     """Stands for ``numpy.dtype``: the letter and size of its elements, ``u1``."""
 
-    __slots__ = ("code",)
-
     def __init__(self, code: str, *_: object) -> None:
         self.code = str(code)
 
@@ -53,11 +51,11 @@ class Array:
     NumPy believes the state that a pickle gives it, up to taking bytes for addresses.
     """
 
-    __slots__ = ("code", "raw", "shape", "transposed")
+    code, raw, transposed = "nothing", b"", False
+    shape: tuple[int, ...] = ()
 
     def __init__(self, *_: object) -> None:
-        self.code, self.transposed, self.raw = "nothing", False, b""
-        self.shape: tuple[int, ...] = ()
+        """Take what a subclass of numpy's would need."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, self.transposed, raw = state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -134,12 +135,9 @@ def _fetch(url: str, part: Path, timeout: float) -> bool:
         total = done + int(length) if length else None
         with (
             part.open("ab" if continued else "wb") as stream,
-            tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=ARCHIVE) as bar,
+            tqdm.wrapattr(response, "read", total, initial=done, desc=ARCHIVE) as body,
         ):
-            while chunk := response.read(1 << 16):
-                stream.write(chunk)
-                bar.update(len(chunk))
-                done += len(chunk)
-    if total is not None and done < total:
+            shutil.copyfileobj(body, stream)
+    if total is not None and (done := part.stat().st_size) < total:
         raise OSError(f"cut off after {done} of {total} bytes")
     return continued

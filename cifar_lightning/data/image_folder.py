@@ -6,7 +6,6 @@ import hashlib
 import io
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,14 +16,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from cifar_lightning.data.image_files import open_image
 from cifar_lightning.data.images import IMAGE_SIZE, ImageData, Split
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.errors import UserError
+from cifar_lightning.system import untrusted
 from cifar_lightning.system.cores import usable_cores
-from cifar_lightning.system.files import open_regular, write_atomically
+from cifar_lightning.system.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -85,13 +85,10 @@ def _digest(content: bytes) -> bytes:
 
 def _content(path: Path) -> bytes:
     try:
-        with open_regular(path) as stream:
-            content = stream.read(MAX_FILE + 1)
-    except OSError as error:
-        raise UserError(f"{path}: this image can't be read ({error.strerror})") from error
-    if len(content) > MAX_FILE:
-        raise UserError(f"{path}: this image can't be read (more than {MAX_FILE} bytes)")
-    return content
+        return untrusted.read(path, MAX_FILE)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: this image can't be read ({reason})") from error
 
 
 def _decode(paths: list[Path], name: str) -> tuple[Tensor, list[bytes]]:
@@ -117,29 +114,18 @@ def _decode(paths: list[Path], name: str) -> tuple[Tensor, list[bytes]]:
             raise UserError(str(error)) from error
         return _digest(content)
 
-    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
-        done = pool.map(decode, range(len(paths)))
-        try:
-            digests = list(tqdm(done, total=len(paths), desc=f"decode {name}", leave=False))
-        except UserError:
-            pool.shutdown(cancel_futures=True)
-            raise
+    digests = thread_map(
+        decode, range(len(paths)), max_workers=usable_cores(), desc=f"decode {name}", leave=False
+    )
     return torch.from_numpy(images), digests
 
 
 @dataclass(frozen=True)
 class _Cache:
-    """The decoded images of one folder, in one file that says what it was made of.
-
-    Attributes:
-        root: The folder.
-        files: Its images, of each split, class by class.
-        classes: Their names.
-        path: The cache's file.
-    """
+    """The decoded images of one folder, in one file that says what it was made of."""
 
     root: Path
-    files: dict[str, list[Path]]
+    files: dict[str, list[Path]]  # of each split, class by class
     classes: tuple[str, ...]
     path: Path
 

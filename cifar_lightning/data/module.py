@@ -13,8 +13,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cifar_lightning.data.augmentation import Kind, kind
-from cifar_lightning.data.batches import Batch, ImageBatches, IndexBatches, Normalize
-from cifar_lightning.data.images import ImageData, Split, stratified_split
+from cifar_lightning.data.images import (
+    Batch,
+    ImageBatches,
+    ImageData,
+    IndexBatches,
+    Normalize,
+    Split,
+    stratified_split,
+)
 from cifar_lightning.errors import bad_value
 
 SplitName = Literal["train", "val", "test"]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from cifar_lightning.benchmark.evaluate import check_finite
 from cifar_lightning.benchmark.load import build_network, load_backbone
-from cifar_lightning.data.batches import Normalize
 from cifar_lightning.data.image_files import read_image, to_pixels
+from cifar_lightning.data.images import Normalize
 from cifar_lightning.errors import NotFinite, UserError
 from cifar_lightning.models.adapt import INPUT_SIZE
 from cifar_lightning.runs.find import find_run, load_run

@@ -44,13 +44,9 @@ class Format:
     """
 
     file: str
-    write: Callable[[Path, Path], None]
+    write: Callable[[Path, Path], object]
     load: Callable[[Path], Forward]
     example: str
-
-
-def _write_onnx(folder: Path, path: Path) -> None:
-    export_onnx(load_backbone(folder), path)
 
 
 def _load_onnx(path: Path) -> Forward:
@@ -69,14 +65,10 @@ def _write_torch_export(folder: Path, path: Path) -> None:
     torch.export.save(program, path)
 
 
-def _write_safetensors(folder: Path, path: Path) -> None:
-    shutil.copy(RunFolder(folder).weights, path)  # they say of which network they are
-
-
 FORMATS = {
     "onnx": Format(
         "model.onnx",
-        _write_onnx,
+        lambda folder, path: export_onnx(load_backbone(folder), path),
         _load_onnx,
         """\
 import onnxruntime
@@ -94,7 +86,8 @@ logits = network(images)""",
     ),
     "safetensors": Format(
         "model.safetensors",
-        _write_safetensors,
+        # They say of which network they are.
+        lambda folder, path: shutil.copy(RunFolder(folder).weights, path),
         lambda path: load(path).network,
         """\
 import cifar_lightning

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cifar_lightning.benchmark.measure import BenchmarkSpec, measure
-from cifar_lightning.data.batches import epoch_seed
+from cifar_lightning.data.images import epoch_seed
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.errors import NotFinite
 from cifar_lightning.runs.measurement import Measurement

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import SumMetric
 
 from cifar_lightning.config import components
-from cifar_lightning.data.batches import Batch
+from cifar_lightning.data.images import Batch
 from cifar_lightning.training.distillation import Distillation
 from cifar_lightning.training.progress import log_epoch
 

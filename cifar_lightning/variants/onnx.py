@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -55,20 +56,14 @@ def use_int8(variant: VariantContext) -> None:
     if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         network = fuse(network)
     export_onnx(network, folder / "fp32.onnx")
-    batches = iter(variant.calibration().split(64))
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def get_next(self) -> dict[str, Any] | None:
-            batch = next(batches, None)
-            return None if batch is None else {"images": batch.numpy()}
-
+    feeds = ({"images": batch.numpy()} for batch in variant.calibration().split(64))
     with silenced():
         quant_pre_process(folder / "fp32.onnx", folder / "ready.onnx", skip_symbolic_shape=True)
         nodes = onnx.load(folder / "ready.onnx").graph.node
         quantization.quantize_static(
             folder / "ready.onnx",
             folder / "int8.onnx",
-            Reader(),
+            SimpleNamespace(get_next=lambda: next(feeds, None)),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "Gemm"],
             nodes_to_exclude=[node.name for node in nodes if node.op_type == "Conv"][:2],
