@@ -1,7 +1,10 @@
 import pytest
 import torch
 
+from cifar_lightning.config.components import parameters_of
+from cifar_lightning.data.cifar10 import CIFAR10DataModule
 from cifar_lightning.data.digits import DigitsDataModule
+from cifar_lightning.data.image_folder import ImageFolderDataModule
 from cifar_lightning.data.images import IndexBatches, Normalize, epoch_seed, stratified_split
 from cifar_lightning.data.module import Length
 from cifar_lightning.errors import UserError
@@ -149,3 +152,16 @@ def test_an_epoch_has_at_least_one_step(processes, most):
     digits(batch_size=most, val_fraction=0).check_batches(processes)
     with pytest.raises(UserError, match=f"batch_size={most + 1}: must be 2 to {most}"):
         digits(batch_size=most + 1, val_fraction=0).check_batches(processes)
+
+
+@pytest.mark.parametrize(
+    "source", [CIFAR10DataModule, DigitsDataModule, ImageFolderDataModule], ids=lambda s: s.__name__
+)
+def test_arguments_are_checked_by_their_types(source):
+    """A subclass's arguments are also those of its base, whose types are named in another file."""
+    parameters = parameters_of(source)
+    assert parameters["val_fraction"].annotation is float
+    assert parameters["mean"].annotation == list[float]
+    needed = {key for key, value in parameters.items() if value.default is value.empty}
+    assert {"name", "num_classes", "seed"} <= needed
+    assert needed.isdisjoint({"device", "augment"})
