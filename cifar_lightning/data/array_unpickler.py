@@ -30,11 +30,6 @@ def show_value(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def unpickling_error(error: Exception) -> str:
-    """Tell in one line what was wrong with a pickle."""
-    return show_value(" ".join(str(error).split()) or type(error).__name__)
-
-
 class _Type:
     """Stands for ``numpy.dtype``: the letter and size of its elements, ``u1``."""
 
@@ -103,7 +98,8 @@ def unpickle_arrays(content: bytes) -> Member:
     except Bad:
         raise
     except Exception as error:  # whatever pickle makes of what is no pickle
-        raise Bad(f"can't be read as a pickle ({unpickling_error(error)})") from error
+        said = show_value(str(error) or type(error).__name__)
+        raise Bad(f"can't be read as a pickle ({said})") from error
     if not isinstance(loaded, dict):
         raise Bad("must be a mapping")
     return loaded

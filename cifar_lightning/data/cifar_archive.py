@@ -15,14 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from cifar_lightning.data.array_unpickler import (
-    Array,
-    Bad,
-    Member,
-    show_value,
-    unpickle_arrays,
-    unpickling_error,
-)
+from cifar_lightning.data.array_unpickler import Array, Bad, Member, show_value, unpickle_arrays
 from cifar_lightning.data.images import IMAGE_SIZE, ImageData, Split
 from cifar_lightning.errors import UserError
 from cifar_lightning.system.files import open_regular
@@ -106,7 +99,8 @@ def _members(archive: Path) -> dict[str, Member]:
     except Bad:
         raise
     except Exception as error:  # whatever tarfile, gzip and zlib make of a damaged file
-        raise Bad(f"can't be read as a .tar.gz ({unpickling_error(error)})") from error
+        said = show_value(str(error) or type(error).__name__)
+        raise Bad(f"can't be read as a .tar.gz ({said})") from error
     for path, name in wanted.items():
         if name not in found:
             raise Bad(f"{path} is missing")

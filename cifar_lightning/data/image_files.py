@@ -55,9 +55,8 @@ def open_image(path: Path, stream: BinaryIO | None = None) -> Iterator[Image.Ima
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "no format that is known"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    said = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return said or type(error).__name__
 
 
 def find_images(given: Sequence[str]) -> list[Path]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import os
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def read_image_folder(root: str, cache_dir: str) -> ImageData:
         for split in ("train", "test")
     }
     # Of this place alone: folders with equal files share nothing.
-    place = hashlib.sha256(os.fsencode(base.resolve())).hexdigest()[:16]
+    place = sha256(os.fsencode(base.resolve())).hexdigest()[:16]
     cache = _Cache(base, files, tuple(classes), Path(cache_dir) / f"{place}.safetensors")
     if (data := cache.read()) is not None:
         return data
@@ -77,10 +77,6 @@ def _images_in(folder: Path) -> list[Path]:
     if not paths:
         raise UserError(f"{folder}: no PNG or JPEG image in it")
     return paths
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()
 
 
 def _content(path: Path) -> bytes:
@@ -112,7 +108,7 @@ def _decode(paths: list[Path], name: str) -> tuple[Tensor, list[bytes]]:
                 images[index] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
         except ValueError as error:
             raise UserError(str(error)) from error
-        return _digest(content)
+        return sha256(content).digest()
 
     digests = thread_map(
         decode, range(len(paths)), max_workers=usable_cores(), desc=f"decode {name}", leave=False
@@ -133,7 +129,9 @@ class _Cache:
         """Give what is kept; None if it was made of other files, or is not whole."""
         if not self.path.is_file():
             return None
-        digests = [_digest(_content(path)) for paths in self.files.values() for path in paths]
+        digests = [
+            sha256(_content(path)).digest() for paths in self.files.values() for path in paths
+        ]
         try:
             with safe_open(self.path, framework="pt") as stored:
                 data = self._labelled({split: stored.get_tensor(split) for split in self.files})
@@ -150,7 +148,7 @@ class _Cache:
 
     def _about(self, data: ImageData, digests: list[bytes]) -> dict[str, str]:
         """Say what images were made of: names and digests of files, and how they are decoded."""
-        content = hashlib.sha256(f"{DECODING} {PIL.__version__}".encode())
+        content = sha256(f"{DECODING} {PIL.__version__}".encode())
         paths = chain.from_iterable(self.files.values())
         for path, digest in zip(paths, digests, strict=True):
             content.update(os.fsencode(path.relative_to(self.root)) + b"\0" + digest)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -33,12 +33,6 @@ class Length:
 
     steps_per_epoch: int
     steps: int
-
-
-def epochs_done(trainer: Trainer) -> int:
-    """Count the finished epochs, right also while a continued run is being set up."""
-    progress: Any = trainer.fit_loop.epoch_progress.current
-    return int(progress.processed)
 
 
 # NOTE: arguments are checked against these types, subclasses' too: no annotations as strings here.
@@ -155,7 +149,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def loader(self, split: SplitName) -> DataLoader[Batch]:
         """Make the loader of one split; its batches are uint8."""
         training = split == "train"
-        trainer = self.trainer
+        trainer: Any = self.trainer
         place = torch.device("cpu")
         if self.device == "gpu" and trainer is not None:
             place = trainer.strategy.root_device
@@ -165,8 +159,9 @@ class ImageDataModule(LightningDataModule, ABC):
             self.batch_size if training else self.eval_batch_size,
             shuffle=training,
             seed=self.seed,
-            # With workers the first batches are drawn before Lightning calls `set_epoch`.
-            epoch=epochs_done(trainer) if trainer else 0,
+            # With workers the first batches are drawn before Lightning calls `set_epoch`; this
+            # count is right also while a continued run is being set up.
+            epoch=trainer.fit_loop.epoch_progress.current.processed if trainer else 0,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )

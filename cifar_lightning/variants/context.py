@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from enum import IntEnum
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 Forward = Callable[[Tensor], Tensor]
@@ -70,30 +68,3 @@ def example_images(count: int, device: torch.device | None = None) -> Tensor:
     """Make images to export, compile, check and time with: the same noise each time."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(count, 3, 32, 32, generator=generator).to(device)
-
-
-def try_forward(variant: VariantContext) -> None:
-    """Call the network once: whether a device computes in a type is best asked by doing it."""
-    try:
-        with torch.inference_mode():
-            variant.forward(example_images(1, variant.device))
-    except RuntimeError as error:
-        if "not implemented" in str(error) or "not supported" in str(error):
-            raise Unsupported(str(error).splitlines()[0]) from error
-        raise
-
-
-def first_call(variant: VariantContext) -> None:
-    """Make and time the call that compiles or captures, in the mode of all later ones."""
-    images = example_images(1, variant.device)
-    start = time.perf_counter()
-    with torch.inference_mode():
-        variant.forward(images)
-        if variant.device.type == "cuda":
-            torch.cuda.synchronize(variant.device)
-    variant.preparation_s = time.perf_counter() - start
-
-
-def weights_size(network: nn.Module) -> int:
-    """Tell the size in bytes of a network's weights as a file."""
-    return len(save({key: value.contiguous() for key, value in network.state_dict().items()}))

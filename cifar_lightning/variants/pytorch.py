@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -9,14 +10,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from cifar_lightning.errors import chain, first_line_of
-from cifar_lightning.variants.context import (
-    Forward,
-    Unsupported,
-    VariantContext,
-    example_images,
-    first_call,
-    try_forward,
-)
+from cifar_lightning.variants.context import Forward, Unsupported, VariantContext, example_images
 from cifar_lightning.variants.precision import matmul_precision
 
 # What Inductor raises where it has nothing, or nothing complete, to compile with.
@@ -53,7 +47,7 @@ def cast_to(dtype: torch.dtype) -> Callable[[VariantContext], None]:
     def part(variant: VariantContext) -> None:
         network = variant.network.to(dtype)
         variant.forward = lambda images: network(images.to(dtype)).float()
-        try_forward(variant)
+        _try_forward(variant)
 
     return part
 
@@ -70,7 +64,7 @@ def autocast_to(dtype: torch.dtype) -> Callable[[VariantContext], None]:
             return logits.float()
 
         variant.forward = forward
-        try_forward(variant)
+        _try_forward(variant)
 
     return part
 
@@ -92,7 +86,7 @@ def use_compile(variant: VariantContext) -> None:
     mode = "reduce-overhead" if variant.device.type == "cuda" else "default"
     variant.forward = torch.compile(variant.forward, mode=mode, dynamic=False)
     try:
-        first_call(variant)
+        _first_call(variant)
     except Exception as error:
         for link in chain(error):
             if type(link).__name__ in _NO_COMPILER:
@@ -113,7 +107,7 @@ def use_cuda_graph(variant: VariantContext) -> None:
 
     variant.forward = forward
     variant.stack.callback(captured.clear)
-    first_call(variant)
+    _first_call(variant)
 
 
 def capture(forward: Forward, images: Tensor) -> tuple[torch.cuda.CUDAGraph, Forward]:
@@ -143,3 +137,25 @@ def capture(forward: Forward, images: Tensor) -> tuple[torch.cuda.CUDAGraph, For
         return logits
 
     return graph, replay
+
+
+def _try_forward(variant: VariantContext) -> None:
+    """Call the network once: whether a device computes in a type is best asked by doing it."""
+    try:
+        with torch.inference_mode():
+            variant.forward(example_images(1, variant.device))
+    except RuntimeError as error:
+        if "not implemented" in str(error) or "not supported" in str(error):
+            raise Unsupported(str(error).splitlines()[0]) from error
+        raise
+
+
+def _first_call(variant: VariantContext) -> None:
+    """Make and time the call that compiles or captures, in the mode of all later ones."""
+    images = example_images(1, variant.device)
+    start = time.perf_counter()
+    with torch.inference_mode():
+        variant.forward(images)
+        if variant.device.type == "cuda":
+            torch.cuda.synchronize(variant.device)
+    variant.preparation_s = time.perf_counter() - start

@@ -7,37 +7,28 @@ from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from cifar_lightning.errors import bad_value, unknown_name
 from cifar_lightning.system import environment
-from cifar_lightning.variants.context import Kind, VariantContext, weights_size
-from cifar_lightning.variants.onnx import use_int8, use_onnx
+from cifar_lightning.variants import onnx, pytorch
+from cifar_lightning.variants.context import Kind, VariantContext
 from cifar_lightning.variants.precision import fastest_algorithms, matmul_precision
-from cifar_lightning.variants.pytorch import (
-    autocast_to,
-    cast_to,
-    fold_batchnorm,
-    keep_fp32,
-    use_channels_last,
-    use_compile,
-    use_cuda_graph,
-    use_tf32,
-)
 
 PARTS: dict[str, tuple[Kind, Callable[[VariantContext], None]]] = {
-    "fused": (Kind.GRAPH, fold_batchnorm),
-    "fp32": (Kind.PRECISION, keep_fp32),
-    "tf32": (Kind.PRECISION, use_tf32),
-    "fp16": (Kind.PRECISION, cast_to(torch.float16)),
-    "bf16": (Kind.PRECISION, cast_to(torch.bfloat16)),
-    "autocast_fp16": (Kind.PRECISION, autocast_to(torch.float16)),
-    "autocast_bf16": (Kind.PRECISION, autocast_to(torch.bfloat16)),
-    "channels_last": (Kind.MEMORY_FORMAT, use_channels_last),
-    "compile": (Kind.RUNTIME, use_compile),
-    "cuda_graph": (Kind.RUNTIME, use_cuda_graph),
-    "onnx": (Kind.RUNTIME, use_onnx),
-    "int8": (Kind.RUNTIME, use_int8),
+    "fused": (Kind.GRAPH, pytorch.fold_batchnorm),
+    "fp32": (Kind.PRECISION, pytorch.keep_fp32),
+    "tf32": (Kind.PRECISION, pytorch.use_tf32),
+    "fp16": (Kind.PRECISION, pytorch.cast_to(torch.float16)),
+    "bf16": (Kind.PRECISION, pytorch.cast_to(torch.bfloat16)),
+    "autocast_fp16": (Kind.PRECISION, pytorch.autocast_to(torch.float16)),
+    "autocast_bf16": (Kind.PRECISION, pytorch.autocast_to(torch.bfloat16)),
+    "channels_last": (Kind.MEMORY_FORMAT, pytorch.use_channels_last),
+    "compile": (Kind.RUNTIME, pytorch.use_compile),
+    "cuda_graph": (Kind.RUNTIME, pytorch.use_cuda_graph),
+    "onnx": (Kind.RUNTIME, onnx.use_onnx),
+    "int8": (Kind.RUNTIME, onnx.use_int8),
 }
 
 # ONNX Runtime lays out memory itself, and is given the network in fp32.
@@ -114,5 +105,10 @@ def prepare(
             for part in parts:
                 if PARTS[part][0] == kind:
                     PARTS[part][1](variant)
-        variant.size_bytes = variant.size_bytes or weights_size(variant.network)
+        variant.size_bytes = variant.size_bytes or _weights_size(variant.network)
         yield variant
+
+
+def _weights_size(network: nn.Module) -> int:
+    """Tell the size in bytes of a network's weights as a file."""
+    return len(save({key: value.contiguous() for key, value in network.state_dict().items()}))
