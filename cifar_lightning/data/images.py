@@ -98,11 +98,12 @@ class ImageBatches(Dataset[Batch]):
         images = self.images.index_select(0, batch.indices)
         labels = self.labels.index_select(0, batch.indices)
         if self.transforms:
+            transform = v2.Compose(self.transforms)
             # The batch's own seed: the same draws with any number of worker processes.
             with torch.random.fork_rng(devices=[]):
                 # Not `torch.manual_seed`, which sets a GPU's generator, too.
                 torch.default_generator.manual_seed(batch.seed)
-                images = torch.stack([v2.Compose(self.transforms)(image) for image in images])
+                images = torch.stack([transform(image) for image in images])
         return images, labels
 
 
