@@ -6,7 +6,9 @@ import inspect
 import math
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -61,15 +63,30 @@ def _builders(name: str) -> dict[str, Path]:
     """List what the files of a group name to call, each with its file.
 
     Beside ours, the files count that the user's own command line adds with ``--config-dir`` or
-    ``hydra.searchpath``.
+    ``hydra.searchpath``, and those of `with_config_dir`.
     """
     sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
     folders = [Path(source.path) for source in sources if source.schema == "file"]
     paths = sorted(
-        path for folder in {*folders, CONF_DIR} for path in (folder / name).glob("*.yaml")
+        path
+        for folder in {*folders, *_CONFIG_DIRS.get(), CONF_DIR}
+        for path in (folder / name).glob("*.yaml")
     )
     found = {path: re.findall(r"^_target_: (\S+)", path.read_text(), re.M) for path in paths}
     return {target: path for path, targets in found.items() for target in targets}
+
+
+_CONFIG_DIRS: ContextVar[tuple[Path, ...]] = ContextVar("_CONFIG_DIRS", default=())
+
+
+@contextmanager
+def with_config_dir(folder: str | Path | None) -> Iterator[None]:
+    """Let the files of another folder, laid out as ``conf``, name what may be built."""
+    token = _CONFIG_DIRS.set(() if folder is None else (Path(folder),))
+    try:
+        yield
+    finally:
+        _CONFIG_DIRS.reset(token)
 
 
 def construct(name: str, node: Mapping[str, Any], **given: Any) -> Any:

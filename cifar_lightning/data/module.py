@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -111,20 +111,28 @@ class ImageDataModule(LightningDataModule, ABC):
             raise bad_value("data.val_fraction", self.val_fraction, "what leaves images in both")
         return {"train": train, "val": val, "test": torch.arange(len(self.images.test.labels))}
 
-    def check_batches(self, processes: int) -> None:
-        """See that an epoch has at least one step.
-
-        Args:
-            processes: Of the training; each takes batches of its own.
+    def check_batches(self, trainer: Trainer) -> None:
+        """See that an epoch has at least one step, and its validation at least one batch.
 
         Raises:
-            UserError: If the training split is too small for that.
+            UserError: If a split is too small for that.
         """
-        images = len(self.indices["train"])
+        images, processes = len(self.indices["train"]), trainer.world_size
         if self.batch_size * processes > images:
             split = f" (the training split has {images} images)"
             most = f"{images // processes} for {processes} processes" if processes > 1 else images
             raise bad_value("batch_size", self.batch_size, f"2 to {most}{split}")
+        train = images // (self.batch_size * processes)
+        # Of the process with the fewest images.
+        val = math.ceil(len(self.indices["val"]) // processes / self.eval_batch_size)
+        for batches, key, limit in (
+            (train, "trainer.limit_train_batches", trainer.limit_train_batches),
+            (val, "trainer.limit_val_batches", trainer.limit_val_batches),
+        ):
+            if 0 < limit < 1 and int(limit * batches) == 0 < batches:  # Lightning rounds down
+                least = math.ceil(1000 / batches) / 1000
+                allowed = f"an integer, or a fraction of at least {least:g} (batches: {batches})"
+                raise bad_value(key, limit, allowed)
 
     @cached_property
     def length(self) -> Length:

@@ -63,7 +63,7 @@ def prepare_run(
     before = None if config["rerun"] else _earlier(folder)
     experiment.data.prepare_data()
     fingerprint = experiment.data.images.fingerprint
-    experiment.data.check_batches(experiment.trainer.world_size)
+    experiment.data.check_batches(experiment.trainer)
     if before is not None and before.data_fingerprint != fingerprint:
         raise UserError(
             f"{folder}: this run was trained on other data ({before.data_fingerprint}, now "

@@ -94,6 +94,7 @@ def _try_batches(experiment: Experiment) -> None:
     """Take a few batches of each split through everything that a training run does."""
     trainer = experiment.trainer
     experiment.data.prepare_data()
+    experiment.data.check_batches(trainer)
     with signals.deferred():
         trainer.fit(experiment.classifier, datamodule=experiment.data)
         trainer.test(experiment.classifier, datamodule=experiment.data, verbose=False)
