@@ -81,23 +81,19 @@ def find_images(given: Sequence[str]) -> list[Path]:
     return images
 
 
-def read_image(path: Path) -> Tensor:
-    """Read an image file; see `to_pixels`.
-
-    Raises:
-        ValueError: If it can't be read.
-    """
-    with open_image(path) as image:
-        return to_pixels(image)
-
-
-def to_pixels(image: Image.Image) -> Tensor:
+def read_image(source: Path | Image.Image) -> Tensor:
     """Cut the largest square out of an image's middle, upright, and make it 32x32.
 
     Returns:
         Shape (3, 32, 32), uint8.
+
+    Raises:
+        ValueError: If a file can't be read.
     """
-    pixels = transforms.pil_to_tensor(_as_rgb(ImageOps.exif_transpose(image)))
+    if isinstance(source, Path):
+        with open_image(source) as image:
+            return read_image(image)
+    pixels = transforms.pil_to_tensor(_as_rgb(ImageOps.exif_transpose(source)))
     square = transforms.center_crop(pixels, [min(pixels.shape[1:])] * 2)
     resized: Tensor = transforms.resize(square, [IMAGE_SIZE, IMAGE_SIZE], antialias=True)
     return resized

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cifar_lightning.benchmark.evaluate import check_finite
 from cifar_lightning.benchmark.load import build_network, load_backbone
-from cifar_lightning.data.image_files import read_image, to_pixels
+from cifar_lightning.data.image_files import read_image
 from cifar_lightning.data.images import Normalize
 from cifar_lightning.errors import NotFinite, UserError
 from cifar_lightning.models.adapt import INPUT_SIZE
@@ -56,16 +56,12 @@ class Classifier:
             ValueError: If a file can't be read, or a tensor has another shape or type.
         """
         if not isinstance(images, Tensor):
-            images = torch.stack(
-                [
-                    to_pixels(one) if isinstance(one, Image.Image) else read_image(Path(one))
-                    for one in images
-                ]
-            )
+            found = (one if isinstance(one, Image.Image) else Path(one) for one in images)
+            images = torch.stack([read_image(one) for one in found])
         shape = (len(images), 3, INPUT_SIZE, INPUT_SIZE)
         if images.shape != shape or images.dtype != torch.uint8:
-            found = f"{tuple(images.shape)}, {images.dtype}"
-            raise ValueError(f"images: {found}; must be (N, 3, 32, 32), torch.uint8")
+            given = f"{tuple(images.shape)}, {images.dtype}"
+            raise ValueError(f"images: {given}; must be (N, 3, 32, 32), torch.uint8")
         return self.normalize(images.to(self.device))
 
     @torch.inference_mode()

@@ -117,11 +117,8 @@ def agreement(reference: Forward, exported: Forward, images: Tensor) -> Agreemen
     with torch.inference_mode():
         pairs = [(reference(chunk), exported(chunk)) for chunk in images.split(250)]
     expected, found = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    return Agreement(
-        images=len(images),
-        difference=float((expected - found).abs().max()),
-        same_class=int((expected.argmax(1) == found.argmax(1)).sum()),
-    )
+    same_class = int((expected.argmax(1) == found.argmax(1)).sum())
+    return Agreement(len(images), float((expected - found).abs().max()), same_class)
 
 
 def export(folder: Path, name: str, to: Path, data_root: str | None = None) -> Path:
@@ -151,18 +148,14 @@ def export(folder: Path, name: str, to: Path, data_root: str | None = None) -> P
             form.write(folder, path)
             found = agreement(network, form.load(path), images)
         except ModuleNotFoundError as error:
-            needed = f"needs {error.name}: {installation('onnx')}"
-            raise UserError(f"format={name}: {needed}") from error
+            raise UserError(f"format={name}: needs {error.name}: {installation('onnx')}") from error
         if not found.difference <= TOLERANCE:
             raise RunFailed(
                 f"{run.name}: the exported logits differ by {found.difference:.2g}, "
                 f"more than {TOLERANCE:g}"
             )
-        content = path.read_bytes()
-    files: dict[str, str | bytes] = {
-        form.file: content,
-        f"model-{name}.md": card(folder, form, found),
-    }
+        files: dict[str, str | bytes] = {form.file: path.read_bytes()}
+    files[f"model-{name}.md"] = card(folder, form, found)
     replace_views(to, files, f".model-{name}.sha256")
     return to / form.file
 

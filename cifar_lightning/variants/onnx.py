@@ -158,14 +158,11 @@ def run_onnx(variant: VariantContext, ort: Any, path: Path, start: float) -> flo
     classes = reference(example_images(1)).shape[1]
 
     def on_gpu(images: Tensor) -> Tensor:
-        images = images.contiguous()
+        images, place = images.contiguous(), ("cuda", images.device.index or 0, "float32")
         logits = torch.empty(len(images), classes, device=images.device)
         binding = session.io_binding()
-        for bind, name, tensor in (
-            (binding.bind_input, "images", images),
-            (binding.bind_output, "logits", logits),
-        ):
-            bind(name, "cuda", images.device.index or 0, "float32", tensor.shape, tensor.data_ptr())
+        binding.bind_input("images", *place, images.shape, images.data_ptr())
+        binding.bind_output("logits", *place, logits.shape, logits.data_ptr())
         session.run_with_iobinding(binding)
         return logits
 
