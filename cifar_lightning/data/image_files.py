@@ -69,15 +69,13 @@ def find_images(given: Sequence[str]) -> list[Path]:
     endings = {ending for ending, name in Image.registered_extensions().items() if name in known}
     images = []
     for path in map(Path, given):
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings)
-            if not found:
-                raise UserError(f"{path}: no image in this folder")
-            images += found
-        elif path.exists():
-            images.append(path)
-        else:
+        if not path.exists():
             raise UserError(f"{path}: there is no such file or folder")
+        inside = (one for one in path.rglob("*") if one.suffix.lower() in endings)
+        found = sorted(inside) if path.is_dir() else [path]
+        if not found:
+            raise UserError(f"{path}: no image in this folder")
+        images += found
     return images
 
 

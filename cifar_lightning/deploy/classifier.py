@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from cifar_lightning.benchmark.evaluate import check_finite
 from cifar_lightning.benchmark.load import build_network, load_backbone
 from cifar_lightning.data.image_files import read_image
-from cifar_lightning.data.images import Normalize
+from cifar_lightning.data.images import IMAGE_SIZE, Normalize
 from cifar_lightning.errors import NotFinite, UserError
-from cifar_lightning.models.adapt import INPUT_SIZE
 from cifar_lightning.runs.find import find_run, load_run
 from cifar_lightning.runs.run import Network
 from cifar_lightning.system import untrusted
@@ -58,7 +57,7 @@ class Classifier:
         if not isinstance(images, Tensor):
             found = (one if isinstance(one, Image.Image) else Path(one) for one in images)
             images = torch.stack([read_image(one) for one in found])
-        shape = (len(images), 3, INPUT_SIZE, INPUT_SIZE)
+        shape = (len(images), 3, IMAGE_SIZE, IMAGE_SIZE)
         if images.shape != shape or images.dtype != torch.uint8:
             given = f"{tuple(images.shape)}, {images.dtype}"
             raise ValueError(f"images: {given}; must be (N, 3, 32, 32), torch.uint8")
@@ -95,9 +94,8 @@ def load(source: str | Path, outputs: str | Path = "outputs", device: str = "cpu
             record = Network.from_weights(content)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise UserError(
-                f"{path}: not a file of weights that was written here ({reason})"
-            ) from error
+            said = f"not a file of weights that was written here ({reason})"
+            raise UserError(f"{path}: {said}") from error
         network = build_network(record, content, path)
     else:
         folder = find_run(Path(outputs), str(source))

@@ -150,10 +150,8 @@ def export(folder: Path, name: str, to: Path, data_root: str | None = None) -> P
         except ModuleNotFoundError as error:
             raise UserError(f"format={name}: needs {error.name}: {installation('onnx')}") from error
         if not found.difference <= TOLERANCE:
-            raise RunFailed(
-                f"{run.name}: the exported logits differ by {found.difference:.2g}, "
-                f"more than {TOLERANCE:g}"
-            )
+            differ = f"differ by {found.difference:.2g}, more than {TOLERANCE:g}"
+            raise RunFailed(f"{run.name}: the exported logits {differ}")
         files: dict[str, str | bytes] = {form.file: path.read_bytes()}
     files[f"model-{name}.md"] = card(folder, form, found)
     replace_views(to, files, f".model-{name}.sha256")

@@ -24,13 +24,8 @@ def fold_batchnorm(variant: VariantContext) -> None:
         before = variant.network(images)
         variant.network = variant.forward = fuse(variant.network)
         variant.notes["fusing_error"] = float((variant.network(images) - before).abs().max())
-    left = [m for m in variant.network.modules() if isinstance(m, nn.BatchNorm2d)]
-    if left:
-        raise RuntimeError(f"{len(left)} BatchNorms are not behind a convolution")
-
-
-def keep_fp32(variant: VariantContext) -> None:
-    """True fp32, which every variant but tf32 uses for what it does not cast."""
+    if left := sum(isinstance(module, nn.BatchNorm2d) for module in variant.network.modules()):
+        raise RuntimeError(f"{left} BatchNorms are not behind a convolution")
 
 
 def use_tf32(variant: VariantContext) -> None:

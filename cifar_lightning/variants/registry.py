@@ -18,7 +18,7 @@ from cifar_lightning.variants.precision import fastest_algorithms, matmul_precis
 
 PARTS: dict[str, tuple[Kind, Callable[[VariantContext], None]]] = {
     "fused": (Kind.GRAPH, pytorch.fold_batchnorm),
-    "fp32": (Kind.PRECISION, pytorch.keep_fp32),
+    "fp32": (Kind.PRECISION, lambda variant: None),  # as all but tf32 are where nothing is cast
     "tf32": (Kind.PRECISION, pytorch.use_tf32),
     "fp16": (Kind.PRECISION, pytorch.cast_to(torch.float16)),
     "bf16": (Kind.PRECISION, pytorch.cast_to(torch.bfloat16)),
@@ -64,13 +64,12 @@ def check(name: str, key: str = "variants") -> str:
     return "+".join(part for part in parts if part != "fp32" or len(parts) == 1)
 
 
-def engines(name: str) -> dict[str, str]:
+def engines(variant: str) -> dict[str, str]:
     """Tell the versions of what executes a variant, as far as they are installed."""
     packages = ["torch"]
-    if _ALONE.intersection(name.split("+")):
+    if _ALONE.intersection(variant.split("+")):
         packages += ["onnxruntime", "onnxruntime-gpu", "onnxscript"]
-    found = {package: environment.version(package) for package in packages}
-    return {package: version for package, version in found.items() if version is not None}
+    return {name: found for name in packages if (found := environment.version(name)) is not None}
 
 
 @contextmanager
