@@ -312,7 +312,7 @@ def test_processes_of_a_command_take_the_same_copy(tmp_path):
     assert done.stdout.strip() == str(ROOT / "cifar_lightning" / "__init__.py")
 
 
-def test_help_lists_the_groups():
+def test_help_lists_the_groups(forked):
     done = start("--help")
     assert done.returncode == 0
     for word in ("model: mobilenetv2", "optim: adamw, sgd", "label_smoothing", "output_stride"):

@@ -39,7 +39,7 @@ def hold(seconds):
     return process
 
 
-def test_two_measurements_do_not_overlap(caplog):
+def test_two_measurements_do_not_overlap(caplog, forked):
     caplog.set_level("INFO")
     process = hold(1.0)
     with device_lock(CPU):
@@ -49,7 +49,7 @@ def test_two_measurements_do_not_overlap(caplog):
     assert "waiting for another measurement" in caplog.text
 
 
-def test_a_killed_holder_does_not_block():
+def test_a_killed_holder_does_not_block(forked):
     process = hold(60)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

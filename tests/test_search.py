@@ -74,7 +74,7 @@ class Pretending:
         return []
 
 
-def test_trials_are_ordinary_runs(tune, outputs):
+def test_trials_are_ordinary_runs(tune, outputs, forked):
     status, out, err = tune(*SPACE, "n_trials=1")
     assert status == 0, err
     (folder,) = (outputs / "runs").iterdir()

@@ -52,7 +52,7 @@ class Scripts:
             )
 
 
-def test_from_the_command_to_all_rows(command, outputs):
+def test_from_the_command_to_all_rows(command, outputs, forked):
     """Two at a time: trained first, then measured; the same command again has nothing to do."""
     settings = ("-m", *SMALL, "seed=0,1", "hydra.launcher.n_jobs=2")
     ended = command(*settings)
@@ -228,7 +228,7 @@ def test_a_gpu_and_a_part_of_the_cores_for_each(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_sigterm_ends_the_jobs_and_the_sweep(outputs):
+def test_sigterm_ends_the_jobs_and_the_sweep(outputs, forked):
     """The job under way, here the last one, ends after its batch."""
     arguments = [sys.executable, "train.py", "-m", f"outputs={outputs}", *TINY]
     arguments += ["epochs=200", "batch_size=128", "benchmark.variants=[]"]
