@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from cifar_lightning.comparison import plots
 from cifar_lightning.comparison.collect import Comparison
-from cifar_lightning.comparison.columns import SHOWN, Column
+from cifar_lightning.comparison.columns import SHOWN
 from cifar_lightning.comparison.entry import Entry, Estimate
 from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.comparison.section import Section, unranked_lines
@@ -48,20 +48,12 @@ def interactive(section: Section, min_acc: float, number: int) -> Markup:
             text=[_hover(leaderboard, entry) for entry in entries],
             hovertemplate="%{text}<extra></extra>",
         )
-    wide = plots.wide(leaderboard)
+    if plots.wide(leaderboard):
+        figure.update_xaxes(type="log", tickvals=LOG_TICKS)
+    axis = {"gridcolor": "rgba(140,149,159,0.3)", "zeroline": False}
     figure.update_layout(
-        xaxis={
-            "title": "mean latency at batch 1 (ms)",
-            "type": "log" if wide else "linear",
-            "tickvals": LOG_TICKS if wide else None,
-            "gridcolor": "rgba(140,149,159,0.3)",
-            "zeroline": False,
-        },
-        yaxis={
-            "title": "test accuracy (%)",
-            "gridcolor": "rgba(140,149,159,0.3)",
-            "zeroline": False,
-        },
+        xaxis=axis | {"title": plots.LATENCY_AXIS},
+        yaxis=axis | {"title": plots.ACCURACY_AXIS},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         margin={"l": 60, "r": 10, "t": 10, "b": 50},
@@ -120,40 +112,14 @@ def page(
         return Markup(plots.svg(figure, inline=True))  # matplotlib escapes text
 
     values = {
-        "sections": [
-            {
-                "name": section.leaderboard.name,
-                "verdict": section.verdict,
-                "changes": section.changes,
-                "baseline": section.leaderboard.baseline.name,
-                "rows": [
-                    {
-                        "front": entry not in section.leaderboard.dominated_by,
-                        "chosen": entry is section.leaderboard.recommend(min_acc),
-                        "cells": [
-                            (
-                                column.shown(section.leaderboard, entry),
-                                _sortable(column, section, entry),
-                            )
-                            for column in SHOWN.values()
-                        ],
-                    }
-                    for entry in section.entries
-                ],
-                "plot": interactive(section, min_acc, number),
-                "distributions": drawn(section.distributions),
-            }
-            for number, section in enumerate(sections)
-        ],
-        "columns": [(column.header, column.numeric) for column in SHOWN.values()],
-        "details": [(heading, drawn(figure)) for heading, figure in details.values()],
+        "sections": sections,
+        "columns": list(SHOWN.values()),
+        "min_acc": min_acc,
+        "interactive": interactive,
+        "drawn": drawn,
+        "details": details.values(),
         "unranked": unranked_lines(comparison),
         "code": environment.code().commit,
         "plotly": Markup(get_plotlyjs()),
     }
     return escaping.render("comparison/report.html.jinja", escaping.visible, values)
-
-
-def _sortable(column: Column, section: Section, entry: Entry) -> str:
-    value = column.value(section.leaderboard, entry)
-    return "" if value is None else str(value)

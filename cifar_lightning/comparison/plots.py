@@ -27,11 +27,21 @@ COLORS = (
 MARKERS = "osD^vPX*"
 MARKER_SIZE = 8  # points
 WIDTH = 8.0  # inches
+LATENCY_AXIS, ACCURACY_AXIS = "mean latency at batch 1 (ms)", "test accuracy (%)"
 Place = Literal["outside lower right", "outside lower center", "outside upper right"]
 MATRIX_LABELS_UP_TO = 20  # classes whose counts can be read in a confusion matrix
-mpl.rcParams["svg.fonttype"] = "none"  # text stays text: searchable, in the page's font
-mpl.rcParams["text.parse_math"] = False  # a $ in a name is a $
-mpl.rcParams["svg.hashsalt"] = "cifar-lightning"  # the same figure gives the same file
+
+mpl.rc("svg", fonttype="none")  # text stays text: searchable, in the page's font
+mpl.rc("svg", hashsalt="cifar-lightning")  # the same figure gives the same file
+mpl.rc("text", parse_math=False)  # a $ in a name is a $
+mpl.rc("figure", facecolor="none")
+mpl.rc("axes", facecolor="none", edgecolor=INK, labelcolor=INK, titlecolor=INK, titlesize=10)
+mpl.rc("axes", grid=True, axisbelow=True)
+mpl.rc("axes.spines", top=False, right=False)
+mpl.rc("grid", color=GRID, alpha=0.3, linewidth=0.6)
+mpl.rc("xtick", color=INK, labelsize=9)
+mpl.rc("ytick", color=INK, labelsize=9)
+mpl.rc("legend", fontsize=8, labelcolor=INK, frameon=False)
 
 
 @dataclass(frozen=True)
@@ -46,24 +56,7 @@ class Curve:
 def new_figure(height: float) -> tuple[Figure, Axes]:
     """Make a figure with one pair of axes."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    _dress(axes)
-    return figure, axes
-
-
-def _dress(axes: Axes) -> None:
-    axes.patch.set_alpha(0)
-    axes.grid(visible=True, color=GRID, alpha=0.3, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", colors=INK, labelsize=9)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("bottom", "left"):
-        axes.spines[side].set_color(INK)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
-    axes.title.set_color(INK)
+    return figure, figure.add_subplot()
 
 
 def draw_legend(
@@ -75,9 +68,6 @@ def draw_legend(
         [visible(name) for name, _ in named],
         loc=place,
         ncols=columns,
-        fontsize=8,
-        labelcolor=INK,
-        frameon=False,
     )
 
 
@@ -126,7 +116,7 @@ def latency_distributions(leaderboard: Leaderboard) -> Figure:
     )
     scale_latency(axes, leaderboard)
     axes.set_xlabel("latency at batch 1 (ms): median, half of the samples, 5 % to 95 %; | mean")
-    axes.set_title(visible(leaderboard.name), fontsize=10)
+    axes.set_title(visible(leaderboard.name))
     return figure
 
 
@@ -135,10 +125,8 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
     columns = max(1, 90 // (max(len(visible(curve.label)) for curve in curves) + 6))
     rows = -(-len(curves) // columns)
     figure = Figure(figsize=(WIDTH, 3.2 + 0.2 * rows), layout="constrained")
-    figure.patch.set_alpha(0)
     left, right = figure.subplots(1, 2)
     for axes, label in ((left, "training loss"), (right, "validation accuracy (%)")):
-        _dress(axes)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(label)
@@ -161,15 +149,12 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     """Draw how often each true class (rows) is taken for each other one, in percent of the row."""
     count = len(confusion)
     figure = Figure(figsize=(WIDTH * 0.8, WIDTH * 0.7), layout="constrained")
-    figure.patch.set_alpha(0)
     axes = figure.add_subplot()
-    _dress(axes)
     axes.grid(visible=False)
     shares = [[100 * n / max(sum(row), 1) for n in row] for row in confusion]
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     bar = figure.colorbar(image, shrink=0.8)
-    bar.ax.tick_params(colors=INK)
-    bar.set_label("% of the true class", color=INK)
+    bar.set_label("% of the true class")
     classes = [visible(name) for name in classes]
     axes.set_xticks(range(count), classes, rotation=45, ha="right")
     axes.set_yticks(range(count), classes)
@@ -203,7 +188,7 @@ def class_accuracies(
         range(len(classes)), [visible(name) for name in classes], rotation=30, ha="right"
     )
     axes.grid(visible=False, axis="x")
-    axes.set_ylabel("test accuracy (%)")
+    axes.set_ylabel(ACCURACY_AXIS)
     draw_legend(figure, named, "outside upper right")
     return figure
 
@@ -212,7 +197,7 @@ def named_images(images: Sequence[np.ndarray[Any, Any]], names: Sequence[str]) -
     """Draw images, (height, width, 3), uint8, each with a name, of several lines perhaps."""
     columns = 8
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(WIDTH, 1.5 * rows))
+    figure = Figure(figsize=(WIDTH, 1.5 * rows), facecolor="white")
     # A fixed grid: to compute the layout of many images takes longer than to draw them.
     figure.subplots_adjust(0.01, 0.05 / rows, 0.99, 1 - 0.3 / rows, wspace=0.05, hspace=0.45)
     for number, (image, name) in enumerate(zip(images, names, strict=True)):

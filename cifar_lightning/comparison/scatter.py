@@ -13,8 +13,10 @@ from matplotlib.text import Text
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.comparison.plots import (
+    ACCURACY_AXIS,
     GRID,
     INK,
+    LATENCY_AXIS,
     MARKER_SIZE,
     MARKERS,
     color_of,
@@ -59,9 +61,9 @@ def accuracy_latency(leaderboard: Leaderboard, min_acc: float) -> Figure:
     low, high = axes.get_ylim()
     if low < min_acc < high:
         axes.axhline(min_acc, color=GRID, linewidth=1, linestyle=":")
-    axes.set_xlabel("mean latency at batch 1 (ms)")
-    axes.set_ylabel("test accuracy (%)")
-    axes.set_title(visible(leaderboard.name), fontsize=10)
+    axes.set_xlabel(LATENCY_AXIS)
+    axes.set_ylabel(ACCURACY_AXIS)
+    axes.set_title(visible(leaderboard.name))
     marks = [
         (network, axes.plot([], [], "o", color=color_of(network, networks))[0])
         for network in dict.fromkeys(networks)

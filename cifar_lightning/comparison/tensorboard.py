@@ -67,7 +67,7 @@ def draw(folder: Path) -> None:
             writer.add_histogram(name, samples, 0)
         if confusion is not None:
             figure = plots.confusion_matrix(confusion, recorded.run.class_names(len(confusion)))
-            figure.patch.set_alpha(1)
+            figure.set_facecolor("white")
             writer.add_figure("test/confusion", figure, 0)
 
 
