@@ -16,7 +16,7 @@ from cifar_lightning.config.rules import DERIVED_KEYS
 from cifar_lightning.config.schema import CONF_DIR
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.identity import NON_IDENTITY_KEYS, run_name
-from cifar_lightning.runs.recipes import recipe
+from cifar_lightning.runs.measurement import recipe
 from cifar_lightning.runs.results import RunResults
 
 CONDITIONS = Conditions("digits", "f" * 16, "A CPU", 1, "perf_counter", "full", 1)

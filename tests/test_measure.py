@@ -16,8 +16,7 @@ from cifar_lightning.benchmark.load import load_data
 from cifar_lightning.benchmark.measure import BenchmarkSpec, measure
 from cifar_lightning.cli import measure as measure_command
 from cifar_lightning.config import protocols
-from cifar_lightning.runs import recipes
-from cifar_lightning.runs.measurement import Measurement
+from cifar_lightning.runs.measurement import RECIPE_VERSIONS, Measurement, recipe
 from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import Run
 from cifar_lightning.runs.table import write_table
@@ -163,7 +162,7 @@ def test_a_measurement_by_an_earlier_recipe_is_taken_again(outputs, monkeypatch)
     assert measurement.environment.machine.processor.slug == measurement.hardware
     spec = BenchmarkSpec(["fp32"], [1], "quick")
     assert not list(spec.missing(folder, CPU))
-    monkeypatch.setitem(recipes.VERSIONS, "fp32", 2)
+    monkeypatch.setitem(RECIPE_VERSIONS, "fp32", 2)
     assert list(spec.missing(folder, CPU)) == [("fp32", 1)]
 
 
@@ -171,8 +170,8 @@ def test_engines_are_what_executes_a_variant():
     assert set(registry.engines("fp32")) == {"torch"}
     pytest.importorskip("onnxruntime")
     assert registry.engines("int8")["onnxruntime"]
-    assert set(recipes.VERSIONS) <= set(registry.PARTS)
-    assert recipes.recipe("fused+int8") == {"fused": 1, "int8": 2}
+    assert set(RECIPE_VERSIONS) <= set(registry.PARTS)
+    assert recipe("fused+int8") == {"fused": 1, "int8": 2}
 
 
 def test_calibration_shows_every_class_and_no_test_image(outputs):

@@ -20,8 +20,7 @@ from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.errors import Interrupted, bad_value, reason_of
 from cifar_lightning.runs import measurement
 from cifar_lightning.runs.find import load_run
-from cifar_lightning.runs.measurement import Environment, Measurement
-from cifar_lightning.runs.recipes import recipe
+from cifar_lightning.runs.measurement import Environment, Measurement, recipe
 from cifar_lightning.system import environment, signals
 from cifar_lightning.system.cores import torch_threads
 from cifar_lightning.system.devices import device_key, device_name, hardware_slug

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from cifar_lightning.comparison.entry import Conditions, Entry, Estimate
 from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.errors import bad_value, unknown_name
-from cifar_lightning.runs.markdown import draw_table, number
 from cifar_lightning.runs.run import MEGA
-from cifar_lightning.runs.table import Value
+from cifar_lightning.runs.table import Value, draw_table, number
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from cifar_lightning.comparison.leaderboard import Leaderboard
@@ -24,8 +25,6 @@ COLORS = (
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#888888",
 )  # distinct to the colour-blind too (Paul Tol's bright scheme)  # fmt: skip
 
-MARKERS = "osD^vPX*"
-MARKER_SIZE = 8  # points
 WIDTH = 8.0  # inches
 LATENCY_AXIS, ACCURACY_AXIS = "mean latency at batch 1 (ms)", "test accuracy (%)"
 Place = Literal["outside lower right", "outside lower center", "outside upper right"]
@@ -127,19 +126,15 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
     figure = Figure(figsize=(WIDTH, 3.2 + 0.2 * rows), layout="constrained")
     left, right = figure.subplots(1, 2)
     for axes, label in ((left, "training loss"), (right, "validation accuracy (%)")):
+        axes.set_prop_cycle(cycler(linestyle=("-", "--", ":", "-.")) * cycler(color=COLORS))
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(label)
     named = []
-    for number, curve in enumerate(curves):
-        style = {
-            "color": COLORS[number % len(COLORS)],
-            "linestyle": ("-", "--", ":", "-.")[number // len(COLORS) % 4],
-            "linewidth": 1.5,
-        }
+    for curve in curves:
         for axes, values in ((left, curve.train_loss), (right, curve.val_acc)):
             marker = "o" if len(values) == 1 else ""
-            (line,) = axes.plot(range(1, len(values) + 1), values, marker=marker, **style)
+            (line,) = axes.plot(range(1, len(values) + 1), values, marker=marker)
         named.append((curve.label, line))
     draw_legend(figure, named, "outside lower center", columns)
     return figure

@@ -10,26 +10,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from cifar_lightning.comparison import plots
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
-from cifar_lightning.comparison.plots import (
-    ACCURACY_AXIS,
-    GRID,
-    INK,
-    LATENCY_AXIS,
-    MARKER_SIZE,
-    MARKERS,
-    color_of,
-    draw_legend,
-    new_figure,
-    scale_latency,
-)
 from cifar_lightning.system.escaping import visible
+
+MARKERS = "osD^vPX*"
+MARKER_SIZE = 8  # points
 
 
 def accuracy_latency(leaderboard: Leaderboard, min_acc: float) -> Figure:
     """Draw accuracy against mean latency with 95 % intervals, the front and its choice."""
-    figure, axes = new_figure(5.0)
+    figure, axes = plots.new_figure(5.0)
     networks = [entry.network for entry in leaderboard.entries]
     variants = list(dict.fromkeys(entry.variant for entry in leaderboard.entries))
     for entry in leaderboard.entries:
@@ -40,7 +32,7 @@ def accuracy_latency(leaderboard: Leaderboard, min_acc: float) -> Figure:
             xerr=[[side] for side in x.reach],
             yerr=[[side] for side in y.reach],
             fmt=MARKERS[variants.index(entry.variant) % len(MARKERS)],
-            color=color_of(entry.network, networks),
+            color=plots.color_of(entry.network, networks),
             markersize=MARKER_SIZE,
             elinewidth=1,
             capsize=2,
@@ -51,24 +43,24 @@ def accuracy_latency(leaderboard: Leaderboard, min_acc: float) -> Figure:
         [entry.mean_ms.mean for entry in front],
         [entry.accuracy.mean for entry in front],
         where="post",
-        color=INK,
+        color=plots.INK,
         linestyle="--",
         linewidth=1,
         zorder=2,
     )
-    scale_latency(axes, leaderboard)
+    plots.scale_latency(axes, leaderboard)
     axes.margins(0.12, 0.12)
     low, high = axes.get_ylim()
     if low < min_acc < high:
-        axes.axhline(min_acc, color=GRID, linewidth=1, linestyle=":")
-    axes.set_xlabel(LATENCY_AXIS)
-    axes.set_ylabel(ACCURACY_AXIS)
+        axes.axhline(min_acc, color=plots.GRID, linewidth=1, linestyle=":")
+    axes.set_xlabel(plots.LATENCY_AXIS)
+    axes.set_ylabel(plots.ACCURACY_AXIS)
     axes.set_title(visible(leaderboard.name))
     marks = [
-        (network, axes.plot([], [], "o", color=color_of(network, networks))[0])
+        (network, axes.plot([], [], "o", color=plots.color_of(network, networks))[0])
         for network in dict.fromkeys(networks)
     ]
-    draw_legend(figure, marks, "outside lower right")
+    plots.draw_legend(figure, marks, "outside lower right")
     _name_front(axes, front, leaderboard.recommend(min_acc))
     return figure
 
@@ -92,9 +84,9 @@ def _name_front(axes: Axes, front: Sequence[Entry], recommended: Entry | None) -
             textcoords="offset points",
             ha="right",
             fontsize=8,
-            color=INK,
+            color=plots.INK,
             fontweight="bold" if entry is recommended else "normal",
-            arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.6, "shrinkB": 5},
+            arrowprops={"arrowstyle": "-", "color": plots.GRID, "linewidth": 0.6, "shrinkB": 5},
         )
         # Of the text alone: an annotation's own extent includes its arrow.
         size = Text.get_window_extent(text)

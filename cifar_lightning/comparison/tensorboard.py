@@ -49,11 +49,8 @@ def draw(folder: Path) -> None:
         figures = _figures(recorded.run, first)
         settings = dict(_flat(recorded.run))
         if first is not None:
-            settings |= {
-                "device": first.device,
-                "threads": first.threads,
-                "protocol": first.protocol,
-            }
+            settings |= {"device": first.device, "threads": first.threads}
+            settings["protocol"] = first.protocol
         # Not the summary of the experiment: TensorBoard takes one run's for all, and settings that
         # this run does not have would be hidden.
         _, *sessions = hparams(settings, figures)
@@ -62,9 +59,8 @@ def draw(folder: Path) -> None:
         for name, value in figures.items():
             writer.add_scalar(name, value, 0)
         for one in measured:
-            samples = np.array(one.samples_ms)
             name = f"latency/{one.variant}@{one.hardware}-t{one.threads}"
-            writer.add_histogram(name, samples, 0)
+            writer.add_histogram(name, np.array(one.samples_ms), 0)
         if confusion is not None:
             figure = plots.confusion_matrix(confusion, recorded.run.class_names(len(confusion)))
             figure.set_facecolor("white")

@@ -11,7 +11,6 @@ from msgspec import Meta
 
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.latency import LatencyStats, Milliseconds
-from cifar_lightning.runs.recipes import recipe
 from cifar_lightning.runs.run import (
     ROUNDING,
     Count,
@@ -29,6 +28,17 @@ from cifar_lightning.system.environment import DeviceState
 from cifar_lightning.system.files import write_atomically
 
 LAUNCH_BOUND_ABOVE = 1.3  # eager over replayed
+# How each part of `registry.PARTS` is made, as a version: results of two recipes are no one
+# candidate. Raised when what a part does changes; 1 where it is not listed.
+RECIPE_VERSIONS = {
+    "int8": 2,  # since the first two convolutions stay in fp32
+}
+
+
+def recipe(variant: str) -> dict[str, int]:
+    """Tell the versions of a variant's parts, in whatever order they are written."""
+    parts = [part for part in variant.split("+") if part != "fp32"] or ["fp32"]
+    return {part: RECIPE_VERSIONS.get(part, 1) for part in parts}
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ class Measurement(Record):
         size_bytes: Of the file that this variant ships.
         samples_ms: Every sample, in the order taken.
         weights: SHA-256 of the file of weights that was measured.
-        recipe: Versions of the variant's parts; see `recipes`.
+        recipe: Versions of the variant's parts; see `RECIPE_VERSIONS`.
         engines: Versions of what executed it.
         latency: None if it was not timed.
         preparation_s: What happens once: compiling, capturing, exporting, calibrating.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +110,8 @@ def _check_places(_root_: DictConfig) -> bool:
         if (path := CONF_DIR / f"{name}.yaml").exists():
             own.merge_with(OmegaConf.load(path))
     for key in PLACES:
-        given = _written(_root_, f"hydra.{key}")
-        if given != _written(own, f"hydra.{key}") and not _is_the_same(key, given, _root_):
+        given = _written(_root_, key)
+        if given != _written(own, key) and not _is_the_same(key, given, _root_):
             raise UserError(
                 f"hydra.{key}={given}: can't be changed; outputs=... says where files go"
             )
@@ -125,8 +127,6 @@ def _is_the_same(key: str, given: Any, root: DictConfig) -> bool:
 
 
 def _written(config: DictConfig, key: str) -> Any:
-    """Read a value without resolving what it refers to."""
-    node = OmegaConf.to_container(config.hydra)
-    for part in key.split(".")[1:]:
-        node = node[part]  # type: ignore[index,call-overload]
-    return node
+    """Read one of Hydra's settings without resolving what it refers to."""
+    settings: Any = OmegaConf.to_container(config.hydra)
+    return reduce(getitem, key.split("."), settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Self
@@ -60,11 +60,6 @@ class Row:
     status: str
     error: str | None
     started: str
-
-    @property
-    def timed_like(self) -> tuple[str | int | None, ...]:
-        """What is the same in rows whose latencies can be divided by each other."""
-        return self.device, self.hardware, self.threads, self.protocol, self.torch
 
 
 CSV_COLUMNS = tuple(column.name for column in fields(Row))
@@ -135,25 +130,18 @@ def _lines(run: Run, measurements: list[Measurement]) -> list[tuple[Row, Measure
         return []
     if not shown or run.status == "failed":
         return [(_run_row(run), None)]
-    rows = [_row(run, measurement) for measurement in shown]
-    return list(zip(_with_speedups(rows), shown, strict=True))
-
-
-def _with_speedups(rows: list[Row]) -> Iterator[Row]:
-    """Divide fp32's mean latency by each row's, on the same device with the same protocol.
-
-    Disturbed measurements have no say and no speed-up.
-    """
-    baselines = {
-        row.timed_like: row.lat_mean_ms
-        for row in rows
-        if row.status == "ok" and row.variant == "fp32"
+    fp32 = {
+        _timed_like(m): m.latency.mean_ms
+        for m in shown
+        if m.variant == "fp32" and m.status == "ok" and m.latency
     }
-    for row in rows:
-        baseline = baselines.get(row.timed_like)
-        if row.status == "ok" and baseline and row.lat_mean_ms:
-            row = replace(row, speedup=baseline / row.lat_mean_ms)
-        yield row
+    return [(_row(run, m, fp32.get(_timed_like(m))), m) for m in shown]
+
+
+def _timed_like(measurement: Measurement) -> tuple[str | int, ...]:
+    """Tell what is the same in measurements whose latencies can be divided by each other."""
+    torch = measurement.environment.versions["torch"]
+    return *measurement.configuration[1:], measurement.device, measurement.protocol, torch
 
 
 def _run_row(run: Run) -> Row:
@@ -178,7 +166,8 @@ def _run_row(run: Run) -> Row:
     )
 
 
-def _row(run: Run, measurement: Measurement) -> Row:
+def _row(run: Run, measurement: Measurement, fp32_ms: float | None) -> Row:
+    """Make a measurement's row; a disturbed one has no speed-up over fp32's mean latency."""
     row = replace(
         _run_row(run),
         variant=measurement.variant,
@@ -207,4 +196,5 @@ def _row(run: Run, measurement: Measurement) -> Row:
         lat_n=latency.n,
         lat_ci_ms=latency.mean_ci_ms,
         lat_converged=latency.converged,
+        speedup=fp32_ms / latency.mean_ms if fp32_ms and measurement.status == "ok" else None,
     )
