@@ -52,9 +52,9 @@ class Curve:
     val_acc: Sequence[float]
 
 
-def new_figure(height: float) -> tuple[Figure, Axes]:
+def new_figure(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
     """Make a figure with one pair of axes."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
@@ -127,9 +127,8 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
     left, right = figure.subplots(1, 2)
     for axes, label in ((left, "training loss"), (right, "validation accuracy (%)")):
         axes.set_prop_cycle(cycler(linestyle=("-", "--", ":", "-.")) * cycler(color=COLORS))
-        axes.set_xlabel("epoch")
+        axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylabel(label)
     named = []
     for curve in curves:
         for axes, values in ((left, curve.train_loss), (right, curve.val_acc)):
@@ -143,18 +142,15 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
 def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
     """Draw how often each true class (rows) is taken for each other one, in percent of the row."""
     count = len(confusion)
-    figure = Figure(figsize=(WIDTH * 0.8, WIDTH * 0.7), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_figure(WIDTH * 0.7, WIDTH * 0.8)
     axes.grid(visible=False)
     shares = [[100 * n / max(sum(row), 1) for n in row] for row in confusion]
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    bar = figure.colorbar(image, shrink=0.8)
-    bar.set_label("% of the true class")
+    figure.colorbar(image, shrink=0.8, label="% of the true class")
     classes = [visible(name) for name in classes]
     axes.set_xticks(range(count), classes, rotation=45, ha="right")
     axes.set_yticks(range(count), classes)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    axes.set(xlabel="predicted", ylabel="true")
     if count <= MATRIX_LABELS_UP_TO:
         for row, line in enumerate(shares):
             for column, share in enumerate(line):

@@ -53,9 +53,8 @@ def accuracy_latency(leaderboard: Leaderboard, min_acc: float) -> Figure:
     low, high = axes.get_ylim()
     if low < min_acc < high:
         axes.axhline(min_acc, color=plots.GRID, linewidth=1, linestyle=":")
-    axes.set_xlabel(plots.LATENCY_AXIS)
-    axes.set_ylabel(plots.ACCURACY_AXIS)
-    axes.set_title(visible(leaderboard.name))
+    title = visible(leaderboard.name)
+    axes.set(xlabel=plots.LATENCY_AXIS, ylabel=plots.ACCURACY_AXIS, title=title)
     marks = [
         (network, axes.plot([], [], "o", color=plots.color_of(network, networks))[0])
         for network in dict.fromkeys(networks)

@@ -45,12 +45,11 @@ def draw(folder: Path) -> None:
     for earlier in target.glob(f"*{SUFFIX}"):
         earlier.unlink(missing_ok=True)  # another process may be drawing, too
     with Writer(str(target), filename_suffix=SUFFIX) as writer:
-        first = measured[0] if measured else None
-        figures = _figures(recorded.run, first)
+        main = measured[0] if measured else None
+        figures = _figures(recorded.run, main)
         settings = dict(_flat(recorded.run))
-        if first is not None:
-            settings |= {"device": first.device, "threads": first.threads}
-            settings["protocol"] = first.protocol
+        if main is not None:
+            settings |= {"device": main.device, "threads": main.threads, "protocol": main.protocol}
         # Not the summary of the experiment: TensorBoard takes one run's for all, and settings that
         # this run does not have would be hidden.
         _, *sessions = hparams(settings, figures)

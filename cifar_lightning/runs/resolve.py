@@ -35,10 +35,9 @@ def resolve(composed: DictConfig) -> dict[str, Any]:
     if config["distill"] is not None:
         outputs, given = Path(config["outputs"]), str(config["distill"]["teacher"])
         folder = find_run(outputs, given, "distill.teacher")
-        if not RunFolder(folder).is_in(outputs):
-            raise UserError(f"distill.teacher={given}: needed is a run in {outputs / RUNS}")
-        if load_run(folder).name != folder.name:
-            raise UserError(f"distill.teacher={given}: needed is a run in its own folder")
+        if not RunFolder(folder).is_in(outputs) or load_run(folder).name != folder.name:
+            own = outputs / RUNS / load_run(folder).name
+            raise UserError(f"distill.teacher={given}: needed is a run in its own folder, {own}")
         config["distill"]["teacher"] = folder.name
     _resolve_devices(config["trainer"])
     return config
