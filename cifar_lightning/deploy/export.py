@@ -20,8 +20,8 @@ from cifar_lightning.errors import RunFailed, UserError
 from cifar_lightning.runs import identity
 from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.table import markdown
 from cifar_lightning.runs.results import rows_of
+from cifar_lightning.runs.table import markdown
 from cifar_lightning.runs.views import replace_views
 from cifar_lightning.system import escaping
 from cifar_lightning.system.environment import installation
