@@ -1,7 +1,5 @@
 """The errors that users see: each is one line and carries its exit status."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Iterator
 

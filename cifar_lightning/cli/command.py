@@ -1,7 +1,5 @@
 """What every command shares: Hydra around it, errors in one line, exit statuses, no leftovers."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shlex

@@ -5,8 +5,6 @@
 The network takes normalised images, as in training; the card says how.
 """
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

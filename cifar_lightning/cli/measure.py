@@ -5,8 +5,6 @@
 does it in a fresh process, without training; ``run=A,B`` measures one run after the other.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from cifar_lightning.benchmark.load import load_backbone, load_data

@@ -5,8 +5,6 @@
 takes images of any size and folders of them.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import sys

@@ -1,7 +1,5 @@
 """Components: which builders may be called, and their arguments against the signature."""
 
-from __future__ import annotations
-
 import inspect
 import math
 import re
@@ -34,7 +32,12 @@ MACHINE = {
 
 def is_number(value: object) -> bool:
     """Tell whether a value is a finite number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def is_integer(value: object) -> bool:
+    """Tell whether a value is an integer; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_targets(name: str, node: Mapping[str, Any]) -> None:
@@ -203,18 +206,13 @@ def _fits(value: Any, annotation: Any) -> bool:
         return any(_fits(value, option) for option in get_args(annotation))
     if get_origin(annotation) is Literal:
         return value in get_args(annotation)
-    if annotation is float:
-        return is_number(value)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if annotation in (bool, str):
+    if annotation in (int, float):
+        return is_integer(value) if annotation is int else is_number(value)
+    if annotation in (bool, str, types.NoneType):
         return isinstance(value, annotation)
-    if annotation is type(None):
-        return value is None
     if get_origin(annotation) is list:
-        return isinstance(value, list) and all(
-            _fits(item, option) for item in value for option in get_args(annotation)
-        )
+        (kind,) = get_args(annotation)
+        return isinstance(value, list) and all(_fits(item, kind) for item in value)
     return True
 
 

@@ -1,7 +1,5 @@
 """When a measurement starts counting and when it stops."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 PROTOCOL_VERSION = 1

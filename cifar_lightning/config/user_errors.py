@@ -1,7 +1,5 @@
 """Errors of Hydra and OmegaConf as one line for the user."""
 
-from __future__ import annotations
-
 import sys
 from traceback import walk_tb
 
@@ -43,10 +41,8 @@ def to_user_error(error: BaseException) -> UserError | None:
             return _type_error(link)
         if isinstance(link, OverrideParseException):
             return UserError(f"{link.override}: can't be read ({one_line(link)})")
-    for link in links:
-        if isinstance(link, HydraException | OmegaConfBaseException):
-            return UserError(one_line(link))
-    return None
+    known = [link for link in links if isinstance(link, HydraException | OmegaConfBaseException)]
+    return UserError(one_line(known[0])) if known else None
 
 
 def raised_in_composing(error: BaseException) -> bool:
@@ -69,11 +65,11 @@ def _key_error(error: OmegaConfBaseException) -> UserError:
 
 
 def _type_error(error: ValidationError) -> UserError:
-    expected = {"int": "an integer", "float": "a number", "bool": "true or false"}
-    found = (schema.__annotations__.get(str(error.full_key)) for schema in SCHEMAS.values())
-    annotation = str(next((one for one in found if one is not None), ""))
-    if annotation in expected:
-        return bad_value(str(error.full_key), error.value, expected[annotation])
+    expected = {int: "an integer", float: "a number", bool: "true or false"}
+    for schema in SCHEMAS.values():
+        annotation = schema.__annotations__.get(str(error.full_key))
+        if annotation in expected:
+            return bad_value(str(error.full_key), error.value, expected[annotation])
     return UserError(f"{error.full_key}: {one_line(error)}")
 
 

@@ -1,7 +1,5 @@
 """The cores that this process may use, and how busy others keep them."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The environment of a run or measurement: code, versions, machine."""
 
-from __future__ import annotations
-
 import platform
 import re
 import subprocess

@@ -4,8 +4,6 @@ Ids, class names, file names, reasons and errors can come from other people's fi
 them as they are; what writes them for a reader escapes them, and shows the rest unchanged.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """TensorBoard event files that are named by time alone, not by the host."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any, cast

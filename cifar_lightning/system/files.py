@@ -1,7 +1,5 @@
 """Atomic file writes, and checks of what lies where a file is read or written."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

@@ -1,7 +1,5 @@
 """Locks between processes and users; the operating system releases them with their holder."""
 
-from __future__ import annotations
-
 import fcntl
 import logging
 import os

@@ -10,8 +10,6 @@ busy, `computing` keeps threads that do nothing. Those that compute stay as they
 results, bit for bit.
 """
 
-from __future__ import annotations
-
 import ctypes
 import logging
 import os

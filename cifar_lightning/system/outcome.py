@@ -1,10 +1,9 @@
 """How a command that another one started has ended, told in a file instead of by its output."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from cifar_lightning.system.untrusted import Unreadable, decode, encode
 
@@ -26,7 +25,7 @@ class Outcome:
     key: str | None = None
 
     @classmethod
-    def read(cls, path: Path) -> Outcome | None:
+    def read(cls, path: Path) -> Self | None:
         """Read what the command wrote; None if it ended well, or could not say."""
         try:
             return decode(path.read_bytes(), cls)

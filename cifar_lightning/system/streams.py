@@ -1,7 +1,5 @@
 """Output that survives a reader that goes away: a closed window, ``| head -1``, ``2>&-``."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os

@@ -19,9 +19,9 @@ from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import MEGA, Run, read_weights
 from cifar_lightning.runs.table import check_table
-from cifar_lightning.system import environment, untrusted
+from cifar_lightning.system import environment
 from cifar_lightning.system.devices import device_name
-from cifar_lightning.system.files import check_inside, remove_unfinished
+from cifar_lightning.system.files import check_inside, open_regular, remove_unfinished
 from cifar_lightning.system.formatting import relative
 from cifar_lightning.system.locks import check_lock
 from cifar_lightning.training.build import Experiment, training_device
@@ -165,7 +165,7 @@ class _Checkpoint:
 def _read_checkpoint(path: Path, name: str) -> _Checkpoint:
     """Read what a checkpoint says of itself, and see that it is of the run of that name."""
     try:
-        with untrusted.open_regular(path) as stream:
+        with open_regular(path) as stream:
             checkpoint = torch.load(stream, map_location="cpu", weights_only=True)
         callbacks = checkpoint["callbacks"].values()
         found = _Checkpoint(
