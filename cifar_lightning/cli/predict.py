@@ -35,16 +35,14 @@ def main(config: PredictConfig) -> None:
     with computing():
         for found in predict(classifier, paths, config.top):
             if isinstance(found, ValueError):
-                errors.append(str(found))
+                errors.append(visible(found))
             else:
                 predictions.append(found)
     if not predictions:
-        raise UserError(
-            "\n".join([*map(visible, errors), f"images: none of {len(paths)} can be read"])
-        )
+        raise UserError("\n".join([*errors, f"images: none of {len(paths)} can be read"]))
     _print(predictions, config.format)
     if errors:
-        raise RunFailed("\n".join(map(visible, errors)))
+        raise RunFailed("\n".join(errors))
 
 
 def _print(predictions: Sequence[Prediction], form: str) -> None:

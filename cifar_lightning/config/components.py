@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -41,17 +41,10 @@ def is_integer(value: object) -> bool:
 
 
 def check_targets(name: str, node: Mapping[str, Any]) -> None:
-    """See that a component is one that a file in ``conf`` names, and names nothing to call inside.
+    """See that ``model`` or ``data`` is what a file in ``conf`` names, and calls nothing inside.
 
     It will be built again from ``run.json``, which may come from someone else and must not name
-    what to call.
-
-    Args:
-        name: ``model`` or ``data``.
-        node: Its configuration.
-
-    Raises:
-        UserError: If not.
+    what to call: that is a `UserError`.
     """
     try:
         check_plain({name: node}, (name,))
@@ -181,21 +174,16 @@ def parameters_of(target: Any) -> dict[str, inspect.Parameter]:
     """Collect named parameters with real annotations; ``**kwargs`` go on to the base class."""
     parameters: dict[str, inspect.Parameter] = {}
     for level in target.__mro__ if inspect.isclass(target) else (target,):
-        function = level.__dict__.get("__init__") if inspect.isclass(level) else level
+        function = vars(level).get("__init__") if inspect.isclass(level) else level
         if function is None:
             continue
         try:
-            hints = get_type_hints(function)
+            own = inspect.signature(function, eval_str=True).parameters.values()
         except NameError:  # of a package that is not installed
-            hints = {}
-        own = inspect.signature(function).parameters
-        for key, parameter in own.items():
-            if key != "self" and parameter.kind not in (
-                parameter.VAR_KEYWORD,
-                parameter.VAR_POSITIONAL,
-            ):
-                parameters[key] = parameter.replace(annotation=hints.get(key, Any))
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
+            own = inspect.signature(function).parameters.values()
+        named = [one for one in own if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+        parameters |= {one.name: one for one in named if one.name != "self"}
+        if not any(one.kind is one.VAR_KEYWORD for one in own):
             break
     return parameters
 

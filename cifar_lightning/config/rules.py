@@ -106,11 +106,7 @@ C = TypeVar("C")
 
 
 def typed(composed: DictConfig, schema: type[C]) -> C:
-    """Make a schema's object of a composed configuration, after checking its values.
-
-    Raises:
-        UserError: If a value is missing or wrong.
-    """
+    """Make a schema's object of a composed configuration; `UserError` if a value is wrong."""
     config = plain(composed, schema)
     check(config)
     return schema(**config)

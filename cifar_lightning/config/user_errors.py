@@ -5,12 +5,8 @@ from traceback import walk_tb
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    OmegaConfBaseException,
-    ValidationError,
-)
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
+from omegaconf.errors import OmegaConfBaseException as OmegaConfError
 
 from cifar_lightning.config.schema import CONF_DIR, NAMING_GROUPS, SCHEMAS
 from cifar_lightning.errors import UserError, bad_value, chain, unknown_name
@@ -41,7 +37,7 @@ def to_user_error(error: BaseException) -> UserError | None:
             return _type_error(link)
         if isinstance(link, OverrideParseException):
             return UserError(f"{link.override}: can't be read ({one_line(link)})")
-    known = [link for link in links if isinstance(link, HydraException | OmegaConfBaseException)]
+    known = [link for link in links if isinstance(link, HydraException | OmegaConfError)]
     return UserError(one_line(known[0])) if known else None
 
 
@@ -53,7 +49,7 @@ def raised_in_composing(error: BaseException) -> bool:
     return bool(foreign) and foreign[-1] in COMPOSERS
 
 
-def _key_error(error: OmegaConfBaseException) -> UserError:
+def _key_error(error: OmegaConfError) -> UserError:
     full_key, parent = str(error.full_key or error.key), error.parent_node
     key = full_key.rpartition(".")[2]
     names = [str(name) for name in parent] if isinstance(parent, DictConfig) else []

@@ -73,10 +73,9 @@ class Processor:
     @property
     def title(self) -> str:
         """Its name in tables, which tells generations and boards apart."""
-        told = [f"family {self.family}"] if self.family else []
-        told += [f"model {self.model}"] if self.model else []
-        name = self.board or self.name
-        return f"{name} ({' '.join(told)})" if told else name
+        numbers = {"family": self.family, "model": self.model}
+        told = " ".join(f"{key} {number}" for key, number in numbers.items() if number)
+        return f"{self.board or self.name} ({told})" if told else self.board or self.name
 
     @property
     def slug(self) -> str:

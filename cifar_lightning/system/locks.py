@@ -64,11 +64,7 @@ def alone(path: Path, refusal: str) -> Iterator[None]:
 
 
 def check_lock(path: Path) -> None:
-    """See that a lock can be had sooner or later; leaves nothing behind.
-
-    Raises:
-        UserError: If not.
-    """
+    """See that a lock can be had sooner or later, or raise `UserError`; leaves nothing behind."""
     if os.path.lexists(path):
         os.close(_open_lock(path))
     else:

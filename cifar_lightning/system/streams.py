@@ -52,7 +52,7 @@ class _Lasting(io.FileIO):
     A file on a disk has no reader: what can't be written there is an error.
     """
 
-    def write(self, content: ReadableBuffer) -> int:
+    def write(self, content: "ReadableBuffer") -> int:
         try:
             return super().write(content)
         except OSError as error:
