@@ -161,9 +161,9 @@ def check_component(name: str, node: Mapping[str, Any], given: tuple[str, ...] =
         if key not in parameters or key in given:
             allowed = [parameter for parameter in parameters if parameter not in given]
             raise unknown_name(f"{name}.{key}", "key", key, allowed)
-        if not _fits(value, parameters[key].annotation):
-            expected = _describe(parameters[key].annotation)
-            raise bad_value(f"{name}.{key}", value, expected)
+        if not _fits(value, expected := parameters[key].annotation):
+            shown = getattr(expected, "__name__", str(expected)).replace("typing.", "")
+            raise bad_value(f"{name}.{key}", value, shown)
     for key, parameter in parameters.items():
         needed = parameter.default is parameter.empty and not node.get("_partial_")
         if needed and key not in settings and key not in given:
@@ -202,7 +202,3 @@ def _fits(value: Any, annotation: Any) -> bool:
         (kind,) = get_args(annotation)
         return isinstance(value, list) and all(_fits(item, kind) for item in value)
     return True
-
-
-def _describe(annotation: Any) -> str:
-    return getattr(annotation, "__name__", str(annotation)).replace("typing.", "")

@@ -34,13 +34,12 @@ def locked(path: Path, waiting: str) -> Iterator[None]:
         UserError: If it can't be locked by this user at all.
         Interrupted: If a signal came while waiting.
     """
-    told = False
-    while (descriptor := _try_lock(path)) is None:
-        if not told:
-            log.info("%s (%s)", waiting, path)
-            told = True
+    if (descriptor := _try_lock(path)) is None:
+        log.info("%s (%s)", waiting, path)
+    while descriptor is None:
         signals.check()
         time.sleep(LOCK_POLL_S)
+        descriptor = _try_lock(path)
     with os.fdopen(descriptor):
         yield
 
