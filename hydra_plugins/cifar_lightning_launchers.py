@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from hydra.core.utils import JobReturn
@@ -39,7 +40,7 @@ class ProcessLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        self._loader, self._config = hydra_context.config_loader, config
+        self._compose = partial(hydra_context.config_loader.load_sweep_config, config)
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -47,11 +48,7 @@ class ProcessLauncher(Launcher):
         from cifar_lightning.sweeps import jobs, run
 
         mark_started()
-
-        def compose(overrides: Sequence[str]) -> DictConfig:
-            return self._loader.load_sweep_config(self._config, list(overrides))
-
-        found = jobs.jobs(job_overrides, compose)
+        found = jobs.jobs(job_overrides, self._compose)
         if len(found) < len(job_overrides):
             log.info("%d jobs come to %d", len(job_overrides), len(found))
         run.run(found, self._executor())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,8 +41,8 @@ class BenchmarkSpec:
         protocol: ``full`` or ``quick``.
     """
 
-    variants: Sequence[str]
-    threads: Sequence[int]
+    variants: list[str]
+    threads: list[int]
     protocol: str
 
     def checked(self, prefix: str = "", may_be_empty: bool = False) -> BenchmarkSpec:

@@ -45,7 +45,7 @@ class Job:
 
 
 def jobs(
-    job_overrides: Sequence[Sequence[str]], compose: Callable[[Sequence[str]], DictConfig]
+    job_overrides: Sequence[Sequence[str]], compose: Callable[[list[str]], DictConfig]
 ) -> list[Job]:
     """Compose, resolve and check every job; jobs that come to the same thing are one.
 
@@ -62,7 +62,7 @@ def jobs(
     for number, overrides in enumerate(job_overrides):
         varied = [text for text in overrides if counts[text] < len(job_overrides)]
         try:
-            composed = compose(overrides)
+            composed = compose(list(overrides))
             with open_dict(composed):
                 composed.hydra.job.id = composed.hydra.job.num = number
             config = resolve.resolve(composed)

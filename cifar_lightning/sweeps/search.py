@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,8 @@ from cifar_lightning.errors import RunFailed, UserError, bad_value
 from cifar_lightning.runs import identity
 from cifar_lightning.runs.run import Run
 from cifar_lightning.sweeps import executors, jobs, run
-from cifar_lightning.sweeps.space import (
-    OWN_KEYS,
-    Space,
-    as_override,
-    concerns,
-    draw_settings,
-    flatten_space,
-    range_ends,
-)
+from cifar_lightning.sweeps import space as spaces
+from cifar_lightning.sweeps.space import Space, as_override
 from cifar_lightning.system.environment import installation
 from cifar_lightning.system.files import check_inside
 from cifar_lightning.system.locks import alone
@@ -63,12 +57,12 @@ def search(cfg: DictConfig) -> None:
         import optuna
     except ImportError as error:
         raise UserError(f"tune.py needs Optuna: {installation('tune')}") from error
-    space = flatten_space(OmegaConf.to_container(cfg.space, resolve=True))  # type: ignore[arg-type]
+    space = spaces.flatten_space(OmegaConf.to_container(cfg.space, resolve=True))  # type: ignore[arg-type]
     rules.check({"n_trials": cfg.n_trials})
     given = [
         override
         for override in HydraConfig.get().overrides.task
-        if override.lstrip("+~").partition("=")[0].partition(".")[0] not in OWN_KEYS
+        if override.lstrip("+~").partition("=")[0].partition(".")[0] not in spaces.OWN_KEYS
     ]
     base = _checked(given, space)
     outputs = Path(base.config["outputs"])
@@ -86,7 +80,7 @@ def search(cfg: DictConfig) -> None:
         ended = sum(trial.state.is_finished() for trial in study.get_trials())
         log.info("study %s: %d of %d trials are done", name, ended, cfg.n_trials)
         for trial in _trials(study, cfg.n_trials, base.config["seed"]):
-            overrides = [as_override(key, value) for key, value in draw_settings(trial, space)]
+            overrides = spaces.draw(trial, space)
             log.info("trial %d of %d: %s", trial.number + 1, cfg.n_trials, " ".join(overrides))
             trial.set_user_attr(BEGUN, trial.user_attrs.get(BEGUN, 0) + 1)
             try:
@@ -153,7 +147,7 @@ def _run(overrides: list[str], space: Space) -> Run | Outcome:
     (outcome,) = (failure.outcome for failure in failures)
     refused = outcome.kind == UserError.kind
     if outcome.kind in OF_SETTINGS or (
-        refused and any(concerns(outcome.key, key) for key in space)
+        refused and any(spaces.concerns(outcome.key, key) for key in space)
     ):
         return outcome
     raise (UserError if refused else RunFailed)(outcome.message)
@@ -177,12 +171,7 @@ def _end_if_hopeless(study: Any) -> None:
 
 def _checked(given: list[str], space: Space) -> jobs.Job:
     """See that the space and its ends are allowed; return the job without a draw from it."""
-    if not space:
-        raise bad_value("space", "{}", "at least one key with low and high, or choices")
-    ends = [
-        as_override(key, value) for key, entry in space.items() for value in range_ends(key, entry)
-    ]
-    jobs = _jobs([given, *([*given, end] for end in ends)])
+    jobs = _jobs([given, *([*given, end] for end in spaces.ends(space))])
     for job in jobs:
         if job.config["data"]["val_fraction"] == 0:
             raise bad_value("data.val_fraction", 0, "above 0: held-out images judge the trials")
@@ -190,10 +179,7 @@ def _checked(given: list[str], space: Space) -> jobs.Job:
 
 
 def _jobs(job_overrides: list[list[str]]) -> list[jobs.Job]:
-    return jobs.jobs(
-        job_overrides,
-        lambda overrides: hydra.compose("train", list(overrides), return_hydra_config=True),
-    )
+    return jobs.jobs(job_overrides, partial(hydra.compose, "train", return_hydra_config=True))
 
 
 def _study_name(base: jobs.Job, space: Space) -> str:

@@ -22,7 +22,7 @@ class Distillation:
         backbone: The teacher, with trained weights.
         teacher: Its run's name.
         temperature: Divides both logits; above 1 it shows more of how alike classes are.
-        alpha: Share of the teacher in the loss.
+        alpha: Fraction of the teacher in the loss.
     """
 
     def __init__(self, backbone: nn.Module, teacher: str, temperature: float, alpha: float) -> None:

@@ -69,7 +69,7 @@ def build_loggers(nodes: Mapping[str, Any], folder: Path) -> list[Logger]:
         try:
             check_component(key, node, tuple(given.keys() - node.keys()))
             taken = parameters_of(get_object(node["_target_"])).keys() - node.keys()
-            found.append(construct(key, node, **{k: given[k] for k in given.keys() & taken}))
+            found.append(construct(key, node, (), **{k: given[k] for k in given.keys() & taken}))
         except ImportError as error:
             message = f"logger={name}: needs the package {name}: pip install {name}"
             raise UserError(message, key) from error

@@ -61,13 +61,10 @@ class Estimate(Callback):
             log.info("%s %s for the training", "at least" if grows else "about", left)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step < _data(trainer).length.steps:
-            log.info(
-                "ended early, after step %d of %d in epoch %d",
-                trainer.global_step,
-                _data(trainer).length.steps,
-                trainer.current_epoch,
-            )
+        step, steps = trainer.global_step, _data(trainer).length.steps
+        if step < steps:
+            epoch = trainer.current_epoch
+            log.info("ended early, after step %d of %d in epoch %d", step, steps, epoch)
 
 
 def log_epoch(trainer: Trainer, values: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from safetensors.torch import save as to_bytes
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from cifar_lightning.benchmark.measure import measure
 from cifar_lightning.comparison.publish import attempt, publish
 from cifar_lightning.config import schema
 from cifar_lightning.errors import Interrupted, NotFinite, RunFailed
@@ -28,7 +29,7 @@ from cifar_lightning.system import signals
 from cifar_lightning.system.files import write_atomically
 from cifar_lightning.system.locks import alone
 from cifar_lightning.system.openmp_waiting import computing
-from cifar_lightning.training.build import Experiment, build, training_device
+from cifar_lightning.training.build import Experiment, build
 from cifar_lightning.training.failure import classify_failure, record_failure
 from cifar_lightning.training.loggers import begin_logging
 from cifar_lightning.training.resume import ResumeState, prepare_run
@@ -68,7 +69,7 @@ def run(cfg: DictConfig) -> None:
             if ending is None:
                 raise
             if experiment.is_global_zero:
-                record_failure(experiment, ending, Path(config["outputs"]))
+                record_failure(experiment, ending)
             elif isinstance(ending, Interrupted | NotFinite):
                 return  # the first process says so for all
             raise ending from error
@@ -109,8 +110,8 @@ def _try_batches(experiment: Experiment) -> None:
 def _complete(experiment: Experiment, config: dict[str, Any], trained: bool) -> None:
     """Do what follows a finished training run: measure what is missing, publish and show it.
 
-    None of it can take the training back: what goes wrong is said in the end, and the same command
-    does it again.
+    None of it can take the training run back: what goes wrong is said in the end, and the same
+    command does it again. After a signal, what was measured is in the table.
 
     Args:
         experiment: Of the run, which is finished.
@@ -119,7 +120,6 @@ def _complete(experiment: Experiment, config: dict[str, Any], trained: bool) -> 
 
     Raises:
         RunFailed: If something went wrong.
-        Interrupted: If a signal came; what was measured is in the table.
     """
     folder, outputs = experiment.folder, Path(config["outputs"])
     failures: list[str] = []
@@ -129,9 +129,10 @@ def _complete(experiment: Experiment, config: dict[str, Any], trained: bool) -> 
         take_up(folder, Run.load(folder), config)
     try:
         with attempt("measuring", failures), signals.deferred():
-            measurements = experiment.benchmark.measure(
-                folder, experiment.data, training_device(experiment)
-            )
+            spec, device = experiment.benchmark, experiment.device
+            if any(spec.missing(folder, device)):
+                log.info("measuring latency (%s protocol)", spec.protocol)
+                measurements = measure(folder, experiment.data, spec, device, only_missing=True)
     finally:
         failures += [f"measuring {one.variant}: {one.reason}" for one in measurements if one.failed]
         failures += publish(outputs, [folder], draw=bool(measurements) or not trained)
