@@ -63,13 +63,7 @@ class ProcessLauncher(Launcher):
 class SlurmLauncher(ProcessLauncher):
     """Submits each job of a multirun to SLURM, and waits for all of them.
 
-    Args:
-        partition: Where to submit; None takes the cluster's default.
-        gpus: Per node.
-        cpus: Per process.
-        minutes: A job's time limit. One that meets it goes on in a new job.
-        more: Any other parameters of submitit's executor, such as ``slurm_account``.
-        cluster: ``slurm``, or ``local`` to try it out without one.
+    ``conf/hydra/launcher/slurm.yaml`` says what its arguments mean.
     """
 
     def __init__(
