@@ -63,17 +63,11 @@ class ProcessLauncher(Launcher):
 class SlurmLauncher(ProcessLauncher):
     """Submits each job of a multirun to SLURM, and waits for all of them.
 
-    ``conf/hydra/launcher/slurm.yaml`` says what its arguments mean.
+    ``conf/hydra/launcher/slurm.yaml`` has the defaults of its arguments, and says what they mean.
     """
 
     def __init__(
-        self,
-        partition: str | None = None,
-        gpus: int = 1,
-        cpus: int = 4,
-        minutes: int = 240,
-        more: dict[str, Any] | None = None,
-        cluster: str = "slurm",
+        self, partition: str | None, gpus: int, cpus: int, minutes: int, more: Any, cluster: str
     ) -> None:
         super().__init__()
         self.parameters = {
@@ -81,7 +75,7 @@ class SlurmLauncher(ProcessLauncher):
             "gpus_per_node": gpus,
             "cpus_per_task": cpus,
             "timeout_min": minutes,
-            **(more or {}),
+            **more,
         }
         self.cluster = cluster
 
