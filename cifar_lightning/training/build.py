@@ -19,23 +19,9 @@ from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.errors import bad_value
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Run
+from cifar_lightning.training import callbacks, components
 from cifar_lightning.training.arguments import check_devices, check_trainer, validates
-from cifar_lightning.training.callbacks import (
-    EMA,
-    AtomicCheckpointIO,
-    EpochSeed,
-    GracefulShutdown,
-    RelocatableCheckpoint,
-    RunState,
-    StepLimit,
-    TerminateOnNaN,
-)
-from cifar_lightning.training.components import (
-    build_callbacks,
-    build_teacher,
-    construct,
-    try_optimizer,
-)
+from cifar_lightning.training.components import construct
 from cifar_lightning.training.loggers import build_loggers
 from cifar_lightning.training.module import ImageClassifier
 from cifar_lightning.training.pictures import MisclassifiedImages, TrainingImages
@@ -86,7 +72,7 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
     backbone = construct("model", config["model"])
     optimizer = construct("optim", config["optim"], ("params",))
     scheduler = construct("scheduler", config["scheduler"], ("optimizer", "total_steps"))
-    try_optimizer(optimizer, scheduler, backbone)
+    components.try_optimizer(optimizer, scheduler, backbone)
     augment = {key: construct(f"augment.{key}", node) for key, node in config["augment"].items()}
     data = construct("data", config["data"], augment=augment)
     classifier = ImageClassifier(
@@ -97,11 +83,12 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         label_smoothing=config["label_smoothing"],
         channels_last=config["channels_last"],
         compile=config["compile"],
-        distillation=build_teacher(config),
+        distillation=components.build_teacher(config),
     )
     node, validating = dict(config["trainer"]), validates(config)
-    best = RelocatableCheckpoint(RunFolder(folder).best, "val/acc") if validating else None
-    last = RelocatableCheckpoint(RunFolder(folder).last, None)
+    paths = RunFolder(folder)
+    best = callbacks.RelocatableCheckpoint(paths.best, "val/acc") if validating else None
+    last = callbacks.RelocatableCheckpoint(paths.last, None)
     timer_node = {"_target_": f"{Timer.__module__}.Timer", "duration": node.pop("max_time", None)}
     timer = construct("trainer.max_time", timer_node)
     if timer.time_remaining() == 0:
@@ -109,32 +96,32 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
     node.setdefault("enable_progress_bar", bar_wanted())
     if not config["data"]["val_fraction"]:
         node["limit_val_batches"] = 0
-    callbacks = [
-        EpochSeed(config["seed"]),
-        RunState(folder.name),
-        GracefulShutdown(),
-        TerminateOnNaN(),
+    all_callbacks = [
+        callbacks.EpochSeed(config["seed"]),
+        callbacks.RunState(folder.name),
+        callbacks.GracefulShutdown(),
+        callbacks.TerminateOnNaN(),
         TrainingImages(),
         MisclassifiedImages(),
         Estimate(),
         timer,
         *([Bar()] if node["enable_progress_bar"] else ()),
-        *([StepLimit()] if "max_steps" in node else ()),
-        *([EMA(config["ema"])] if config["ema"] is not None else ()),
-        *build_callbacks(config["callbacks"] or {}, validating),
+        *([callbacks.StepLimit()] if "max_steps" in node else ()),
+        *([callbacks.EMA(config["ema"])] if config["ema"] is not None else ()),
+        *components.build_callbacks(config["callbacks"] or {}, validating),
         # Written after validation, best first: last.ckpt then knows the best one so far.
         *([best, last] if best else [last]),
     ]
     trainer = construct(
         "trainer",
         node,
-        callbacks=callbacks,
+        callbacks=all_callbacks,
         default_root_dir=str(folder),
         enable_model_summary=False,
         logger=build_loggers(config["logger"], folder),
         num_sanity_val_steps=0,
         # Whole checkpoints; and under SLURM no checkpoint in mid-epoch when time runs out.
-        plugins=[AtomicCheckpointIO()]
+        plugins=[callbacks.AtomicCheckpointIO()]
         + ([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []),
         use_distributed_sampler=False,
     )
