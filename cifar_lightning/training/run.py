@@ -162,12 +162,7 @@ def fit(experiment: Experiment, start: ResumeState) -> Run:
     if experiment.is_global_zero:
         chosen = experiment.chosen.best_model_path
         state = torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"]
-        prefix = "backbone."
-        weights = {
-            key.removeprefix(prefix): tensor.contiguous()
-            for key, tensor in state.items()
-            if key.startswith(prefix)
-        }
+        weights = {name.removeprefix("backbone."): one.contiguous() for name, one in state.items()}
         content = to_bytes(weights, Network.of(record).metadata)
         write_atomically(RunFolder(experiment.folder).weights, content)
         record = replace(record, weights=sha256(content).hexdigest())
