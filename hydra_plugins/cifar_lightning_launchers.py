@@ -3,8 +3,6 @@
 Hydra imports this file at every start, so nothing heavy is imported here.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Unpickling arrays and containers only: nothing that could run code."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import pickletools

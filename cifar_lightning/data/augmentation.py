@@ -4,8 +4,6 @@ A transform takes and returns a batch of shape (B, C, H, W), dtype uint8. Each i
 own random draw, made by torch's generator of the batch's device, so the run's seed decides.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from enum import Enum
 from typing import Any

@@ -1,7 +1,5 @@
 """CIFAR-10: its original archive, downloaded from the first mirror that has it, and checked."""
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import shutil

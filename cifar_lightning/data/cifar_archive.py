@@ -4,8 +4,6 @@ The format is a gzipped tar of Python 2 pickles. What does not fit what it promi
 images with another one's labels train as silently as good ones.
 """
 
-from __future__ import annotations
-
 import logging
 import tarfile
 from collections import Counter

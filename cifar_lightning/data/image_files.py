@@ -3,8 +3,6 @@
 No other program runs, and nothing waits or ends Pillow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path

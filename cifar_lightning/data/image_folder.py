@@ -1,7 +1,5 @@
 """A folder of images: ``train/<class>/*`` and ``test/<class>/*``."""
 
-from __future__ import annotations
-
 import io
 import logging
 import os

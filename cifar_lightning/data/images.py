@@ -3,8 +3,6 @@
 Batches are a function of (seed, epoch, rank) alone.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """A trained network, out of a run or a file of weights, that classifies images."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Exporting a finished run's network: formats, the check against the run, the model card."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """ResNet-18, torchvision's, with a stem for 32x32 images."""
 
-from __future__ import annotations
-
 from torch import nn
 from torchvision import models
 

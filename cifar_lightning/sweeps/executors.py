@@ -1,7 +1,5 @@
 """Where jobs run: processes on this machine, or jobs of a SLURM cluster, through submitit."""
 
-from __future__ import annotations
-
 import logging
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The jobs of a sweep: composed, resolved and checked before the first one starts."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence

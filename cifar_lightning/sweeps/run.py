@@ -4,8 +4,6 @@ A job is the same command without ``-m``, so it can be given again alone; one th
 not started.
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 import signal

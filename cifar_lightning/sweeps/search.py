@@ -3,8 +3,6 @@
 The test split has no say: a trial's value is its run's ``val_acc``.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """The space of a search: its ranges, checked before the first trial."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Everything a training run is made of, built from its configuration."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Callbacks of a training run: seeds, stopping, the NaN guard, checkpoints, EMA."""
 
-from __future__ import annotations
-
 import io
 import math
 from pathlib import Path

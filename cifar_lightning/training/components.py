@@ -1,7 +1,5 @@
 """Building components from their configuration."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Knowledge distillation: a student learns from a teacher's logits as well as from the labels."""
 
-from __future__ import annotations
-
 from typing import Any, Self
 
 import torch

@@ -1,7 +1,5 @@
 """How a training run that ends early is recorded, and what the user is told."""
 
-from __future__ import annotations
-
 import logging
 from contextlib import suppress
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Where metrics go: Lightning's loggers, of which TensorBoard's and CSV's also continue a run."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping
 from pathlib import Path

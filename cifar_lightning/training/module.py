@@ -1,7 +1,5 @@
 """The LightningModule: loss, metrics and optimizer around a backbone that it is handed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal, cast
 

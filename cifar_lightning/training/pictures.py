@@ -1,7 +1,5 @@
 """Images that a training run shows in TensorBoard."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from typing import Any, cast

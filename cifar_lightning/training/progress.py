@@ -1,7 +1,5 @@
 """How far a training run is: a bar on a terminal, a line an epoch, the time left."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -1,7 +1,5 @@
 """Where a training run begins: anew, or where an earlier command left it."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """One training run from its configuration to its rows: fit, test, measure."""
 
-from __future__ import annotations
-
 import logging
 from contextlib import ExitStack
 from dataclasses import replace

@@ -4,8 +4,6 @@ Each is a function of the fraction of the steps that is done, so a schedule keep
 the number of epochs. All begin with a linear warm-up.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """What a variant is made of, and what it gives."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack

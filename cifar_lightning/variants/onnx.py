@@ -1,7 +1,5 @@
 """ONNX Runtime in fp32 and int8, and the ONNX export that it runs."""
 
-from __future__ import annotations
-
 import io
 import logging
 import time

@@ -1,7 +1,5 @@
 """Switches of precision and algorithms, and the proof that fp32 is fp32."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

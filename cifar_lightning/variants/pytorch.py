@@ -1,7 +1,5 @@
 """PyTorch itself: fused BatchNorms, data types, memory format, compiled, captured."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

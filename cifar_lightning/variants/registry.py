@@ -1,7 +1,5 @@
 """All parts of variants, and how a variant is prepared from them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
