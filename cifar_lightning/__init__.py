@@ -1,5 +1,7 @@
 """Train light networks on CIFAR-10 from scratch and measure how fast they answer."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import TYPE_CHECKING
 

@@ -43,7 +43,7 @@ BATCHES: DataLoader[Batch] = DataLoader(
 )
 
 
-class PreparedModel(ImageDataModule):
+class PreparedData(ImageDataModule):
     """Gives the same batches to our own training."""
 
     def read(self) -> ImageData:
@@ -117,7 +117,7 @@ def ours() -> float:
         experiment.classifier.backbone = network()
         watch = Stopwatch()
         experiment.trainer.callbacks.append(watch)  # type: ignore[attr-defined]
-        experiment.trainer.fit(experiment.classifier, datamodule=PreparedModel(**settings))
+        experiment.trainer.fit(experiment.classifier, datamodule=PreparedData(**settings))
         return watch.ms
 
 

@@ -3,8 +3,6 @@
 The lock keeps our own measurements apart; the load of other processes is watched, not prevented.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time

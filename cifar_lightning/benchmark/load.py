@@ -1,7 +1,5 @@
 """A run's network and data, built again from its files."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path

@@ -1,12 +1,11 @@
 """Measuring a run: accuracy, latency and size of each variant, recorded as JSON."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -45,7 +44,7 @@ class BenchmarkSpec:
     threads: list[int]
     protocol: str
 
-    def checked(self, prefix: str = "", may_be_empty: bool = False) -> BenchmarkSpec:
+    def checked(self, prefix: str = "", may_be_empty: bool = False) -> Self:
         """See that all of it exists; return it with each variant's name as it is recorded.
 
         Raises:

@@ -4,8 +4,6 @@ Pure measurement: takes a function without arguments, knows neither networks nor
 done and why is told in ``docs/latency.md``.
 """
 
-from __future__ import annotations
-
 import gc
 import math
 import statistics
@@ -20,8 +18,6 @@ import torch
 from cifar_lightning.config.protocols import Protocol
 from cifar_lightning.runs.latency import BLOCK, LatencyStats
 
-Clock = Literal["cuda_event", "perf_counter"]
-
 
 @dataclass(frozen=True)
 class Latency:
@@ -33,11 +29,10 @@ class Latency:
 
     stats: LatencyStats
     samples_ms: list[float]
-    clock: Clock
     wall: LatencyStats | None = None
 
 
-def clock_of(device: torch.device) -> Clock:
+def clock_of(device: torch.device) -> Literal["cuda_event", "perf_counter"]:
     """Tell what times calls on a device."""
     return "cuda_event" if device.type == "cuda" else "perf_counter"
 
@@ -75,7 +70,6 @@ def measure_latency(
     return Latency(
         LatencyStats.from_samples(samples, protocol),
         samples,
-        clock_of(device),
         wall=LatencyStats.from_samples(walls, protocol) if walls else None,
     )
 

@@ -1,7 +1,5 @@
 """What differs between two runs, and what it did."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

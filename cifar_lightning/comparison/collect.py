@@ -1,7 +1,5 @@
 """From records to leaderboards."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The columns of a leaderboard: what they hold, how people read them, and its table."""
 
-from __future__ import annotations
-
 import math
 import operator
 import re

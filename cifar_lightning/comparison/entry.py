@@ -1,12 +1,11 @@
 """A row of a leaderboard, and what rows must share to be ranked together."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 from scipy import stats
 
@@ -49,7 +48,7 @@ class Estimate:
         means: Sequence[float],
         intervals: Sequence[tuple[float, float] | None],
         highest: float = math.inf,
-    ) -> Estimate:
+    ) -> Self:
         """Combine each seed's figure and its own 95 % interval.
 
         One seed keeps its interval. Several get Student's interval of their mean, made as wide as
@@ -72,10 +71,10 @@ class Estimate:
             below, above = max(half, below), max(half, above)
         return cls(mean, max(mean - below, 0.0), min(mean + above, highest), std, n)
 
-    def significantly_below(self, other: Estimate) -> bool:
+    def significantly_below(self, other: Self) -> bool:
         return self.high < other.low
 
-    def overlaps(self, other: Estimate) -> bool:
+    def overlaps(self, other: Self) -> bool:
         return not self.significantly_below(other) and not other.significantly_below(self)
 
 

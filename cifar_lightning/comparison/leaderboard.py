@@ -1,7 +1,5 @@
 """Entries that may be ranked together: ranks, the Pareto front, the one to take."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property

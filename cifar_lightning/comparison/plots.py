@@ -1,7 +1,5 @@
 """How all plots look; latency distributions, training curves, confusions and classes."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

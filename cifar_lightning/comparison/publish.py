@@ -3,8 +3,6 @@
 Light on imports: torch is needed only where something is drawn.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator, Sequence

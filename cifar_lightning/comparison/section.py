@@ -1,9 +1,8 @@
 """What is said and drawn of one leaderboard; the report as Markdown and CSV."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from matplotlib.figure import Figure
 
@@ -36,7 +35,7 @@ class Section:
         return {f"accuracy-latency-{slug}": self.scatter, f"latency-{slug}": self.distributions}
 
     @classmethod
-    def of(cls, leaderboard: Leaderboard, sort: str, min_acc: float) -> Section:
+    def of(cls, leaderboard: Leaderboard, sort: str, min_acc: float) -> Self:
         return cls(
             leaderboard=leaderboard,
             entries=in_order(leaderboard, sort),

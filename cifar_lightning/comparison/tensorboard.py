@@ -3,8 +3,6 @@
 A view like the results table: derived from the run's files, and replaced whole.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What the figures say, in sentences."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass

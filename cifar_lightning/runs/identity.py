@@ -1,7 +1,5 @@
 """A run's identity: the part of its configuration that changes the weights, and its name."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,9 +1,4 @@
-"""What latencies are summed up in: the protocols, and the statistics of samples.
-
-Light on imports, so that records of them can be read without torch.
-"""
-
-from __future__ import annotations
+"""Statistics of latencies; light on imports, as records of them are read without torch."""
 
 import math
 import statistics

@@ -1,7 +1,5 @@
 """The record of one variant of one run, measured on one device."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

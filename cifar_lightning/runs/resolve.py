@@ -1,7 +1,5 @@
 """From a composed configuration to a run: its settings as plain values, and its name."""
 
-from __future__ import annotations
-
 import os
 from functools import reduce
 from operator import getitem

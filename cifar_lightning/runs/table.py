@@ -1,7 +1,5 @@
 """The results table: a view of all records, rebuilt as a whole."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Container, Iterable, Sequence

@@ -28,7 +28,7 @@ class Distillation:
         self.teacher = teacher
         self.temperature = temperature
         self.alpha = alpha
-        self.training_device: torch.device | None = None
+        self.device: torch.device | None = None
 
     def __call__(self, images: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
         """Mix in the teacher.
@@ -38,8 +38,8 @@ class Distillation:
             logits: The student's, shape (B, classes).
             loss: Of the labels alone.
         """
-        if self.training_device != images.device:
-            self.training_device = images.device
+        if self.device != images.device:
+            self.device = images.device
             self.backbone.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.no_grad():
             wanted = self.backbone(images)

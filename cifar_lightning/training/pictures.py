@@ -15,6 +15,8 @@ from cifar_lightning.system.escaping import visible
 
 log = logging.getLogger(__name__)
 
+COUNT = 32  # images in a picture
+
 
 def _draw(trainer: Trainer, what: str, draw: Callable[[SummaryWriter], None]) -> None:
     """Draw in TensorBoard, if there is one; the run goes on without what can't be drawn."""
@@ -30,8 +32,6 @@ def _draw(trainer: Trainer, what: str, draw: Callable[[SummaryWriter], None]) ->
 class TrainingImages(Callback):
     """Draws the first images that the training run sees, augmented as they are, in TensorBoard."""
 
-    COUNT = 32
-
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -40,7 +40,7 @@ class TrainingImages(Callback):
         normalize = trainer.datamodule.normalize  # type: ignore[attr-defined]
 
         def draw(board: SummaryWriter) -> None:
-            images = normalize.inverse(batch[0][: self.COUNT]).cpu()
+            images = normalize.inverse(batch[0][:COUNT]).cpu()
             board.add_image("train/images", make_grid(images))
 
         _draw(trainer, "the training images", draw)
@@ -49,22 +49,14 @@ class TrainingImages(Callback):
 class MisclassifiedImages(Callback):
     """Draws the first test images that are taken for another class (→) in TensorBoard."""
 
-    COUNT = 32
-
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._images: list[Any] = []
         self._names: list[str] = []
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        room = self.COUNT - len(self._images)
+        room = COUNT - len(self._images)
         if room == 0 or not trainer.is_global_zero:
             return
         data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
