@@ -78,7 +78,7 @@ train.main()
 """
 
 
-@pytest.mark.parametrize("where", {moment[0] for moment in MOMENTS.values()})
+@pytest.mark.parametrize("where", sorted({moment[0] for moment in MOMENTS.values()}))
 def test_there_is_what_a_process_is_killed_in(where):
     module, name, *_ = where.split()
     assert callable(operator.attrgetter(name)(import_module(f"cifar_lightning.{module}")))
