@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cifar_lightning.deploy.load import Classifier
+    from cifar_lightning.deploy.classifier import Classifier
 
 
-def load(source: str | Path, outputs: str | Path = "outputs", device: str = "cpu") -> Classifier:
+def load(
+    source: str | Path,
+    outputs: str | Path = "outputs",
+    device: str = "cpu",
+    config_dir: str | Path | None = None,
+) -> Classifier:
     """Load a trained network with its preprocessing and classes, ready to classify images.
 
     Args:
@@ -17,11 +22,16 @@ def load(source: str | Path, outputs: str | Path = "outputs", device: str = "cpu
             ``weights.safetensors``, or an export of ``format=safetensors``.
         outputs: Where runs are looked for by ID or name.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        config_dir: Where the configuration of a network of one's own is: the folder that the
+            training was given with ``--config-dir``. Nothing else may be built than what a file in
+            its ``model`` or in ours names.
 
     Raises:
         UserError: If there is no such run or file, or its weights are damaged or of another
             network than its record says; one line says why.
     """
-    from cifar_lightning.deploy.load import load
+    from cifar_lightning.config.components import with_config_dir
+    from cifar_lightning.deploy.classifier import load
 
-    return load(source, outputs, device)
+    with with_config_dir(config_dir):
+        return load(source, outputs, device)

@@ -1,7 +1,5 @@
 """The errors that users see: each is one line and carries its exit status."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Iterator
 
@@ -11,19 +9,16 @@ class CifarLightningError(Exception):
 
     Attributes:
         kind: What a command that started this one is told, beside the message.
+        key: The configuration's key that is wrong, where it is one.
     """
 
     exit_status = 1
     kind = "failed"
+    key: str | None = None
 
 
 class UserError(CifarLightningError):
-    """A mistake in what the user asked for or gave: configuration, files, network.
-
-    Args:
-        message: The line that is shown.
-        key: The configuration's key that is wrong, where it is one.
-    """
+    """A mistake in what the user asked for or gave: configuration, files, network."""
 
     exit_status = 2
     kind = "refused"

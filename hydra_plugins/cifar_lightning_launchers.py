@@ -3,9 +3,9 @@
 Hydra imports this file at every start, so nothing heavy is imported here.
 """
 
-from __future__ import annotations
-
+import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from hydra.core.utils import JobReturn
@@ -15,6 +15,8 @@ from omegaconf import DictConfig
 
 from cifar_lightning.cli.command import mark_started
 from cifar_lightning.errors import bad_value
+
+log = logging.getLogger(__name__)
 
 
 class ProcessLauncher(Launcher):
@@ -36,7 +38,7 @@ class ProcessLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        self._loader, self._config = hydra_context.config_loader, config
+        self._compose = partial(hydra_context.config_loader.load_sweep_config, config)
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -44,15 +46,13 @@ class ProcessLauncher(Launcher):
         from cifar_lightning.sweeps import jobs, run
 
         mark_started()
-
-        def compose(overrides: Sequence[str]) -> DictConfig:
-            return self._loader.load_sweep_config(self._config, list(overrides))
-
-        found = jobs.jobs(job_overrides, compose)
-        run.run(found, self._places(), merged=len(job_overrides) - len(found))
+        found = jobs.jobs(job_overrides, self._compose)
+        if len(found) < len(job_overrides):
+            log.info("%d jobs come to %d", len(job_overrides), len(found))
+        run.run(found, self._executor())
         return []  # each job's outcome is in its own folder
 
-    def _places(self) -> Any:
+    def _executor(self) -> Any:
         from cifar_lightning.sweeps.executors import LocalExecutor
 
         return LocalExecutor(self.n_jobs)
@@ -61,23 +61,11 @@ class ProcessLauncher(Launcher):
 class SlurmLauncher(ProcessLauncher):
     """Submits each job of a multirun to SLURM, and waits for all of them.
 
-    Args:
-        partition: Where to submit; None takes the cluster's default.
-        gpus: Per node.
-        cpus: Per process.
-        minutes: A job's time limit. One that meets it goes on in a new job.
-        more: Any other parameters of submitit's executor, such as ``slurm_account``.
-        cluster: ``slurm``, or ``local`` to try it out without one.
+    ``conf/hydra/launcher/slurm.yaml`` has the defaults of its arguments, and says what they mean.
     """
 
     def __init__(
-        self,
-        partition: str | None = None,
-        gpus: int = 1,
-        cpus: int = 4,
-        minutes: int = 240,
-        more: dict[str, Any] | None = None,
-        cluster: str = "slurm",
+        self, partition: str | None, gpus: int, cpus: int, minutes: int, more: Any, cluster: str
     ) -> None:
         super().__init__()
         self.parameters = {
@@ -85,11 +73,11 @@ class SlurmLauncher(ProcessLauncher):
             "gpus_per_node": gpus,
             "cpus_per_task": cpus,
             "timeout_min": minutes,
-            **(more or {}),
+            **more,
         }
         self.cluster = cluster
 
-    def _places(self) -> Any:
-        from cifar_lightning.sweeps.slurm import Slurm
+    def _executor(self) -> Any:
+        from cifar_lightning.sweeps.executors import SlurmExecutor
 
-        return Slurm(self.cluster, self.parameters)
+        return SlurmExecutor(self.cluster, self.parameters)

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from cifar_lightning.data.batches import Batch
-from cifar_lightning.data.images import ImageData
+from cifar_lightning.data.images import Batch, ImageData
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.runs import resolve
 from perf.baseline import prepare
@@ -44,7 +43,7 @@ BATCHES: DataLoader[Batch] = DataLoader(
 )
 
 
-class PreparedModel(ImageDataModule):
+class PreparedData(ImageDataModule):
     """Gives the same batches to our own training."""
 
     def read(self) -> ImageData:
@@ -118,7 +117,7 @@ def ours() -> float:
         experiment.classifier.backbone = network()
         watch = Stopwatch()
         experiment.trainer.callbacks.append(watch)  # type: ignore[attr-defined]
-        experiment.trainer.fit(experiment.classifier, datamodule=PreparedModel(**settings))
+        experiment.trainer.fit(experiment.classifier, datamodule=PreparedData(**settings))
         return watch.ms
 
 

@@ -5,6 +5,7 @@ What only some tests need is imported by their fixtures: the GPU tests run witho
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import logging
@@ -24,7 +25,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
+
+# Where a test measures with two threads, they sleep while they wait: beside other tests, threads
+# that spin take thirty times as long. OpenMP reads it once; started processes are as by default.
+with pytest.MonkeyPatch.context() as only_here:
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        only_here.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+from forks import forks
 from PIL import Image
 
 from cifar_lightning.config.protocols import PROTOCOLS
@@ -98,6 +106,11 @@ def pack_archive(files: Mapping[str, bytes] | Sequence[tuple[str, bytes]]) -> by
     return buffer.getvalue()
 
 
+def pytest_collection_finish() -> None:
+    """Leave what the imports made out of the garbage collections; each measurement makes some."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_is_settled_at_once() -> Iterator[None]:
     """Take the quick protocol's rounds in this process, but never more until figures settle."""
@@ -161,6 +174,19 @@ def command(outputs: Path, call: Callable[..., Ended]) -> Callable[..., Ended]:
     return run
 
 
+@pytest.fixture(scope="session")
+def fork() -> Iterator[str]:
+    """Give a Python whose processes begin with the libraries loaded: see `forks`."""
+    with forks() as program:
+        yield str(program)
+
+
+@pytest.fixture
+def forked(fork: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what this test and its commands start by ``sys.executable`` begin so."""
+    monkeypatch.setattr(sys, "executable", fork)
+
+
 def call_once(main: Callable[[], None], *arguments: str) -> None:
     """Run a command's ``main`` in this process for fixtures that several tests share."""
     with pytest.MonkeyPatch.context() as patch:
@@ -185,7 +211,7 @@ def exported(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(tmp_path_factory: pytest.TempPathFactory, fork: str) -> Path:
     """Train a tiny network for one epoch, measure two variants; return its outputs."""
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -194,13 +220,13 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outputs.mkdir(parents=True, exist_ok=True)
     with locked(base / "finished.lock", "waiting for the finished run"):
         if not (outputs / "results.md").exists():
-            _train_tiny(outputs)
+            _train_tiny(fork, outputs)
     return outputs
 
 
-def _train_tiny(outputs: Path) -> None:
+def _train_tiny(python: str, outputs: Path) -> None:
     subprocess.run(
-        [sys.executable, "train.py", *TINY, "epochs=1", "id=tiny", f"outputs={outputs}",
+        [python, "train.py", *TINY, "epochs=1", "id=tiny", f"outputs={outputs}",
          "benchmark.variants=[fp32,fused]"],
         cwd=ROOT, check=True, capture_output=True,
     )  # fmt: skip

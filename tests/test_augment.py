@@ -13,8 +13,8 @@ from cifar_lightning.data.augmentation import (
     RandomHorizontalFlip,
     kind,
 )
-from cifar_lightning.data.batches import BatchIndices, ImageBatches
 from cifar_lightning.data.digits import DigitsDataModule
+from cifar_lightning.data.images import BatchIndices, ImageBatches
 from cifar_lightning.data.module import Length
 
 GREY = [0.5, 0.25, 1.0]

@@ -1,6 +1,7 @@
 from functools import partial
 
 import torch
+from lightning import Trainer
 from torch import nn
 
 from cifar_lightning.models.mobilenet import mobilenet_v3_small
@@ -15,13 +16,15 @@ def small():
 
 def classifier(backbone, **settings):
     defaults = {"label_smoothing": 0.0, "channels_last": False, "compile": False}
-    return ImageClassifier(
+    module = ImageClassifier(
         {},
         backbone,
         partial(torch.optim.SGD, lr=0.1),
         lambda optimizer, total_steps: None,
         **defaults | settings,
     )
+    module.trainer = Trainer(accelerator="cpu", logger=False)
+    return module
 
 
 def test_weight_decay_keeps_off_batch_norm_and_biases():

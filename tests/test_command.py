@@ -282,9 +282,9 @@ DictConfig.merge_with = merge_with""",
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_signal_ends_as_a_signal_whatever_it_surfaces_as(moment, name, status, outputs):
-    command = {"SIGINT": "train", "SIGTERM": "measure", "SIGHUP": "train"}[name]
+    command = {"SIGINT": "train", "SIGTERM": "report", "SIGHUP": "train"}[name]
     code = DISTURBED.format(where=MOMENTS[moment].format(signal=name), command=command)
-    arguments = ["run=B1"] if command == "measure" else TINY
+    arguments = [] if command == "report" else TINY
     done = subprocess.run(
         [sys.executable, "-c", code, f"outputs={outputs}", *arguments],
         cwd=ROOT, capture_output=True, text=True,
@@ -312,7 +312,7 @@ def test_processes_of_a_command_take_the_same_copy(tmp_path):
     assert done.stdout.strip() == str(ROOT / "cifar_lightning" / "__init__.py")
 
 
-def test_help_lists_the_groups():
+def test_help_lists_the_groups(forked):
     done = start("--help")
     assert done.returncode == 0
     for word in ("model: mobilenetv2", "optim: adamw, sgd", "label_smoothing", "output_stride"):

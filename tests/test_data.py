@@ -1,9 +1,14 @@
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from cifar_lightning.data.batches import IndexBatches, Normalize, epoch_seed
+from cifar_lightning.config.components import parameters_of
+from cifar_lightning.data.cifar10 import CIFAR10DataModule
 from cifar_lightning.data.digits import DigitsDataModule
-from cifar_lightning.data.images import stratified_split
+from cifar_lightning.data.image_folder import ImageFolderDataModule
+from cifar_lightning.data.images import IndexBatches, Normalize, epoch_seed, stratified_split
 from cifar_lightning.data.module import Length
 from cifar_lightning.errors import UserError
 
@@ -145,8 +150,45 @@ def test_what_does_not_fit_the_data(settings, message):
         _ = digits(**settings).indices
 
 
+def trainer(processes=1, train=1.0, val=1.0):
+    return SimpleNamespace(world_size=processes, limit_train_batches=train, limit_val_batches=val)
+
+
 @pytest.mark.parametrize(("processes", "most"), [(1, 1438), (2, 719)])
 def test_an_epoch_has_at_least_one_step(processes, most):
-    digits(batch_size=most, val_fraction=0).check_batches(processes)
+    digits(batch_size=most, val_fraction=0).check_batches(trainer(processes))
     with pytest.raises(UserError, match=f"batch_size={most + 1}: must be 2 to {most}"):
-        digits(batch_size=most + 1, val_fraction=0).check_batches(processes)
+        digits(batch_size=most + 1, val_fraction=0).check_batches(trainer(processes))
+
+
+@pytest.mark.parametrize(
+    ("processes", "limits", "message"),
+    [
+        (1, {"train": 0.05, "val": 0.5}, None),
+        (1, {"train": 1, "val": 0}, None),
+        (1, {"train": 0.049}, r"limit_train_batches=0\.049: .* of at least 0\.05 \(batches: 20\)"),
+        (2, {"train": 0.05}, r"limit_train_batches=0\.05: .* of at least 0\.1 \(batches: 10\)"),
+        (1, {"val": 0.4}, r"limit_val_batches=0\.4: .* of at least 0\.5 \(batches: 2\)"),
+        (2, {"val": 0.5}, r"limit_val_batches=0\.5: .* of at least 1 \(batches: 1\)"),
+    ],
+)
+def test_a_fraction_of_the_batches_is_one_at_least(processes, limits, message):
+    """Of 1,294 and 144 images, in batches of 64 and 100."""
+    refused = pytest.raises(UserError, match=message) if message else nullcontext()
+    with refused:
+        digits().check_batches(trainer(processes, **limits))
+    # Without held-out images there is nothing to validate on.
+    digits(val_fraction=0).check_batches(trainer(processes, val=0.1))
+
+
+@pytest.mark.parametrize(
+    "source", [CIFAR10DataModule, DigitsDataModule, ImageFolderDataModule], ids=lambda s: s.__name__
+)
+def test_arguments_are_checked_by_their_types(source):
+    """A subclass's arguments are also those of its base, whose types are named in another file."""
+    parameters = parameters_of(source)
+    assert parameters["val_fraction"].annotation is float
+    assert parameters["mean"].annotation == list[float]
+    needed = {key for key, value in parameters.items() if value.default is value.empty}
+    assert {"name", "num_classes", "seed"} <= needed
+    assert needed.isdisjoint({"device", "augment"})

@@ -161,7 +161,7 @@ def test_arguments_with_brackets_are_quoted():
 # --- Configuration --------------------------------------------------------------------------
 
 
-def test_the_configuration_page_is_what_conf_says():
+def test_the_configuration_page_is_what_conf_says(forked):
     made = subprocess.run(
         [sys.executable, "docs/configuration.py"],
         cwd=ROOT,
@@ -209,7 +209,7 @@ def extended(tmp_path):
     return {name for name, _ in places}
 
 
-def test_extending_as_the_page_says(tmp_path):
+def test_extending_as_the_page_says(tmp_path, forked):
     assert extended(tmp_path) == {
         "cifar_lightning/models/plainnet.py", "conf/model/plainnet.yaml",
         "conf/augment/jitter.yaml", "cifar_lightning/data/augmentation.py",

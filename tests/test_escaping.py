@@ -21,10 +21,8 @@ from test_results import place
 
 from cifar_lightning.cli import report as report_command
 from cifar_lightning.comparison import plots, scatter
-from cifar_lightning.deploy.formats import FORMATS
-from cifar_lightning.deploy.model_card import Agreement, card
-from cifar_lightning.runs.markdown import draw_table
-from cifar_lightning.runs.table import write_table
+from cifar_lightning.deploy.export import FORMATS, Agreement, card
+from cifar_lightning.runs.table import draw_table, write_table
 from cifar_lightning.system import escaping
 
 HOSTILE = (

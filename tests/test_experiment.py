@@ -654,9 +654,11 @@ def test_own_images(command, outputs, image_folder):
 
 
 def test_everything_that_is_loaded_is_loaded_safely():
-    for path in (ROOT / "cifar_lightning").glob("*.py"):
-        for call in re.findall(r"torch\.load\(.*?\)", path.read_text(), re.DOTALL):
-            assert "weights_only=True" in call
+    paths = [*(ROOT / "cifar_lightning").rglob("*.py"), *(ROOT / "perf").glob("*.py")]
+    text = "".join(path.read_text() for path in paths)
+    calls = re.findall(r"torch\.load\(.*?\)", text, re.DOTALL)
+    assert calls
+    assert all("weights_only=True" in call for call in calls)
 
 
 def test_another_runs_checkpoints_are_refused(command, outputs):

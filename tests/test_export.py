@@ -11,7 +11,7 @@ import cifar_lightning
 from cifar_lightning.benchmark.load import load_backbone
 from cifar_lightning.cli import export as export_command
 from cifar_lightning.data.digits import DigitsDataModule
-from cifar_lightning.deploy import formats
+from cifar_lightning.deploy.export import FORMATS, Format
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.find import find_run
 from cifar_lightning.runs.run import Network, Run
@@ -31,7 +31,7 @@ def images(finished_run):
     return data.normalize(data.images.test.images[:7])
 
 
-@pytest.mark.parametrize("name", formats.FORMATS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_the_card_loads_what_the_run_has(exported, finished_run, images, monkeypatch, name):
     if name == "onnx":
         pytest.importorskip("onnxscript", reason="needs the onnx extra")
@@ -39,7 +39,7 @@ def test_the_card_loads_what_the_run_has(exported, finished_run, images, monkeyp
     to = exported(name)
     card = (to / f"model-{name}.md").read_text()
     assert sorted(path.name for path in to.iterdir()) == sorted(
-        [f"model-{name}.md", formats.FORMATS[name].file, f".model-{name}.sha256"]
+        [f"model-{name}.md", FORMATS[name].file, f".model-{name}.sha256"]
     )
     (example,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert example.count("\n") == 3
@@ -77,9 +77,9 @@ def test_what_lies_there_already_is_kept(export_run, tmp_path):
 
 
 def test_a_network_that_disagrees_is_not_written(export_run, monkeypatch, tmp_path):
-    form = formats.FORMATS["safetensors"]
-    wrong = formats.Format(form.file, form.write, lambda path: lambda x: torch.ones(len(x), 10), "")
-    monkeypatch.setitem(formats.FORMATS, "safetensors", wrong)
+    form = FORMATS["safetensors"]
+    wrong = Format(form.file, form.write, lambda path: lambda x: torch.ones(len(x), 10), "")
+    monkeypatch.setitem(FORMATS, "safetensors", wrong)
     ended = export_run("run=tiny", "format=safetensors")
     assert ended.status == 1
     assert "the exported logits differ by" in ended.err

@@ -18,9 +18,8 @@ from test_results import MEASUREMENT, RUN, place
 from cifar_lightning.benchmark.load import build_network, load_backbone, load_data
 from cifar_lightning.comparison import collect, columns, report, section, tensorboard, verdict
 from cifar_lightning.comparison.publish import publish
-from cifar_lightning.deploy.formats import FORMATS
-from cifar_lightning.deploy.load import load
-from cifar_lightning.deploy.model_card import Agreement, card
+from cifar_lightning.deploy.classifier import load
+from cifar_lightning.deploy.export import FORMATS, Agreement, card
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.completed import finished, show_files
 from cifar_lightning.runs.find import find_run
@@ -264,6 +263,22 @@ def test_records_are_written_as_they_are_read():
     again = Measurement.decoded(odd.to_json())
     assert (again.notes, again.reason) == ({"error": None}, "half ?")
     assert replace(again, notes={}, reason=None) == MEASUREMENT
+
+
+def test_what_is_said_beside_the_figures_has_types():
+    good = json.loads(MEASUREMENT.to_json())
+    good["notes"] = {"fusing_error": 1e-7, "onnxruntime": "1.32.0"}
+    good["environment"]["flags"] = {"cudnn.benchmark": True, "threads": 1}
+    good["state"] = {"before": {"sm_mhz": 1980, "throttle_reasons": ["GpuIdle"]}, "after": {}}
+    assert json.loads(Measurement.decoded(dump(good)).to_json()) == good
+    for leaf, value in (
+        (("notes", "fusing_error"), [1e-7]),
+        (("environment", "flags", "threads"), {"one": 1}),
+        (("state", "before", "sm_mhz"), "fast"),
+        (("state", "between"), {}),
+    ):
+        with pytest.raises(ValueError, match=leaf[0]):
+            Measurement.decoded(dump(changed(good, leaf, value)))
 
 
 def test_figures_that_contradict_each_other_are_refused():

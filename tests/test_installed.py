@@ -82,7 +82,7 @@ def test_every_command_has_a_script_and_a_module(site):
         assert (site / "cifar_lightning" / f"{name}.py").exists()
 
 
-def test_an_installed_copy_trains_a_sweep_and_reports(installed):
+def test_an_installed_copy_trains_a_sweep_and_reports(installed, forked):
     small = (*TINY, "epochs=1", "batch_size=128", "benchmark.variants=[]")
     installed("train", "-m", *small, "model.width=0.35,0.5", "hydra.launcher.n_jobs=2")
     table = (installed.folder / "outputs" / "results.md").read_text()
@@ -94,7 +94,7 @@ def test_an_installed_copy_trains_a_sweep_and_reports(installed):
 
 
 @pytest.mark.slow
-def test_every_installed_command_works(installed):
+def test_every_installed_command_works(installed, forked):
     small = (*TINY, "epochs=1", "batch_size=128")
     installed("train", *small, "id=B1", "benchmark.variants=[fp32]")
     installed("train", *small, "trainer.devices=2", "trainer.strategy=ddp", "batch_size=64")

@@ -1,8 +1,10 @@
 """Runs killed at any moment continue, and end as if nothing had happened."""
 
 import json
+import operator
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -15,30 +17,36 @@ from cifar_lightning.runs.run import Run
 
 COMMAND = (*TINY, "epochs=4", "batch_size=128", "optim.lr=0.2")
 
-# The process is killed before or after the n-th call of a function; so many epochs are then done.
+# The process is killed before or after the n-th call of a function (of a file with such a name);
+# so many epochs are then done.
 MOMENTS = {
-    "in the first epoch": ("classifier.ImageClassifier.training_step", 5, "before", 0),
-    "in the third epoch": ("classifier.ImageClassifier.training_step", 25, "before", 2),
-    "in validation": ("classifier.ImageClassifier.validation_step", 3, "after", 2),
-    "while best.ckpt is written": ("files.os.fsync:best.ckpt", 1, "before", 0),
-    "between best.ckpt and last.ckpt": ("callbacks.write_atomically:last.ckpt", 2, "before", 1),
-    "while last.ckpt is written": ("files.os.fsync:last.ckpt", 2, "before", 1),
-    "when the second epoch is saved": ("callbacks.write_atomically:last.ckpt", 2, "after", 2),
-    "when the last epoch is saved": ("callbacks.write_atomically:last.ckpt", 4, "after", 4),
-    "while the weights are written": ("files.os.fsync:weights", 1, "before", 4),
-    "in testing": ("classifier.ImageClassifier.test_step", 1, "after", 4),
-    "while measuring": ("measure.measure_latency", 1, "before", 4),
-    "when it is measured": ("results.write_atomically:measurements", 1, "after", 4),
-    "while the table is replaced": ("results.write_atomically:results.csv", 1, "after", None),
-}
+    "in the first epoch": ("training.module ImageClassifier.training_step", 5, "before", 0),
+    "in the third epoch": ("training.module ImageClassifier.training_step", 25, "before", 2),
+    "in validation": ("training.module ImageClassifier.validation_step", 3, "after", 2),
+    "while best.ckpt is written": ("system.files os.fsync best.ckpt", 1, "before", 0),
+    "between best.ckpt and last.ckpt": (
+        "training.callbacks write_atomically last.ckpt", 2, "before", 1,
+    ),
+    "while last.ckpt is written": ("system.files os.fsync last.ckpt", 2, "before", 1),
+    "when the second epoch is saved": (
+        "training.callbacks write_atomically last.ckpt", 2, "after", 2,
+    ),
+    "when the last epoch is saved": (
+        "training.callbacks write_atomically last.ckpt", 4, "after", 4,
+    ),
+    "while the weights are written": ("system.files os.fsync weights", 1, "before", 4),
+    "in testing": ("training.module ImageClassifier.test_step", 1, "after", 4),
+    "while measuring": ("benchmark.measure measure_latency", 1, "before", None),
+    "when it is measured": ("runs.measurement write_atomically measurements", 1, "after", None),
+    "while the table is replaced": ("runs.views write_atomically results", 1, "before", None),
+}  # fmt: skip
 
 DRIVER = """
 import functools, importlib, os, pathlib, signal, sys
 sys.path.insert(0, "")
-import cifar_lightning.experiment
+import cifar_lightning.training.run
 where, wanted, when = sys.argv.pop(1), int(sys.argv.pop(1)), sys.argv.pop(1)
-where, _, about = where.partition(":")
-module, _, name = where.partition(".")
+module, name, about = (*where.split(), "")[:3]
 owner = importlib.import_module("cifar_lightning." + module)
 *path, name = name.split(".")
 for part in path:
@@ -68,6 +76,12 @@ setattr(owner, name, fatal)
 import train
 train.main()
 """
+
+
+@pytest.mark.parametrize("where", sorted({moment[0] for moment in MOMENTS.values()}))
+def test_there_is_what_a_process_is_killed_in(where):
+    module, name, *_ = where.split()
+    assert callable(operator.attrgetter(name)(import_module(f"cifar_lightning.{module}")))
 
 
 def run(outputs, *arguments, driver=()):

@@ -59,8 +59,9 @@ def figures():
 
 @pytest.mark.parametrize("figure", figures())
 def test_every_figure_can_be_drawn(figure):
-    pixels = np.asarray(Image.open(io.BytesIO(plots.png(figure))).convert("L"))
-    assert pixels.std() > 5
+    drawn = Image.open(io.BytesIO(plots.png(figure)))
+    assert drawn.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
+    assert np.asarray(drawn.convert("L")).std() > 5
     inline = plots.svg(figure, inline=True)
     assert inline.startswith("<svg")
     assert plots.INK not in inline

@@ -15,7 +15,7 @@ from PIL import Image
 import cifar_lightning
 from cifar_lightning.cli import predict as predict_command
 from cifar_lightning.data.digits import DigitsDataModule
-from cifar_lightning.deploy.images import read_image
+from cifar_lightning.data.image_files import read_image
 from cifar_lightning.runs.find import find_run
 from cifar_lightning.runs.run import Run
 
@@ -183,7 +183,7 @@ def test_stdout_is_the_result_alone(predicted, photos, finished_run, form):
         assert ended.out.startswith("image,rank,class,probability\n")
 
 
-def test_a_reader_that_has_seen_enough(finished_run, photos):
+def test_a_reader_that_has_seen_enough(finished_run, photos, forked):
     done = subprocess.run(
         f"{sys.executable} -m cifar_lightning.predict run=tiny outputs={finished_run} '{photos}' "
         "device=cpu | true",

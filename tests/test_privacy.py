@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cifar_lightning.cli import report as report_command
 from cifar_lightning.comparison import tensorboard
-from cifar_lightning.deploy.formats import FORMATS
+from cifar_lightning.deploy.export import FORMATS
 from cifar_lightning.runs.find import find_run
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.system import event_files

@@ -40,7 +40,7 @@ def assert_one_row(folder):
     assert 1 <= len(written) <= 2  # fit's and test's
 
 
-def test_two_processes(outputs):
+def test_two_processes(outputs, forked):
     done = start(outputs)
     assert_one_row(only_run(outputs))
     assert done.stdout.count(" M parameters") == 1
@@ -62,7 +62,7 @@ def test_torchrun_gives_the_same(outputs, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_in_a_multirun(outputs):
+def test_two_processes_in_a_multirun(outputs, forked):
     start(outputs, "seed=0,1", "-m")
     folders = sorted((outputs / "runs").iterdir())
     assert len(folders) == 2
@@ -72,7 +72,7 @@ def test_two_processes_in_a_multirun(outputs):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_as_well_as_one(outputs, tmp_path):
+def test_two_processes_learn_as_well_as_one(outputs, tmp_path, forked):
     """The same images a step, and so the same course within the noise of BatchNorm's halves."""
     settings = ("epochs=12", "optim.lr=0.1")
     start(outputs, *settings)

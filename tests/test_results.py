@@ -14,11 +14,10 @@ from conftest import ROOT
 
 from cifar_lightning.comparison.publish import seeds_table
 from cifar_lightning.runs.latency import LatencyStats, Relative
-from cifar_lightning.runs.markdown import markdown
 from cifar_lightning.runs.measurement import Environment, Measurement
 from cifar_lightning.runs.results import CSV_COLUMNS, rows_of
 from cifar_lightning.runs.run import Run
-from cifar_lightning.runs.table import write_table
+from cifar_lightning.runs.table import markdown, write_table
 from cifar_lightning.system.environment import Code, Machine, Processor
 from cifar_lightning.system.files import write_atomically
 

@@ -7,7 +7,9 @@ from test_results import MACHINE
 from cifar_lightning.runs.run import Run
 from cifar_lightning.sweeps import run
 from cifar_lightning.sweeps.run import Failure
+from cifar_lightning.sweeps.search import LEFT
 from cifar_lightning.system.environment import Code
+from cifar_lightning.system.outcome import Outcome
 
 optuna = pytest.importorskip("optuna", reason="needs the extra `tune`")
 
@@ -50,7 +52,7 @@ class Pretending:
         ending = self.endings.get(len(self.rates), self.endings.get("each"))
         if ending is not None:
             status, kind, key = ending
-            return [Failure(job, status, f"a reason, {rate:.3f}", kind, key)]
+            return [Failure(job, status, Outcome(kind, f"a reason, {rate:.3f}", key))]
         accuracy = 100 - abs(rate - 0.1) * 50
         run = Run(
             name=job.folder.name,
@@ -72,7 +74,7 @@ class Pretending:
         return []
 
 
-def test_trials_are_ordinary_runs(tune, outputs):
+def test_trials_are_ordinary_runs(tune, outputs, forked):
     status, out, err = tune(*SPACE, "n_trials=1")
     assert status == 0, err
     (folder,) = (outputs / "runs").iterdir()
@@ -191,7 +193,12 @@ def test_a_trial_that_kills_the_search_is_not_first_for_ever(tune, monkeypatch):
 
     monkeypatch.setattr(run, "attempt", killed)
     # A killed process has no time to write down that it left.
-    monkeypatch.setattr(optuna.trial.Trial, "set_user_attr", lambda *_: None)
+    write = optuna.trial.Trial.set_user_attr
+    monkeypatch.setattr(
+        optuna.trial.Trial,
+        "set_user_attr",
+        lambda self, key, value: write(self, key, value) if key != LEFT else None,
+    )
     for _ in range(4):
         assert tune(*SPACE, "n_trials=2")[0] == 130
     assert len(set(pretending.rates[:3])) == 1

@@ -13,7 +13,9 @@ import torch
 from conftest import TINY, cifar10, pack_archive
 from PIL import Image
 
+import cifar_lightning
 from cifar_lightning.benchmark.load import load_backbone, load_data
+from cifar_lightning.config import components
 from cifar_lightning.data.cifar_archive import ARCHIVE
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.find import find_run
@@ -181,3 +183,11 @@ def test_ones_own_network_is_called_where_ones_own_configuration_names_it(
     ended = call(predict.main, "run=own", f"outputs={outputs}", str(image))
     assert (ended.status, ended.out) == (2, "")
     assert "own_networks.tiny: must be what a file in conf/model names" in ended.err
+    # From Python, too, for that call alone.
+    with components.with_config_dir(tmp_path / "own"):
+        folder = find_run(outputs, "own")
+    for source in ("own", folder, folder / "weights.safetensors"):
+        classifier = cifar_lightning.load(source, outputs, config_dir=tmp_path / "own")
+        assert classifier([image]).shape == (1, 10)
+        with pytest.raises(UserError, match=r"own_networks\.tiny: must be what a file in"):
+            cifar_lightning.load(source, outputs)

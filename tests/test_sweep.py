@@ -38,9 +38,9 @@ def job(tmp_path, name="net-sgd-cosine-e1-s0-00000000", **trainer):
 
 
 class Scripts:
-    """A place whose jobs are lines of Python, by their label."""
+    """Runs lines of Python, by the jobs' labels."""
 
-    apart = False
+    measures_later = False
 
     def __init__(self, scripts, max_parallel=1):
         self.scripts, self.max_parallel = scripts, max_parallel
@@ -52,7 +52,7 @@ class Scripts:
             )
 
 
-def test_from_the_command_to_all_rows(command, outputs):
+def test_from_the_command_to_all_rows(command, outputs, forked):
     """Two at a time: trained first, then measured; the same command again has nothing to do."""
     settings = ("-m", *SMALL, "seed=0,1", "hydra.launcher.n_jobs=2")
     ended = command(*settings)
@@ -150,25 +150,29 @@ def test_runs_are_trained_once_and_measured_for_every_job(tmp_path, monkeypatch)
     """Jobs that differ only in what is measured, with rerun=true, apart and not."""
 
     class Recording(Scripts):
-        def __init__(self, apart):
+        def __init__(self, measures_later):
             super().__init__({}, 2)
-            self.apart, self.started = apart, []
+            self.measures_later, self.started = measures_later, []
 
         def start(self, job, overrides, slot, output):
             self.started.append((job.folder.name, *overrides[len(job.overrides) :]))
             return subprocess.Popen(["true"])
 
     jobs = [job(tmp_path, name) for name in ("a", "a", "b")]
-    place = Recording(apart=False)
     measured = []
     monkeypatch.setattr(run, "measure", lambda jobs: measured.extend(jobs) or [])
     every = [jobs[0], replace(jobs[1], overrides=("x=1",)), jobs[2]]
-    run.run(every, place)
-    assert place.started == [("a", run.SKIP_BENCHMARK), ("b", run.SKIP_BENCHMARK)]
+    executor = Recording(measures_later=True)
+    run.run(every, executor)
+    assert executor.started == [("a", run.SKIP_BENCHMARK), ("b", run.SKIP_BENCHMARK)]
     assert measured == every
-    place.started.clear()
-    run.run(every[:1], place)  # a single job measures itself
-    assert place.started == [("a",)]
+    executor.started.clear()
+    run.run(every[:1], executor)  # a single job measures itself
+    assert executor.started == [("a",)]
+    assert measured == every
+    executor = Recording(measures_later=False)
+    run.run(every, executor)
+    assert executor.started == [("a",), ("b",), ("a", "rerun=false")]
     assert measured == every
 
 
@@ -219,19 +223,19 @@ mine.unlink()"""
     run.run([job(tmp_path, name) for name in names], Scripts(dict.fromkeys(names, script), 3))
 
 
-def test_a_gpu_and_a_share_of_the_cores_for_each(tmp_path, monkeypatch):
+def test_a_gpu_and_a_part_of_the_cores_for_each(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-abc")
     monkeypatch.setattr(executors, "usable_cores", lambda: 8)
-    place = executors.LocalExecutor(2)
-    shares = [place.environment(job(tmp_path), slot) for slot in range(3)]
-    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["3", "GPU-abc", "3"]
-    assert shares[0]["OMP_NUM_THREADS"] == "4"
-    assert "CUDA_VISIBLE_DEVICES" not in place.environment(job(tmp_path, devices=2), 0)
+    executor = executors.LocalExecutor(2)
+    parts = [executor.environment(job(tmp_path), slot) for slot in range(3)]
+    assert [part["CUDA_VISIBLE_DEVICES"] for part in parts] == ["3", "GPU-abc", "3"]
+    assert parts[0]["OMP_NUM_THREADS"] == "4"
+    assert "CUDA_VISIBLE_DEVICES" not in executor.environment(job(tmp_path, devices=2), 0)
 
 
 @pytest.mark.slow
-def test_sigterm_ends_the_jobs_and_the_sweep(outputs):
+def test_sigterm_ends_the_jobs_and_the_sweep(outputs, forked):
     """The job under way, here the last one, ends after its batch."""
     arguments = [sys.executable, "train.py", "-m", f"outputs={outputs}", *TINY]
     arguments += ["epochs=200", "batch_size=128", "benchmark.variants=[]"]

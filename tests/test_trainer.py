@@ -224,6 +224,13 @@ def test_gradients_are_clipped(command, outputs):
     torch.testing.assert_close(weights.contiguous(), fresh.detach(), rtol=0, atol=1e-6)
 
 
+def test_a_fraction_without_a_batch_is_refused_before_training(command, outputs):
+    ended = command(*SMALL, "epochs=1", "+trainer.limit_val_batches=0.1")
+    assert ended.status == 2
+    assert "trainer.limit_val_batches=0.1: must be an integer, or a fraction of" in ended.err
+    assert not list(outputs.glob("runs/*"))
+
+
 def test_a_batch_of_each_split_leaves_nothing(command, outputs):
     ended = command(*SMALL, "epochs=3", "+trainer.fast_dev_run=true")
     assert ended.status == 0, ended.err

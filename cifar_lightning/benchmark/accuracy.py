@@ -1,7 +1,5 @@
 """Accuracy of runs under variants: each evaluated once, and never again without need."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.variants import registry
-from cifar_lightning.variants.context import PreparedModel, Unsupported
+from cifar_lightning.variants.context import Unsupported, VariantContext
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +40,7 @@ class Accuracies:
         self._data, self._device = data, device
         self._found: dict[tuple[Path, str], Accuracy | str] = {}
 
-    def look(self, source: Source, prepared: PreparedModel) -> None:
+    def look(self, source: Source, prepared: VariantContext) -> None:
         """Evaluate a network that is ready, if its accuracy is not known yet."""
         if source.folder is None or self.known(source) is not None:
             return

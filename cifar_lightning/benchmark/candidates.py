@@ -1,11 +1,9 @@
 """What a benchmark times: each distinct candidate of the runs once, and the references."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -16,7 +14,7 @@ from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.errors import bad_value
 from cifar_lightning.runs.candidate import Candidate, Role
 from cifar_lightning.runs.find import load_run
-from cifar_lightning.runs.recipes import recipe
+from cifar_lightning.runs.measurement import recipe
 from cifar_lightning.system.cores import usable_cores
 from cifar_lightning.variants import registry
 
@@ -34,11 +32,11 @@ class BenchmarkSpec:
         protocol: ``full`` or ``quick``.
     """
 
-    variants: Sequence[str]
-    threads: Sequence[int]
+    variants: list[str]
+    threads: list[int]
     protocol: str
 
-    def checked(self, prefix: str = "", may_be_empty: bool = False) -> BenchmarkSpec:
+    def checked(self, prefix: str = "", may_be_empty: bool = False) -> Self:
         """See that all of it exists; return it with each variant's name as it is recorded.
 
         Raises:

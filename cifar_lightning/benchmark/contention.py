@@ -1,7 +1,5 @@
 """One benchmark at a time on a device, and in what state the device is."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time
@@ -14,10 +12,8 @@ import psutil
 import torch
 
 from cifar_lightning.system.devices import device_key
-from cifar_lightning.system.environment import installation
+from cifar_lightning.system.environment import DeviceState, installation
 from cifar_lightning.system.locks import locked
-
-DeviceState = dict[str, Any]  # what a device tells of itself
 
 
 def lock_paths(device: torch.device) -> list[Path]:
@@ -45,14 +41,7 @@ def device_lock(device: torch.device) -> Iterator[None]:
 
 
 def device_state(device: torch.device) -> DeviceState:
-    """Tell clocks, temperature and the like, as far as this machine says.
-
-    Returns:
-        On a GPU: ``sm_mhz``, ``memory_mhz``, ``temperature_c``, ``power_w``, ``throttle_reasons``,
-        ``driver`` and ``others`` (fraction of the GPU that other processes use), None each where it
-        is not told. Needs ``nvidia-ml-py``; without it ``{"unknown": <the reason>}``. On a CPU:
-        ``governor`` and ``mhz``, None where the system does not tell.
-    """
+    """Tell clocks, temperature and the like; of a GPU only with ``nvidia-ml-py``."""
     if device.type != "cuda":
         governor = mhz = None
         with suppress(OSError, UnicodeError):
@@ -65,27 +54,28 @@ def device_state(device: torch.device) -> DeviceState:
         import pynvml
     except ImportError:
         return {"unknown": f"needs nvidia-ml-py: {installation('gpu')}"}
-    state: DeviceState = {"others": _gpu_fraction_of_others(device)}
+
+    def told(query: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return query(*arguments)
+        except pynvml.NVMLError:  # a card that lacks one may have the others
+            return None
+
     try:
         with _nvml(device) as handle:
-            queries: dict[str, Callable[[], Any]] = {
-                "sm_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
-                "memory_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
-                "temperature_c": lambda: pynvml.nvmlDeviceGetTemperature(
-                    handle, pynvml.NVML_TEMPERATURE_GPU
-                ),
-                "power_w": lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-                "throttle_reasons": lambda: _throttle_reasons(handle),
-                "driver": pynvml.nvmlSystemGetDriverVersion,
+            power_mw = told(pynvml.nvmlDeviceGetPowerUsage, handle)
+            clock, heat = pynvml.nvmlDeviceGetClockInfo, pynvml.nvmlDeviceGetTemperature
+            return {
+                "others": _gpu_fraction_of_others(device),
+                "sm_mhz": told(clock, handle, pynvml.NVML_CLOCK_SM),
+                "memory_mhz": told(clock, handle, pynvml.NVML_CLOCK_MEM),
+                "temperature_c": told(heat, handle, pynvml.NVML_TEMPERATURE_GPU),
+                "power_w": None if power_mw is None else power_mw / 1000,
+                "throttle_reasons": told(_throttle_reasons, handle),
+                "driver": told(pynvml.nvmlSystemGetDriverVersion),
             }
-            for name, query in queries.items():  # a card that lacks one may have the others
-                try:
-                    state[name] = query()
-                except pynvml.NVMLError:
-                    state[name] = None
     except pynvml.NVMLError as error:
         return {"unknown": str(error)}
-    return state
 
 
 @contextmanager

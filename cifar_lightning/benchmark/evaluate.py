@@ -1,7 +1,5 @@
 """Accuracy of a forward function on the whole test split."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """On a GPU, how long the device works and how long its work takes to be launched."""
 
-from __future__ import annotations
-
 import logging
 import time
 
@@ -10,8 +8,8 @@ from torch import Tensor
 
 from cifar_lightning.benchmark.timing import Call, Stopwatch
 from cifar_lightning.runs.latency import Launches
-from cifar_lightning.variants import cuda_graph
-from cifar_lightning.variants.context import PreparedModel
+from cifar_lightning.variants.context import VariantContext
+from cifar_lightning.variants.pytorch import capture
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +18,7 @@ MARGIN = 2  # the device sleeps so much longer than launching took
 CYCLES_PER_S = 2e9  # of a GPU's clock, about
 
 
-def time_launches(call: Call, image: Tensor, prepared: PreparedModel) -> Launches:
+def time_launches(call: Call, image: Tensor, prepared: VariantContext) -> Launches:
     """Time launching alone, the device alone, and a replay of the same pass as a CUDA graph.
 
     Args:
@@ -45,11 +43,11 @@ def time_launches(call: Call, image: Tensor, prepared: PreparedModel) -> Launche
     return Launches(1000 * enqueue_s / CALLS, device_ms, _replayed_ms(image, prepared))
 
 
-def _replayed_ms(image: Tensor, prepared: PreparedModel) -> float | None:
+def _replayed_ms(image: Tensor, prepared: VariantContext) -> float | None:
     if not prepared.eager:
         return None
     try:
-        graph = cuda_graph.capture(prepared.forward, image).graph
+        graph, _ = capture(prepared.forward, image)
     except Exception as error:  # the measurement goes on; this only adds to it
         log.debug("the pass can't be captured", exc_info=error)
         return None

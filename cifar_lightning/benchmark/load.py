@@ -1,7 +1,5 @@
 """A run's network and data, built again from its files."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Measuring runs: accuracy, latency and size of their candidates, recorded as JSON."""
 
-from __future__ import annotations
-
 import logging
 import secrets
 from collections.abc import Sequence

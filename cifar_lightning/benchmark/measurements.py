@@ -1,7 +1,5 @@
 """The measurements of runs, out of a benchmark's record and what was evaluated."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from contextlib import suppress

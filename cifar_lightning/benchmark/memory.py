@@ -1,7 +1,5 @@
 """How much memory a network's calls take."""
 
-from __future__ import annotations
-
 import ctypes
 import re
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Bringing candidates to where only the rounds are left: built, prepared and warmed up."""
 
-from __future__ import annotations
-
 import logging
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -25,13 +23,13 @@ from cifar_lightning.runs.candidate import REFERENCES, Candidate
 from cifar_lightning.system import signals
 from cifar_lightning.system.cores import torch_threads
 from cifar_lightning.variants import precision, registry
-from cifar_lightning.variants.context import PreparedModel, Unsupported, example_images
+from cifar_lightning.variants.context import Unsupported, VariantContext, example_images
 
 log = logging.getLogger(__name__)
 
 Calibration = Callable[[Path | None], Tensor]
 # What to do with each candidate that is ready, outside what is timed.
-Look = Callable[[Source, PreparedModel], None]
+Look = Callable[[Source, VariantContext], None]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """A benchmark in fresh processes: what one process finds again and again may be its own."""
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The record of a benchmark, out of what one process or several have measured."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import UTC, datetime
 

@@ -4,8 +4,6 @@ Pure measurement: takes functions that time a block, knows neither networks nor 
 and why is told in ``docs/latency.md``.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import statistics

@@ -1,7 +1,5 @@
 """What one process measures: networks built, prepared, warmed up, then timed in rounds."""
 
-from __future__ import annotations
-
 import os
 import random
 from collections.abc import Mapping, Sequence
@@ -13,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from cifar_lightning.benchmark.candidates import Source
-from cifar_lightning.benchmark.contention import DeviceState, device_lock, device_state
+from cifar_lightning.benchmark.contention import device_lock, device_state
 from cifar_lightning.benchmark.prepare import (
     Calibration,
     Failure,
@@ -29,6 +27,7 @@ from cifar_lightning.config.protocols import Protocol
 from cifar_lightning.runs.blocks import Block, Session
 from cifar_lightning.runs.candidate import Candidate
 from cifar_lightning.system import signals
+from cifar_lightning.system.environment import DeviceState
 from cifar_lightning.system.openmp_waiting import as_by_default
 
 MIN_KEPT = 2  # rounds; one says nothing

@@ -1,10 +1,8 @@
 """What a benchmark says, as a table for people."""
 
-from __future__ import annotations
-
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.latency import Relative
-from cifar_lightning.runs.markdown import draw_table, number
+from cifar_lightning.runs.table import draw_table, number
 
 HEADER = (
     "Rank", "Candidate", "Variant", "Threads", "Lat. mean (ms)", "Relative latency",

@@ -4,8 +4,6 @@ Pure measurement: takes a function without arguments, knows neither networks nor
 done and why is told in ``docs/latency.md``.
 """
 
-from __future__ import annotations
-
 import gc
 import resource
 import time

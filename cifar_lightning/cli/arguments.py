@@ -1,7 +1,5 @@
 """The command line before Hydra reads it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What every command shares: Hydra around it, errors in one line, exit statuses, no leftovers."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shlex
@@ -25,11 +23,10 @@ from cifar_lightning.config import rules, schema, user_errors
 from cifar_lightning.errors import CifarLightningError, Interrupted, RunFailed, UserError, reason_of
 from cifar_lightning.runs import resolve
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.system import signals, streams
+from cifar_lightning.system import outcome, signals, streams
 from cifar_lightning.system.escaping import visible, without_secrets
 from cifar_lightning.system.files import is_disk_full
 from cifar_lightning.system.locks import alone
-from cifar_lightning.system.outcome import Outcome, requested
 
 C = TypeVar("C")
 _started = False
@@ -38,20 +35,10 @@ _started = False
 def command(
     name: str, config: type[C], positional: str | None = None
 ) -> Callable[[Callable[[C], None]], Callable[[], None]]:
-    """Make a command out of a function of a typed and checked configuration.
-
-    Args:
-        name: The file in ``conf``, without its ending.
-        config: Its schema: what the function is given.
-        positional: The key, a list of texts, of arguments that come without one.
-    """
-
-    def decorate(task: Callable[[C], None]) -> Callable[[], None]:
-        return entry_point(
-            name, config, lambda composed: task(rules.typed(composed, config)), positional
-        )
-
-    return decorate
+    """Make a command, as `entry_point` does, of a function of a typed and checked configuration."""
+    return lambda task: entry_point(
+        name, config, lambda composed: task(rules.typed(composed, config)), positional
+    )
 
 
 def entry_point(
@@ -67,17 +54,17 @@ def entry_point(
     job had left behind is removed.
 
     Args:
-        name: As for `command`.
-        config: The schema: tells which arguments are texts.
+        name: The file in ``conf``, without its ending.
+        config: Its schema: tells which arguments are texts.
         task: The function.
-        positional: As for `command`.
+        positional: The key, a list of texts, of arguments that come without one.
         sweeps: Whether it can be a multirun.
     """
     resolve.register()
     texts, lists = schema.text_keys(config)
     renamed = schema.renamed_arguments(config)
     statuses: list[int] = []
-    outcome_file: Path | None = None
+    outcome_file: str | None = None
 
     def report(error: BaseException) -> None:
         ending = _ending(error)
@@ -86,8 +73,8 @@ def entry_point(
         for line in str(ending).split("\n"):
             print(f"error: {visible(without_secrets(line))}", file=sys.stderr)
         statuses.append(ending.exit_status)
-        if outcome_file is not None:
-            Outcome.of(ending).write(outcome_file)
+        if outcome_file:
+            outcome.Outcome(ending.kind, str(ending), ending.key).write(Path(outcome_file))
 
     def job(composed: DictConfig) -> None:
         try:
@@ -109,7 +96,7 @@ def entry_point(
         os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, instead of printing and exiting with 1
         # A full disk can't take messages either; the error says it once.
         logging.raiseExceptions = False
-        outcome_file = requested()
+        outcome_file = os.environ.pop(outcome.VARIABLE, None)  # child processes are not asked
         _started = False
         statuses.clear()
         HydraConfig.instance().cfg = None
@@ -146,11 +133,6 @@ def _ending(error: BaseException) -> CifarLightningError:
         return error
     if signals.received() is not None or not isinstance(error, Exception):
         return signals.error()
-    return _known(error) or _fault(error)
-
-
-def _known(error: Exception) -> CifarLightningError | None:
-    """Turn an error that is no fault of this project's into one line."""
     if isinstance(error, CifarLightningError):
         return error
     if is_disk_full(error):
@@ -163,12 +145,12 @@ def _known(error: Exception) -> CifarLightningError | None:
     if not _started and user_errors.raised_in_composing(error):
         # Hydra does not wrap everything that it finds wrong with a command line.
         return UserError(" ".join(str(error).split()) or type(error).__name__)
-    return None
+    return _fault(error)
 
 
 def _fault(error: Exception) -> RunFailed:
     """Turn an unexpected error into one line; its traceback goes into a file."""
-    line = reason_of(error)
+    line = f"{reason_of(error)}; this is a fault of cifar-lightning, please report it"
     try:
         with tempfile.NamedTemporaryFile(
             "w", prefix="cifar-lightning-error-", suffix=".log", delete=False, errors="replace"
@@ -176,10 +158,8 @@ def _fault(error: Exception) -> RunFailed:
             stream.write(f"{shlex.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}")
     except OSError:
         traceback.print_exception(error)
-        return RunFailed(f"{line}; this is a fault of cifar-lightning, please report it")
-    return RunFailed(
-        f"{line}; this is a fault of cifar-lightning, please report it with {stream.name}"
-    )
+        return RunFailed(line)
+    return RunFailed(f"{line} with {stream.name}")
 
 
 class RememberSweep(Callback):
@@ -202,14 +182,10 @@ def _remove_leftovers() -> None:
     if not HydraConfig.initialized():
         return
     settings = HydraConfig.get()
-    no_job = OmegaConf.is_missing(settings.runtime, "output_dir")
-    job_folder = None if no_job else settings.runtime.output_dir
-    if (
-        job_folder
-        and settings.output_subdir
-        and (folder := Path(job_folder)).exists()
-        and not RunFolder(folder).record.exists()
-    ):
+    none_yet = OmegaConf.is_missing(settings.runtime, "output_dir")
+    folder = Path("" if none_yet else settings.runtime.output_dir)
+    made = not none_yet and settings.output_subdir and folder.exists()
+    if made and not RunFolder(folder).record.exists():
         # Another process that is just beginning this very run holds the lock; its files stay.
         with suppress(UserError), alone(RunFolder(folder).lock, "held"):
             shutil.rmtree(folder / str(settings.output_subdir), ignore_errors=True)
@@ -223,8 +199,6 @@ def _remove_leftovers() -> None:
 
 def _remove_empty(*folders: Path) -> None:
     """Remove folders, the innermost first, as far as they hold nothing."""
-    for folder in folders:
-        try:
+    with suppress(OSError):
+        for folder in folders:
             folder.rmdir()
-        except OSError:
-            return

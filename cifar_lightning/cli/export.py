@@ -5,15 +5,12 @@
 The network takes normalised images, as in training; the card says how.
 """
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 
 from cifar_lightning.cli.command import command
 from cifar_lightning.config.schema import ExportConfig
-from cifar_lightning.deploy.export import export
-from cifar_lightning.deploy.formats import FORMATS
+from cifar_lightning.deploy.export import FORMATS, export
 from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.runs.find import find_run
 from cifar_lightning.system.files import check_inside, is_disk_full

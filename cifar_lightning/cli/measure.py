@@ -6,8 +6,6 @@ does it without training; ``run=A,B,C`` and ``run=all`` tell which of several is
 ``'model=[resnet8,mobilenetv3]'`` which network would be, before any is trained.
 """
 
-from __future__ import annotations
-
 import logging
 from functools import partial
 from pathlib import Path

@@ -5,8 +5,6 @@
 takes images of any size and folders of them.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import sys
@@ -14,9 +12,8 @@ from collections.abc import Sequence
 
 from cifar_lightning.cli.command import command
 from cifar_lightning.config.schema import PredictConfig
-from cifar_lightning.deploy.images import find_images
-from cifar_lightning.deploy.load import load
-from cifar_lightning.deploy.predict import Prediction, predict
+from cifar_lightning.data.image_files import find_images
+from cifar_lightning.deploy.classifier import Prediction, load, predict
 from cifar_lightning.errors import RunFailed, UserError, bad_value
 from cifar_lightning.system.escaping import csv_cell, visible
 from cifar_lightning.system.openmp_waiting import computing
@@ -38,34 +35,31 @@ def main(config: PredictConfig) -> None:
     with computing():
         for found in predict(classifier, paths, config.top):
             if isinstance(found, ValueError):
-                errors.append(str(found))
+                errors.append(visible(found))
             else:
                 predictions.append(found)
     if not predictions:
-        raise UserError(
-            "\n".join([*map(visible, errors), f"images: none of {len(paths)} can be read"])
-        )
+        raise UserError("\n".join([*errors, f"images: none of {len(paths)} can be read"]))
     _print(predictions, config.format)
     if errors:
-        raise RunFailed("\n".join(map(visible, errors)))
+        raise RunFailed("\n".join(errors))
 
 
 def _print(predictions: Sequence[Prediction], form: str) -> None:
-    named = [(one.image, zip(one.classes, one.probabilities, strict=True)) for one in predictions]
     if form == "json":
         found = [
-            {"image": image, "classes": {name: round(p, 6) for name, p in classes}}
-            for image, classes in named
+            {"image": one.image, "classes": {name: round(p, 6) for name, p in one.classes}}
+            for one in predictions
         ]
         print(json.dumps(found, indent=1))
     elif form == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(["image", "rank", "class", "probability"])
-        for image, classes in named:
-            for rank, (name, p) in enumerate(classes, 1):
-                writer.writerow([csv_cell(image), rank, csv_cell(name), f"{p:.6f}"])
+        for one in predictions:
+            for rank, (name, p) in enumerate(one.classes, 1):
+                writer.writerow([csv_cell(one.image), rank, csv_cell(name), f"{p:.6f}"])
     else:
-        width = max(len(visible(image)) for image, _ in named)
-        for image, classes in named:
-            shown = ", ".join(f"{visible(name)} {100 * p:.1f} %" for name, p in classes)
-            print(f"{visible(image):{width}}  {shown}")
+        width = max(len(visible(one.image)) for one in predictions)
+        for one in predictions:
+            shown = ", ".join(f"{visible(name)} {100 * p:.1f} %" for name, p in one.classes)
+            print(f"{visible(one.image):{width}}  {shown}")

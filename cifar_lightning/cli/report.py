@@ -6,8 +6,6 @@ reads the runs, their measurements and their training curves, and writes tables,
 that needs no network. It trains and measures nothing.
 """
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

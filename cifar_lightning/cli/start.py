@@ -3,8 +3,6 @@
 Nothing but this module and the signals is imported before.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from functools import partial
@@ -20,8 +18,8 @@ def _start(name: str) -> None:
     """Import and run the command of a file in this folder."""
     if (CHECKOUT / "pyproject.toml").exists():
         # Processes that this one starts take the same copy, wherever the user is.
-        before = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = f"{CHECKOUT}{os.pathsep}{before}" if before else str(CHECKOUT)
+        searched = filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH")))
+        os.environ["PYTHONPATH"] = os.pathsep.join(searched)
     with signals.handled():
         try:
             main = import_module(f"cifar_lightning.cli.{name}").main

@@ -1,7 +1,5 @@
 """How accurate a group of seeds is, how sure that is, and which of two is surely more accurate."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Iterable, Sequence

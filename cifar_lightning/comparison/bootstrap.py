@@ -1,7 +1,5 @@
 """How large a candidate's mean or p95 may truly be: a bootstrap over whole rounds."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from cifar_lightning.comparison.relation import Timed

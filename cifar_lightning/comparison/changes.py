@@ -1,7 +1,5 @@
 """What differs between two runs, and what it did."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,7 +9,7 @@ from cifar_lightning.comparison.entry import Group
 from cifar_lightning.comparison.leaderboard import Leaderboard, Place
 from cifar_lightning.config.rules import DERIVED_KEYS
 from cifar_lightning.config.schema import CONF_DIR, NAMING_GROUPS
-from cifar_lightning.runs.identity import canonical, training_config
+from cifar_lightning.runs.identity import canonical, leave_out, training_config
 from cifar_lightning.runs.run import Run
 
 
@@ -57,16 +55,9 @@ def _unusual(name: str, choices: Mapping[str, str], found: Mapping[str, Any]) ->
 
 def settings(run: Run) -> dict[str, Any]:
     """Keep a run's settings that change the weights, each in one place, without the seed."""
-
-    def kept(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        return {
-            key: kept(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
-            for key, value in node.items()
-            if prefix + key not in DERIVED_KEYS and prefix + key != "seed"
-        }
-
     training = training_config(run.config)
-    return kept(training | {"augment": dict(training["augment"])}, "")
+    training["augment"] = dict(training["augment"])
+    return leave_out(training, lambda key, _: key in DERIVED_KEYS or key == "seed")
 
 
 def _augment_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:

@@ -1,7 +1,5 @@
 """Which entry to take: of the fastest ones that are accurate enough, the most accurate."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The columns of a leaderboard: what they hold, how people read them, and its table."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -9,10 +7,9 @@ from dataclasses import dataclass
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.errors import unknown_name
-from cifar_lightning.runs.markdown import draw_table, number
 from cifar_lightning.runs.paired import Difference
 from cifar_lightning.runs.run import MEGA
-from cifar_lightning.runs.table import Value
+from cifar_lightning.runs.table import Value, draw_table, number
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """What rows must share to be ranked together."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Self
 
 from cifar_lightning.runs.benchmark import BenchmarkHead
 from cifar_lightning.runs.measurement import Measurement
@@ -30,7 +29,7 @@ class Conditions:
     torch: str
 
     @classmethod
-    def of(cls, run: Run, measurement: Measurement) -> Conditions:
+    def of(cls, run: Run, measurement: Measurement) -> Self:
         return cls(
             dataset=run.config["data"]["name"],
             fingerprint=run.data_fingerprint,

@@ -1,11 +1,10 @@
 """A row of a leaderboard: a candidate with the group of seeds that represents it."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 from cifar_lightning.comparison.accuracy import Accuracy, Right
 from cifar_lightning.comparison.relation import Timed, Timings
@@ -118,7 +117,7 @@ class Entry:
     timings: Timings
 
     @classmethod
-    def of(cls, groups: Sequence[Group], timed: Sequence[Timed] = ()) -> Entry:
+    def of(cls, groups: Sequence[Group], timed: Sequence[Timed] = ()) -> Self:
         """Make the entry of a candidate's groups and of where it was timed."""
         measurements = [one for group in groups for one in group.measurements]
         latest = max(measurements, key=lambda one: one.benchmark or "")

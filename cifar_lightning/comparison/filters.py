@@ -1,7 +1,5 @@
 """Which rows are wanted: conditions on columns."""
 
-from __future__ import annotations
-
 import operator
 import re
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Entries that may be ranked together: ranks, ties and the Pareto front."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property

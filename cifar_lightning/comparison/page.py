@@ -1,7 +1,5 @@
 """The report's page, which needs no network."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

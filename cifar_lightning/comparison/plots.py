@@ -1,7 +1,5 @@
 """How all plots look; latency distributions, training curves, confusions and classes."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from cifar_lightning.comparison.leaderboard import Leaderboard
@@ -19,19 +18,29 @@ from cifar_lightning.system.escaping import terminal, visible
 
 INK = "#1f2328"  # of text and axes; `svg` can make it follow the page
 GRID = "#8c959f"
+MARKERS = "osD^vPX*"
+MARKER_SIZE = 8  # points
 
 COLORS = (
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#888888",
 )  # distinct to the colour-blind too (Paul Tol's bright scheme)  # fmt: skip
 
-MARKERS = "osD^vPX*"
-MARKER_SIZE = 8  # points
 WIDTH = 8.0  # inches
+LATENCY_AXIS, ACCURACY_AXIS = "mean latency at batch 1 (ms)", "test accuracy (%)"
 Place = Literal["outside lower right", "outside lower center", "outside upper right"]
 MATRIX_LABELS_UP_TO = 20  # classes whose counts can be read in a confusion matrix
-mpl.rcParams["svg.fonttype"] = "none"  # text stays text: searchable, in the page's font
-mpl.rcParams["text.parse_math"] = False  # a $ in a name is a $
-mpl.rcParams["svg.hashsalt"] = "cifar-lightning"  # the same figure gives the same file
+
+mpl.rc("svg", fonttype="none")  # text stays text: searchable, in the page's font
+mpl.rc("svg", hashsalt="cifar-lightning")  # the same figure gives the same file
+mpl.rc("text", parse_math=False)  # a $ in a name is a $
+mpl.rc("figure", facecolor="none")
+mpl.rc("axes", facecolor="none", edgecolor=INK, labelcolor=INK, titlecolor=INK, titlesize=10)
+mpl.rc("axes", grid=True, axisbelow=True)
+mpl.rc("axes.spines", top=False, right=False)
+mpl.rc("grid", color=GRID, alpha=0.3, linewidth=0.6)
+mpl.rc("xtick", color=INK, labelsize=9)
+mpl.rc("ytick", color=INK, labelsize=9)
+mpl.rc("legend", fontsize=8, labelcolor=INK, frameon=False)
 
 
 @dataclass(frozen=True)
@@ -43,27 +52,10 @@ class Curve:
     val_acc: Sequence[float]
 
 
-def new_figure(height: float) -> tuple[Figure, Axes]:
+def new_figure(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
     """Make a figure with one pair of axes."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    _dress(axes)
-    return figure, axes
-
-
-def _dress(axes: Axes) -> None:
-    axes.patch.set_alpha(0)
-    axes.grid(visible=True, color=GRID, alpha=0.3, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", colors=INK, labelsize=9)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("bottom", "left"):
-        axes.spines[side].set_color(INK)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
-    axes.title.set_color(INK)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
 
 
 def draw_legend(
@@ -75,9 +67,6 @@ def draw_legend(
         [visible(name) for name, _ in named],
         loc=place,
         ncols=columns,
-        fontsize=8,
-        labelcolor=INK,
-        frameon=False,
     )
 
 
@@ -128,7 +117,7 @@ def latency_distributions(leaderboard: Leaderboard) -> Figure | None:
     )
     scale_latency(axes, [entry.latency.mean_ms for entry in entries])
     axes.set_xlabel("latency at batch 1 (ms): median, half of the calls, 5 % to 95 %; | mean")
-    axes.set_title(visible(leaderboard.name), fontsize=10)
+    axes.set_title(visible(leaderboard.name))
     return figure
 
 
@@ -137,23 +126,16 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
     columns = max(1, 90 // (max(len(visible(curve.label)) for curve in curves) + 6))
     rows = -(-len(curves) // columns)
     figure = Figure(figsize=(WIDTH, 3.2 + 0.2 * rows), layout="constrained")
-    figure.patch.set_alpha(0)
     left, right = figure.subplots(1, 2)
     for axes, label in ((left, "training loss"), (right, "validation accuracy (%)")):
-        _dress(axes)
-        axes.set_xlabel("epoch")
+        axes.set_prop_cycle(cycler(linestyle=("-", "--", ":", "-.")) * cycler(color=COLORS))
+        axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylabel(label)
     named = []
-    for number, curve in enumerate(curves):
-        style = {
-            "color": COLORS[number % len(COLORS)],
-            "linestyle": ("-", "--", ":", "-.")[number // len(COLORS) % 4],
-            "linewidth": 1.5,
-        }
+    for curve in curves:
         for axes, values in ((left, curve.train_loss), (right, curve.val_acc)):
             marker = "o" if len(values) == 1 else ""
-            (line,) = axes.plot(range(1, len(values) + 1), values, marker=marker, **style)
+            (line,) = axes.plot(range(1, len(values) + 1), values, marker=marker)
         named.append((curve.label, line))
     draw_legend(figure, named, "outside lower center", columns)
     return figure
@@ -162,21 +144,15 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
 def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
     """Draw how often each true class (rows) is taken for each other one, in percent of the row."""
     count = len(confusion)
-    figure = Figure(figsize=(WIDTH * 0.8, WIDTH * 0.7), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    _dress(axes)
+    figure, axes = new_figure(WIDTH * 0.7, WIDTH * 0.8)
     axes.grid(visible=False)
     shares = [[100 * n / max(sum(row), 1) for n in row] for row in confusion]
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    bar = figure.colorbar(image, shrink=0.8)
-    bar.ax.tick_params(colors=INK)
-    bar.set_label("% of the true class", color=INK)
+    figure.colorbar(image, shrink=0.8, label="% of the true class")
     classes = [visible(name) for name in classes]
     axes.set_xticks(range(count), classes, rotation=45, ha="right")
     axes.set_yticks(range(count), classes)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    axes.set(xlabel="predicted", ylabel="true")
     if count <= MATRIX_LABELS_UP_TO:
         for row, line in enumerate(shares):
             for column, share in enumerate(line):
@@ -205,7 +181,7 @@ def class_accuracies(
         range(len(classes)), [visible(name) for name in classes], rotation=30, ha="right"
     )
     axes.grid(visible=False, axis="x")
-    axes.set_ylabel("test accuracy (%)")
+    axes.set_ylabel(ACCURACY_AXIS)
     draw_legend(figure, named, "outside upper right")
     return figure
 
@@ -214,14 +190,18 @@ def named_images(images: Sequence[np.ndarray[Any, Any]], names: Sequence[str]) -
     """Draw images, (height, width, 3), uint8, each with a name, of several lines perhaps."""
     columns = 8
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(WIDTH, 1.5 * rows))
-    # A fixed grid: to compute the layout of many images takes longer than to draw them.
-    figure.subplots_adjust(0.01, 0.05 / rows, 0.99, 1 - 0.3 / rows, wspace=0.05, hspace=0.45)
+    side, height = WIDTH / columns, 1.5  # of a cell, in inches
+    figure = Figure(figsize=(WIDTH, height * rows), facecolor="white")
+    # One pair of axes, in inches: with a pair for each image, drawing takes four times as long.
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
     for number, (image, name) in enumerate(zip(images, names, strict=True)):
-        axes = figure.add_subplot(rows, columns, number + 1)
-        axes.imshow(image)
-        axes.set_title(terminal(name), fontsize=7)
-        axes.axis("off")
+        row, column = divmod(number, columns)
+        left, bottom, drawn = column * side + 0.04, (row + 1) * height - 0.05, side - 0.08
+        axes.imshow(image, extent=(left, left + drawn, bottom, bottom - drawn))
+        middle, above = left + drawn / 2, bottom - drawn - 0.05
+        axes.text(middle, above, terminal(name), fontsize=7, ha="center", va="bottom")
+    axes.set(xlim=(0, WIDTH), ylim=(height * rows, 0))
     return figure
 
 

@@ -3,8 +3,6 @@
 Light on imports: torch is needed only where something is drawn.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -19,9 +17,8 @@ from cifar_lightning.errors import Interrupted, RunFailed, reason_of
 from cifar_lightning.runs import resolve
 from cifar_lightning.runs.completed import finished, show_files, take_up
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.markdown import markdown
 from cifar_lightning.runs.results import RunResults, rows_of
-from cifar_lightning.runs.table import write_table
+from cifar_lightning.runs.table import markdown, write_table
 
 log = logging.getLogger(__name__)
 

@@ -1,11 +1,10 @@
 """All that a report reads: runs with their measurements and predictions, and benchmarks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import yaml
 
@@ -38,7 +37,7 @@ class Records:
     damaged: Sequence[str] = ()
 
     @classmethod
-    def read(cls, outputs: Sequence[Path]) -> Records:
+    def read(cls, outputs: Sequence[Path]) -> Self:
         """Read everything below several outputs folders; what is damaged is left out.
 
         Raises:

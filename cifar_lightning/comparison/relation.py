@@ -1,13 +1,12 @@
 """How much slower one candidate is than another, within a benchmark and across benchmarks."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 from cifar_lightning.runs.benchmark import ERROR, BenchmarkRecord
 from cifar_lightning.runs.measurement import Measurement
@@ -49,7 +48,7 @@ class Timings:
     stored: Difference
 
     @classmethod
-    def of(cls, measurement: Measurement, timed: Sequence[Timed]) -> Timings:
+    def of(cls, measurement: Measurement, timed: Sequence[Timed]) -> Self:
         """Take those of a candidate and of its latest measurement, which was timed."""
         relative = measurement.relative
         assert relative is not None

@@ -1,7 +1,5 @@
 """The report: what is read, drawn and written."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,11 +1,10 @@
 """The commands that make a row again, and that would tell more about several."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from cifar_lightning.comparison.entry import Entry, Group
 from cifar_lightning.config.components import MACHINE
@@ -26,7 +25,7 @@ class Reproduction:
     measured_with: str
 
     @classmethod
-    def of(cls, entry: Entry) -> Reproduction:
+    def of(cls, entry: Entry) -> Self:
         run, measurement = entry.group.runs[0], entry.measurement
         versions = measurement.environment.versions | measurement.engines
         return cls(

@@ -1,7 +1,5 @@
 """Accuracy against latency, the Pareto front drawn."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

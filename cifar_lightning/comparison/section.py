@@ -1,9 +1,8 @@
 """What is said and drawn of one leaderboard; the report as Markdown and CSV."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from matplotlib.figure import Figure
 
@@ -61,7 +60,7 @@ class Section:
         return found | ({f"latency-{slug}": self.distributions} if self.distributions else {})
 
     @classmethod
-    def of(cls, leaderboard: Leaderboard, sort: str, need: Need) -> Section:
+    def of(cls, leaderboard: Leaderboard, sort: str, need: Need) -> Self:
         entries = in_order(leaderboard, sort)
         return cls(
             leaderboard=leaderboard,

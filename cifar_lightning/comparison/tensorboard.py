@@ -3,8 +3,6 @@
 A view like the results table: derived from the run's files, and replaced whole.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -47,15 +45,11 @@ def draw(folder: Path) -> None:
     for earlier in target.glob(f"*{SUFFIX}"):
         earlier.unlink(missing_ok=True)  # another process may be drawing, too
     with Writer(str(target), filename_suffix=SUFFIX) as writer:
-        first = measured[0] if measured else None
-        figures = _figures(recorded.run, first)
+        main = measured[0] if measured else None
+        figures = _figures(recorded.run, main)
         settings = dict(_flat(recorded.run))
-        if first is not None:
-            settings |= {
-                "device": first.device,
-                "threads": first.threads,
-                "protocol": first.protocol,
-            }
+        if main is not None:
+            settings |= {"device": main.device, "threads": main.threads, "protocol": main.protocol}
         # Not the summary of the experiment: TensorBoard takes one run's for all, and settings that
         # this run does not have would be hidden.
         _, *sessions = hparams(settings, figures)
@@ -69,7 +63,7 @@ def draw(folder: Path) -> None:
                 writer.add_histogram(name, np.array(calls), 0)
         if confusion is not None:
             figure = plots.confusion_matrix(confusion, recorded.run.class_names(len(confusion)))
-            figure.patch.set_alpha(1)
+            figure.set_facecolor("white")
             writer.add_figure("test/confusion", figure, 0)
 
 

@@ -1,7 +1,5 @@
 """What the figures say, in sentences."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

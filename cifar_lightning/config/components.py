@@ -1,14 +1,14 @@
 """Components: which builders may be called, and their arguments against the signature."""
 
-from __future__ import annotations
-
 import inspect
 import math
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -32,21 +32,19 @@ MACHINE = {
 
 def is_number(value: object) -> bool:
     """Tell whether a value is a finite number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def is_integer(value: object) -> bool:
+    """Tell whether a value is an integer; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_targets(name: str, node: Mapping[str, Any]) -> None:
-    """See that a component is one that a file in ``conf`` names, and names nothing to call inside.
+    """See that ``model`` or ``data`` is what a file in ``conf`` names, and calls nothing inside.
 
     It will be built again from ``run.json``, which may come from someone else and must not name
-    what to call.
-
-    Args:
-        name: ``model`` or ``data``.
-        node: Its configuration.
-
-    Raises:
-        UserError: If not.
+    what to call: that is a `UserError`.
     """
     try:
         check_plain({name: node}, (name,))
@@ -61,12 +59,14 @@ def _files(name: str) -> list[Path]:
     """List the files of a group.
 
     Beside ours, those count that the user's own command line adds with ``--config-dir`` or
-    ``hydra.searchpath``.
+    ``hydra.searchpath``, and those of `with_config_dir`.
     """
     sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
     folders = [Path(source.path) for source in sources if source.schema == "file"]
     return sorted(
-        path for folder in {*folders, CONF_DIR} for path in (folder / name).glob("*.yaml")
+        path
+        for folder in {*folders, *_CONFIG_DIRS.get(), CONF_DIR}
+        for path in (folder / name).glob("*.yaml")
     )
 
 
@@ -74,6 +74,19 @@ def _builders(name: str) -> dict[str, Path]:
     """List what the files of a group name to call, each with its file."""
     found = {path: re.findall(r"^_target_: (\S+)", path.read_text(), re.M) for path in _files(name)}
     return {target: path for path, targets in found.items() for target in targets}
+
+
+_CONFIG_DIRS: ContextVar[tuple[Path, ...]] = ContextVar("_CONFIG_DIRS", default=())
+
+
+@contextmanager
+def with_config_dir(folder: str | Path | None) -> Iterator[None]:
+    """Let the files of another folder, laid out as ``conf``, name what may be built."""
+    token = _CONFIG_DIRS.set(() if folder is None else (Path(folder),))
+    try:
+        yield
+    finally:
+        _CONFIG_DIRS.reset(token)
 
 
 def construct(name: str, node: Mapping[str, Any], **given: Any) -> Any:
@@ -172,9 +185,9 @@ def check_component(name: str, node: Mapping[str, Any], given: tuple[str, ...] =
         if key not in parameters or key in given:
             allowed = [parameter for parameter in parameters if parameter not in given]
             raise unknown_name(f"{name}.{key}", "key", key, allowed)
-        if not _fits(value, parameters[key].annotation):
-            expected = _describe(parameters[key].annotation)
-            raise bad_value(f"{name}.{key}", value, expected)
+        if not _fits(value, expected := parameters[key].annotation):
+            shown = getattr(expected, "__name__", str(expected)).replace("typing.", "")
+            raise bad_value(f"{name}.{key}", value, shown)
     for key, parameter in parameters.items():
         needed = parameter.default is parameter.empty and not node.get("_partial_")
         if needed and key not in settings and key not in given:
@@ -185,21 +198,16 @@ def parameters_of(target: Any) -> dict[str, inspect.Parameter]:
     """Collect named parameters with real annotations; ``**kwargs`` go on to the base class."""
     parameters: dict[str, inspect.Parameter] = {}
     for level in target.__mro__ if inspect.isclass(target) else (target,):
-        function = level.__dict__.get("__init__") if inspect.isclass(level) else level
+        function = vars(level).get("__init__") if inspect.isclass(level) else level
         if function is None:
             continue
         try:
-            hints = get_type_hints(function)
+            own = inspect.signature(function, eval_str=True).parameters.values()
         except NameError:  # of a package that is not installed
-            hints = {}
-        own = inspect.signature(function).parameters
-        for key, parameter in own.items():
-            if key != "self" and parameter.kind not in (
-                parameter.VAR_KEYWORD,
-                parameter.VAR_POSITIONAL,
-            ):
-                parameters[key] = parameter.replace(annotation=hints.get(key, Any))
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
+            own = inspect.signature(function).parameters.values()
+        named = [one for one in own if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+        parameters |= {one.name: one for one in named if one.name != "self"}
+        if not any(one.kind is one.VAR_KEYWORD for one in own):
             break
     return parameters
 
@@ -210,20 +218,11 @@ def _fits(value: Any, annotation: Any) -> bool:
         return any(_fits(value, option) for option in get_args(annotation))
     if get_origin(annotation) is Literal:
         return value in get_args(annotation)
-    if annotation is float:
-        return is_number(value)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if annotation in (bool, str):
+    if annotation in (int, float):
+        return is_integer(value) if annotation is int else is_number(value)
+    if annotation in (bool, str, types.NoneType):
         return isinstance(value, annotation)
-    if annotation is type(None):
-        return value is None
     if get_origin(annotation) is list:
-        return isinstance(value, list) and all(
-            _fits(item, option) for item in value for option in get_args(annotation)
-        )
+        (kind,) = get_args(annotation)
+        return isinstance(value, list) and all(_fits(item, kind) for item in value)
     return True
-
-
-def _describe(annotation: Any) -> str:
-    return getattr(annotation, "__name__", str(annotation)).replace("typing.", "")

@@ -1,7 +1,5 @@
 """When a measurement starts counting and when it stops."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count

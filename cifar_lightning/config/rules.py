@@ -1,7 +1,5 @@
 """What each value must be, and what keys exclude each other; judged without torch."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -10,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 from msgspec import Meta
 from omegaconf import DictConfig
 
-from cifar_lightning.config.components import check_targets, is_number
+from cifar_lightning.config.components import check_targets, is_integer, is_number
 from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.config.schema import TrainConfig, plain
 from cifar_lightning.errors import UserError, bad_value
@@ -39,22 +37,16 @@ def _number(holds: Callable[[Any], bool]) -> Callable[[object], bool]:
 
 
 def _integer(holds: Callable[[Any], bool]) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and holds(value)
+    return lambda value: is_integer(value) and holds(value)
 
 
 def _at_least(least: int) -> tuple[Callable[[object], bool], str]:
     return _integer(lambda value: value >= least), f"an integer of at least {least}"
 
 
-def _limit(value: object) -> bool:
-    """Tell whether a value is a number of batches, or with a fraction a part of all."""
-    number = isinstance(value, float) and 0 < value <= 1
-    return number or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
-
-
 _POSITIVE = (_number(lambda v: v > 0), "a number above 0")
-_NOT_NEGATIVE = (_number(lambda v: v >= 0), "a number of 0 or more")
-_IN_UNIT = _number(lambda v: 0 < v < 1)
+# A number of batches, or a fraction of all.
+_LIMIT = _number(lambda v: v >= 1 if isinstance(v, int) else 0 < v <= 1)
 _BELOW_ONE = (_number(lambda v: 0 <= v < 1), "0 or more, below 1")
 REINSTANTIATED_GROUPS = ("model", "data")  # from run.json, when a run is measured again
 
@@ -64,7 +56,7 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "batch_size": _at_least(2),
     "seed": (_integer(lambda v: 0 <= v < 2**32), "an integer from 0 to 2^32 - 1"),
     "label_smoothing": _BELOW_ONE,
-    "ema": (lambda v: v is None or _IN_UNIT(v), "null, or above 0 and below 1"),
+    "ema": (lambda v: v is None or _number(lambda n: 0 < n < 1)(v), "null, or above 0 and below 1"),
     "precision": (lambda v: v in PRECISIONS, ", ".join(PRECISIONS)),
     "id": (
         lambda v: v is None or bool(re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,63}", str(v), re.ASCII)),
@@ -72,7 +64,7 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     ),
     "optim.lr": _POSITIVE,
     "optim.momentum": _BELOW_ONE,
-    "optim.weight_decay": _NOT_NEGATIVE,
+    "optim.weight_decay": (_number(lambda v: v >= 0), "a number of 0 or more"),
     "scheduler.warmup": _BELOW_ONE,
     "model.dropout": _BELOW_ONE,
     "model.bn_momentum": (_number(lambda v: 0 < v <= 1), "above 0, at most 1"),
@@ -98,9 +90,9 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "data.connect_timeout": _POSITIVE,
     "trainer.accumulate_grad_batches": _at_least(1),
     "trainer.check_val_every_n_epoch": _at_least(1),
-    "trainer.limit_train_batches": (_limit, "an integer of at least 1, or a fraction up to 1.0"),
+    "trainer.limit_train_batches": (_LIMIT, "an integer of at least 1, or a fraction up to 1.0"),
     "trainer.limit_val_batches": (
-        lambda v: v == 0 or _limit(v),
+        lambda v: v == 0 or _LIMIT(v),
         "an integer of 0 or more, or a fraction up to 1.0",
     ),
     "trainer.max_steps": _at_least(1),
@@ -117,11 +109,7 @@ C = TypeVar("C")
 
 
 def typed(composed: DictConfig, schema: type[C]) -> C:
-    """Make a schema's object of a composed configuration, after checking its values.
-
-    Raises:
-        UserError: If a value is missing or wrong.
-    """
+    """Make a schema's object of a composed configuration; `UserError` if a value is wrong."""
     config = plain(composed, schema)
     check(config)
     return schema(**config)

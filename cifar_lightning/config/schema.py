@@ -1,7 +1,5 @@
 """The top-level keys of every command and their types; `conf/` holds the values."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints

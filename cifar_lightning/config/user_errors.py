@@ -1,18 +1,12 @@
 """Errors of Hydra and OmegaConf as one line for the user."""
 
-from __future__ import annotations
-
 import sys
 from traceback import walk_tb
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    OmegaConfBaseException,
-    ValidationError,
-)
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
+from omegaconf.errors import OmegaConfBaseException as OmegaConfError
 
 from cifar_lightning.config.schema import CONF_DIR, NAMING_GROUPS, SCHEMAS
 from cifar_lightning.errors import UserError, bad_value, chain, unknown_name
@@ -43,10 +37,8 @@ def to_user_error(error: BaseException) -> UserError | None:
             return _type_error(link)
         if isinstance(link, OverrideParseException):
             return UserError(f"{link.override}: can't be read ({one_line(link)})")
-    for link in links:
-        if isinstance(link, HydraException | OmegaConfBaseException):
-            return UserError(one_line(link))
-    return None
+    known = [link for link in links if isinstance(link, HydraException | OmegaConfError)]
+    return UserError(one_line(known[0])) if known else None
 
 
 def raised_in_composing(error: BaseException) -> bool:
@@ -57,7 +49,7 @@ def raised_in_composing(error: BaseException) -> bool:
     return bool(foreign) and foreign[-1] in COMPOSERS
 
 
-def _key_error(error: OmegaConfBaseException) -> UserError:
+def _key_error(error: OmegaConfError) -> UserError:
     full_key, parent = str(error.full_key or error.key), error.parent_node
     key = full_key.rpartition(".")[2]
     names = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
@@ -69,11 +61,11 @@ def _key_error(error: OmegaConfBaseException) -> UserError:
 
 
 def _type_error(error: ValidationError) -> UserError:
-    expected = {"int": "an integer", "float": "a number", "bool": "true or false"}
-    found = (schema.__annotations__.get(str(error.full_key)) for schema in SCHEMAS.values())
-    annotation = str(next((one for one in found if one is not None), ""))
-    if annotation in expected:
-        return bad_value(str(error.full_key), error.value, expected[annotation])
+    expected = {int: "an integer", float: "a number", bool: "true or false"}
+    for schema in SCHEMAS.values():
+        annotation = schema.__annotations__.get(str(error.full_key))
+        if annotation in expected:
+            return bad_value(str(error.full_key), error.value, expected[annotation])
     return UserError(f"{error.full_key}: {one_line(error)}")
 
 

@@ -1,7 +1,5 @@
 """Unpickling arrays and containers only: nothing that could run code."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import pickletools
@@ -30,15 +28,8 @@ def show_value(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def unpickling_error(error: Exception) -> str:
-    """Tell in one line what was wrong with a pickle."""
-    return show_value(" ".join(str(error).split()) or type(error).__name__)
-
-
 class _Type:
     """Stands for ``numpy.dtype``: the letter and size of its elements, ``u1``."""
-
-    __slots__ = ("code",)
 
     def __init__(self, code: str, *_: object) -> None:
         self.code = str(code)
@@ -53,11 +44,11 @@ class Array:
     NumPy believes the state that a pickle gives it, up to taking bytes for addresses.
     """
 
-    __slots__ = ("code", "raw", "shape", "transposed")
+    code, raw, transposed = "nothing", b"", False
+    shape: tuple[int, ...] = ()
 
     def __init__(self, *_: object) -> None:
-        self.code, self.transposed, self.raw = "nothing", False, b""
-        self.shape: tuple[int, ...] = ()
+        """Take what a subclass of numpy's would need."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, self.transposed, raw = state
@@ -105,7 +96,8 @@ def unpickle_arrays(content: bytes) -> Member:
     except Bad:
         raise
     except Exception as error:  # whatever pickle makes of what is no pickle
-        raise Bad(f"can't be read as a pickle ({unpickling_error(error)})") from error
+        said = show_value(str(error) or type(error).__name__)
+        raise Bad(f"can't be read as a pickle ({said})") from error
     if not isinstance(loaded, dict):
         raise Bad("must be a mapping")
     return loaded

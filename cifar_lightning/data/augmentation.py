@@ -2,11 +2,7 @@
 
 A transform takes and returns a batch of shape (B, C, H, W), dtype uint8. Each image gets its
 own random draw, made by torch's generator of the batch's device, so the run's seed decides.
-
-torchvision's transforms are used as they are; `kind` tells at which point of a batch's way.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
@@ -28,12 +24,7 @@ class Kind(Enum):
 
 
 def kind(transform: Callable[..., Any]) -> Kind:
-    """Tell where a transform works.
-
-    torchvision's policies draw once a call, so they are called image by image; its `MixUp` and
-    `CutMix` mix a batch; `ProgressiveResize` has to be told the progress; everything else is
-    batched.
-    """
+    """Tell where a transform works; torchvision's draw once a call, so they get single images."""
     if isinstance(transform, v2.MixUp | v2.CutMix):
         return Kind.MIXING
     if isinstance(transform, ProgressiveResize):

@@ -1,18 +1,27 @@
-"""CIFAR-10 from its original archive."""
+"""CIFAR-10: its original archive, downloaded from the first mirror that has it, and checked."""
 
-from __future__ import annotations
-
+import hashlib
+import http.client
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from tqdm import tqdm
 
 from cifar_lightning.data import cifar_archive
 from cifar_lightning.data.cifar_archive import ARCHIVE
-from cifar_lightning.data.download import download_archive, md5_of
 from cifar_lightning.data.images import ImageData
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.errors import UserError
+from cifar_lightning.system.escaping import without_secrets
+from cifar_lightning.system.files import open_regular
+from cifar_lightning.system.locks import locked
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class CIFAR10DataModule(ImageDataModule):
     """The original CIFAR-10 archive.
 
@@ -21,15 +30,12 @@ class CIFAR10DataModule(ImageDataModule):
         mirrors: URLs of byte-identical archives, tried in turn.
         md5: Checksum of the archive.
         connect_timeout: Seconds to wait for a connection, and for each piece of the download.
-        shared: As for `ImageDataModule`.
     """
 
-    def __init__(
-        self, root: str, mirrors: list[str], md5: str, connect_timeout: float, **shared: Any
-    ) -> None:
-        super().__init__(**shared)
-        self.archive, self.mirrors, self.md5 = Path(root) / ARCHIVE, mirrors, md5
-        self.connect_timeout = connect_timeout
+    root: str
+    mirrors: list[str]
+    md5: str
+    connect_timeout: float
 
     def prepare_data(self) -> None:
         """Download the archive where it is not there yet.
@@ -37,8 +43,9 @@ class CIFAR10DataModule(ImageDataModule):
         Raises:
             UserError: If no mirror could give it.
         """
-        if not self.archive.exists():
-            download_archive(self.archive, self.mirrors, self.md5, self.connect_timeout)
+        archive = Path(self.root) / ARCHIVE
+        if not archive.exists():
+            download_archive(archive, self.mirrors, self.md5, self.connect_timeout)
 
     def read(self) -> ImageData:
         """Read the archive.
@@ -46,13 +53,89 @@ class CIFAR10DataModule(ImageDataModule):
         Raises:
             UserError: If it has another checksum, or is not as `cifar_archive` says.
         """
+        archive = Path(self.root) / ARCHIVE
         try:
-            found = md5_of(self.archive)
+            found = md5_of(archive)
         except OSError as error:
-            raise UserError(f"{self.archive}: {error.strerror}") from error
+            raise UserError(f"{archive}: {error.strerror}") from error
         if found != self.md5:
             raise UserError(
-                f"{self.archive}: md5 is {found}, expected {self.md5}; "
+                f"{archive}: md5 is {found}, expected {self.md5}; "
                 "delete the file to download it again"
             )
-        return cifar_archive.read(self.archive)
+        return cifar_archive.read(archive)
+
+
+def md5_of(path: Path) -> str:
+    """Compute a file's MD5 as hexadecimal digits."""
+    with open_regular(path) as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest()
+
+
+def download_archive(archive: Path, mirrors: Sequence[str], md5: str, timeout: float) -> None:
+    """Bring the archive from the first mirror that gives it whole."""
+    root = archive.parent
+    made = not root.exists()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"data.root={root}: {error.strerror}") from error
+    part = archive.with_name(archive.name + ".part")
+    lock = archive.with_name(archive.name + ".lock")
+    failures = []
+    with locked(lock, "waiting for another process that downloads the data"):
+        if archive.exists():  # another process brought it meanwhile
+            return
+        for url in mirrors:
+            shown = without_secrets("%20".join(url.split()))
+            try:
+                continued = _fetch(url, part, timeout)
+                if md5_of(part) != md5 and continued:
+                    part.unlink()  # what an earlier try had left did not fit
+                    _fetch(url, part, timeout)
+                if md5_of(part) == md5:
+                    part.replace(archive)
+                    return
+                part.unlink()
+                failures.append(f"{shown} (wrong checksum)")
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                failures.append(f"{shown} ({_reason(error)})")
+    if made and not part.exists():
+        lock.unlink(missing_ok=True)
+        root.rmdir()
+    raise UserError(
+        f"data.root={root}: no {ARCHIVE} there and no mirror gave it: "
+        f"{'; '.join(failures) or 'none given'}. Put the file there by hand, "
+        "or use data=digits, which needs no download"
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, http.client.InvalidURL | ValueError):
+        return "no address that can be read"  # the error itself tells parts of it
+    return " ".join(str(getattr(error, "reason", None) or error).split())
+
+
+def _fetch(url: str, part: Path, timeout: float) -> bool:
+    """Download into ``part``, continuing what is there; tell whether it was continued."""
+    start = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and start:  # nothing is missing after `start`
+            return True
+        raise
+    with response:
+        continued: bool = response.status == 206
+        done = start if continued else 0
+        length = response.headers.get("Content-Length")
+        total = done + int(length) if length else None
+        with (
+            part.open("ab" if continued else "wb") as stream,
+            tqdm.wrapattr(response, "read", total, initial=done, desc=ARCHIVE) as body,
+        ):
+            shutil.copyfileobj(body, stream)
+    if total is not None and (done := part.stat().st_size) < total:
+        raise OSError(f"cut off after {done} of {total} bytes")
+    return continued

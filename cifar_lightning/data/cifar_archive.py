@@ -1,28 +1,19 @@
-"""Reads the archives of the CIFAR family, and believes nothing that is in them.
+"""Reads CIFAR-10's archive, and believes nothing that is in it.
 
-The format is a gzipped tar of Python 2 pickles. `Layout` describes what an archive promises; what
-does not fit is named, since images with another one's labels train as silently as good ones.
+The format is a gzipped tar of Python 2 pickles. What does not fit what it promises is named, since
+images with another one's labels train as silently as good ones.
 """
-
-from __future__ import annotations
 
 import logging
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import torch
 
-from cifar_lightning.data.array_unpickler import (
-    Array,
-    Bad,
-    Member,
-    show_value,
-    unpickle_arrays,
-    unpickling_error,
-)
+from cifar_lightning.data.array_unpickler import Array, Bad, Member, show_value, unpickle_arrays
 from cifar_lightning.data.images import IMAGE_SIZE, ImageData, Split
 from cifar_lightning.errors import UserError
 from cifar_lightning.system.files import open_regular
@@ -31,41 +22,11 @@ log = logging.getLogger(__name__)
 
 ARCHIVE = "cifar-10-python.tar.gz"
 PIXELS = 3 * IMAGE_SIZE * IMAGE_SIZE
-# Bytes of the longest member, CIFAR-100's: the pixels, and names and labels beside them.
+FOLDER, META = "cifar-10-batches-py", "batches.meta"
+TRAIN, TEST = tuple(f"data_batch_{number}" for number in range(1, 6)), "test_batch"
+BATCH_IMAGES = 10_000  # of the original's members
+# Bytes of a member: the pixels, and names and labels beside them; with room to spare.
 MAX_MEMBER = 50_000 * (PIXELS + 512)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What an archive of the family promises.
-
-    Attributes:
-        folder: The one that everything is in.
-        train: Members with training images, in their order, and how many each has in the original.
-        test: Those with test images.
-        meta: The member with the names of the classes.
-        names: The key of the list of names there.
-        labels: The key of the list of labels beside the images.
-        others: Files that may lie there, too, and are not read.
-    """
-
-    folder: str
-    train: Mapping[str, int]
-    test: Mapping[str, int]
-    meta: str
-    names: str
-    labels: str
-    others: tuple[str, ...] = ("readme.html",)
-
-
-CIFAR10 = Layout(
-    folder="cifar-10-batches-py",
-    train={f"data_batch_{number}": 10_000 for number in range(1, 6)},
-    test={"test_batch": 10_000},
-    meta="batches.meta",
-    names="label_names",
-    labels="labels",
-)
 
 
 @contextmanager
@@ -76,7 +37,7 @@ def _named(place: object) -> Iterator[None]:
         raise Bad(f"{place}: {error}") from error
 
 
-def read(archive: Path, layout: Layout = CIFAR10) -> ImageData:
+def read(archive: Path) -> ImageData:
     """Read a whole archive.
 
     Every member has to be there once and at its place, and to hold what the format promises: bytes
@@ -89,39 +50,29 @@ def read(archive: Path, layout: Layout = CIFAR10) -> ImageData:
     """
     try:
         with _named(archive):
-            members = _members(archive, layout)
-            with _named(layout.meta):
-                classes = _names(members[layout.meta], layout)
-                said = _images_said(members[layout.meta])
-            parts: dict[str, Split] = {}
-            for name, original in {**layout.train, **layout.test}.items():
-                expected = said or (original if parts else None)
+            members = _members(archive)
+            with _named(META):
+                classes = _names(members[META])
+                images = _images_said(members[META])
+            parts = []
+            for name in (*TRAIN, TEST):
                 with _named(name):
-                    part = _images(members.pop(name), layout, len(classes), expected)
-                if not parts and len(part.labels) != original:
-                    said = len(part.labels)
-                    log.info(
-                        "%s: %d images in %s, %d in the original", archive, said, name, original
-                    )
-                parts[name] = part
+                    parts.append(_images(members.pop(name), len(classes), images))
+                images = len(parts[0].labels)
+            if images != BATCH_IMAGES:
+                said = "%s: %d images in %s, %d in the original"
+                log.info(said, archive, images, TRAIN[0], BATCH_IMAGES)
     except Bad as error:
         raise UserError(str(error)) from error
-    train, test = (
-        Split(
-            torch.cat([parts[name].images for name in names]),
-            torch.cat([parts[name].labels for name in names]),
-        )
-        for names in (layout.train, layout.test)
-    )
-    return ImageData(train, test, classes)
+    *train, test = parts
+    pixels, labels = torch.cat([p.images for p in train]), torch.cat([p.labels for p in train])
+    return ImageData(Split(pixels, labels), test, classes)
 
 
-def _members(archive: Path, layout: Layout) -> dict[str, Member]:
+def _members(archive: Path) -> dict[str, Member]:
     """Unpickle each member, by its name; nothing else may be in the archive."""
-    wanted = {
-        f"{layout.folder}/{name}": name for name in (*layout.train, *layout.test, layout.meta)
-    }
-    harmless = {layout.folder, *(f"{layout.folder}/{name}" for name in layout.others)}
+    wanted = {f"{FOLDER}/{name}": name for name in (*TRAIN, TEST, META)}
+    harmless = {FOLDER, f"{FOLDER}/readme.html"}
     found: dict[str, Member] = {}
     seen: set[str] = set()
     try:
@@ -146,24 +97,23 @@ def _members(archive: Path, layout: Layout) -> dict[str, Member]:
     except Bad:
         raise
     except Exception as error:  # whatever tarfile, gzip and zlib make of a damaged file
-        raise Bad(f"can't be read as a .tar.gz ({unpickling_error(error)})") from error
+        said = show_value(str(error) or type(error).__name__)
+        raise Bad(f"can't be read as a .tar.gz ({said})") from error
     for path, name in wanted.items():
         if name not in found:
             raise Bad(f"{path} is missing")
     return found
 
 
-def _names(meta: Member, layout: Layout) -> tuple[str, ...]:
-    names = meta.get(layout.names)
+def _names(meta: Member) -> tuple[str, ...]:
+    names = meta.get("label_names")
     if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() for n in names):
-        raise Bad(f"{layout.names} must be a list of names")
+        raise Bad("label_names must be a list of names")
     if len(names) < 2:
-        raise Bad(f"{layout.names} must have at least 2 names, not {len(names)}")
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise Bad(f"{layout.names} has {show_value(name)} twice")
-        seen.add(name)
+        raise Bad(f"label_names must have at least 2 names, not {len(names)}")
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise Bad(f"label_names has {show_value(name)} twice")
     return tuple(names)
 
 
@@ -174,7 +124,7 @@ def _images_said(meta: Member) -> int | None:
     return said
 
 
-def _images(batch: Member, layout: Layout, classes: int, expected: int | None) -> Split:
+def _images(batch: Member, classes: int, expected: int | None) -> Split:
     data = batch.get("data")
     if not isinstance(data, Array):
         raise Bad("data must be an array of bytes")
@@ -185,14 +135,14 @@ def _images(batch: Member, layout: Layout, classes: int, expected: int | None) -
     count = data.shape[0]
     if expected is not None and count != expected:
         raise Bad(f"{show_value(count)} images, must be {expected}")
-    labels = batch.get(layout.labels)
+    labels = batch.get("labels")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
-        raise Bad(f"{layout.labels} must be a list of integers")
-    for key, value in batch.items():  # file names, too, and CIFAR-100's other labels
+        raise Bad("labels must be a list of integers")
+    for key, value in batch.items():  # file names, too
         if isinstance(value, list) and len(value) != count:
             raise Bad(f"{len(value)} {show_value(key)} for {show_value(count)} images")
     for label in labels:
         if not 0 <= label < classes:
-            raise Bad(f"{layout.labels} has {show_value(label)}, must be 0 to {classes - 1}")
+            raise Bad(f"labels has {show_value(label)}, must be 0 to {classes - 1}")
     pixels = torch.from_numpy(data.bytes().copy())  # the file's bytes can't be written to
     return Split(pixels.view(-1, 3, IMAGE_SIZE, IMAGE_SIZE), torch.tensor(labels))

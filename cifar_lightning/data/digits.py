@@ -1,7 +1,5 @@
 """scikit-learn's handwritten digits: real images without a download."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn import functional
 

@@ -1,16 +1,12 @@
 """A folder of images: ``train/<class>/*`` and ``test/<class>/*``."""
 
-from __future__ import annotations
-
-import hashlib
 import io
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from hashlib import sha256
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL
@@ -18,14 +14,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from cifar_lightning.data.image_files import open_image
 from cifar_lightning.data.images import IMAGE_SIZE, ImageData, Split
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.errors import UserError
+from cifar_lightning.system import untrusted
 from cifar_lightning.system.cores import usable_cores
-from cifar_lightning.system.files import open_regular, write_atomically
+from cifar_lightning.system.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +54,16 @@ def read_image_folder(root: str, cache_dir: str) -> ImageData:
         split: [path for name in classes for path in _images_in(base / split / name)]
         for split in ("train", "test")
     }
-    cache = _Cache(base, Path(cache_dir), files, tuple(classes))
-    data = cache.read()
-    if data is None:
-        images, digests = {}, []
-        for split, paths in files.items():
-            images[split], of_split = _decode(paths, split)
-            digests += of_split
-        data = cache.write(images, digests)
-    return data
+    # Of this place alone: folders with equal files share nothing.
+    place = sha256(os.fsencode(base.resolve())).hexdigest()[:16]
+    cache = _Cache(base, files, tuple(classes), Path(cache_dir) / f"{place}.safetensors")
+    if (data := cache.read()) is not None:
+        return data
+    decoded = {split: _decode(paths, split) for split, paths in files.items()}
+    return cache.write(
+        {split: images for split, (images, _) in decoded.items()},
+        [digest for _, digests in decoded.values() for digest in digests],
+    )
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -81,13 +79,10 @@ def _images_in(folder: Path) -> list[Path]:
 
 def _content(path: Path) -> bytes:
     try:
-        with open_regular(path) as stream:
-            content = stream.read(MAX_FILE + 1)
-    except OSError as error:
-        raise UserError(f"{path}: this image can't be read ({error.strerror})") from error
-    if len(content) > MAX_FILE:
-        raise UserError(f"{path}: this image can't be read (more than {MAX_FILE} bytes)")
-    return content
+        return untrusted.read(path, MAX_FILE)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: this image can't be read ({reason})") from error
 
 
 def _decode(paths: list[Path], name: str) -> tuple[Tensor, list[bytes]]:
@@ -111,114 +106,70 @@ def _decode(paths: list[Path], name: str) -> tuple[Tensor, list[bytes]]:
                 images[index] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
         except ValueError as error:
             raise UserError(str(error)) from error
-        return hashlib.sha256(content).digest()
+        return sha256(content).digest()
 
-    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
-        done = pool.map(decode, range(len(paths)))
-        try:
-            digests = list(tqdm(done, total=len(paths), desc=f"decode {name}", leave=False))
-        except UserError:
-            pool.shutdown(cancel_futures=True)
-            raise
+    digests = thread_map(
+        decode, range(len(paths)), max_workers=usable_cores(), desc=f"decode {name}", leave=False
+    )
     return torch.from_numpy(images), digests
 
 
 @dataclass(frozen=True)
 class _Cache:
-    """The decoded images of one root, in one file that says what it was made of.
-
-    Attributes:
-        root: The images' folder.
-        folder: Of the cache.
-        files: Of each split, class by class.
-        classes: Their names.
-    """
+    """The decoded images of one folder, in one file that says what it was made of."""
 
     root: Path
-    folder: Path
-    files: dict[str, list[Path]]
+    files: dict[str, list[Path]]  # of each split, class by class
     classes: tuple[str, ...]
-
-    @cached_property
-    def origin(self) -> str:
-        return os.fsencode(self.root.resolve()).decode(errors="backslashreplace")
-
-    @property
-    def path(self) -> Path:
-        return self.folder / f"{hashlib.sha256(self.origin.encode()).hexdigest()[:16]}.safetensors"
+    path: Path
 
     def read(self) -> ImageData | None:
         """Give what is kept; None if it was made of other files, or is not whole."""
         if not self.path.is_file():
             return None
         digests = [
-            hashlib.sha256(_content(path)).digest()
-            for paths in self.files.values()
-            for path in paths
+            sha256(_content(path)).digest() for paths in self.files.values() for path in paths
         ]
         try:
             with safe_open(self.path, framework="pt") as stored:
-                about = stored.metadata() or {}
-                if (about["root"], about["content"]) != (self.origin, self._digest(digests)):
-                    return None
-                tensors = {split: stored.get_tensor(split) for split in self.files}
-        except (SafetensorError, OSError, KeyError):
-            tensors = {}
-        if all(
-            split in tensors
-            and tensors[split].dtype == torch.uint8
-            and tensors[split].shape == (len(paths), 3, IMAGE_SIZE, IMAGE_SIZE)
-            for split, paths in self.files.items()
-        ):
-            data = self._labelled(tensors)
-            if data.fingerprint == about.get("fingerprint"):
-                return data
-        log.warning("%s is damaged; decoding the images again", self.path)
-        return None
+                data = self._labelled({split: stored.get_tensor(split) for split in self.files})
+                return data if stored.metadata() == self._about(data, digests) else None
+        except (SafetensorError, OSError, RuntimeError):
+            log.warning("%s is damaged; decoding the images again", self.path)
+            return None
 
     def write(self, images: dict[str, Tensor], digests: list[bytes]) -> ImageData:
-        """Keep decoded images.
-
-        Args:
-            images: Of each split.
-            digests: Of the files, as they were when they were decoded.
-        """
+        """Keep decoded images, with the digests of their files as they were when decoded."""
         data = self._labelled(images)
-        about = {
-            "root": self.origin,
-            "content": self._digest(digests),
-            "fingerprint": data.fingerprint,
-        }
-        write_atomically(self.path, to_bytes(images, about))
+        write_atomically(self.path, to_bytes(images, self._about(data, digests)))
         return data
 
-    def _digest(self, digests: list[bytes]) -> str:
-        """Join the files' names and digests, and what else decides which pixels they give."""
-        names = [
-            os.fsencode(path.relative_to(self.root))
-            for paths in self.files.values()
-            for path in paths
-        ]
-        digest = hashlib.sha256(f"{DECODING} {PIL.__version__}".encode())
-        for name, of_file in zip(names, digests, strict=True):
-            digest.update(name + b"\0" + of_file)
-        return digest.hexdigest()
+    def _about(self, data: ImageData, digests: list[bytes]) -> dict[str, str]:
+        """Say what images were made of: names and digests of files, and how they are decoded."""
+        content = sha256(f"{DECODING} {PIL.__version__}".encode())
+        paths = chain.from_iterable(self.files.values())
+        for path, digest in zip(paths, digests, strict=True):
+            content.update(os.fsencode(path.relative_to(self.root)) + b"\0" + digest)
+        return {"content": content.hexdigest(), "fingerprint": data.fingerprint}
 
     def _labelled(self, images: dict[str, Tensor]) -> ImageData:
         number = {name: number for number, name in enumerate(self.classes)}
         train, test = (
-            Split(images[split], torch.tensor([number[path.parent.name] for path in paths]))
+            Split(  # bytes of this shape, whatever the cache says they are
+                images[split].view(torch.uint8).view(len(paths), 3, IMAGE_SIZE, IMAGE_SIZE),
+                torch.tensor([number[path.parent.name] for path in paths]),
+            )
             for split, paths in self.files.items()
         )
         return ImageData(train, test, self.classes)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ImageFolderDataModule(ImageDataModule):
     """A folder of images; arguments as for `read_image_folder`."""
 
-    def __init__(self, root: str, cache_dir: str, **shared: Any) -> None:
-        super().__init__(**shared)
-        self.root, self.cache_dir = root, cache_dir
+    root: str
+    cache_dir: str
 
     def read(self) -> ImageData:
         return read_image_folder(self.root, self.cache_dir)

@@ -1,11 +1,9 @@
 """The DataModule that all sources share: validation split, loaders, augmentation on the device."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,8 +13,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cifar_lightning.data.augmentation import Kind, kind
-from cifar_lightning.data.batches import Batch, ImageBatches, IndexBatches, Normalize
-from cifar_lightning.data.images import ImageData, Split, stratified_split
+from cifar_lightning.data.images import (
+    Batch,
+    ImageBatches,
+    ImageData,
+    IndexBatches,
+    Normalize,
+    Split,
+    stratified_split,
+)
 from cifar_lightning.errors import bad_value
 
 SplitName = Literal["train", "val", "test"]
@@ -30,12 +35,8 @@ class Length:
     steps: int
 
 
-def epochs_done(trainer: Trainer) -> int:
-    """Count the finished epochs, right also while a continued run is being set up."""
-    progress: Any = trainer.fit_loop.epoch_progress.current
-    return int(progress.processed)
-
-
+# NOTE: arguments are checked against these types, subclasses' too: no annotations as strings here.
+@dataclass(kw_only=True, eq=False, repr=False)
 class ImageDataModule(LightningDataModule, ABC):
     """Batches for training, validation and testing from any source of images.
 
@@ -57,36 +58,22 @@ class ImageDataModule(LightningDataModule, ABC):
             normalising, those that mix images; each in order.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        num_classes: int,
-        val_fraction: float,
-        split_seed: int,
-        batch_size: int,
-        eval_batch_size: int,
-        num_workers: int,
-        seed: int,
-        mean: list[float],
-        std: list[float],
-        device: str = "cpu",
-        augment: Mapping[str, Callable[..., Any]] | None = None,
-    ) -> None:
+    name: str = field()  # Lightning's class has one: it would be taken for a default
+    num_classes: int
+    val_fraction: float
+    split_seed: int
+    batch_size: int
+    eval_batch_size: int
+    num_workers: int
+    seed: int
+    mean: list[float]
+    std: list[float]
+    device: str = "cpu"
+    augment: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.name = name
-        self.num_classes = num_classes
-        self.val_fraction = val_fraction
-        self.split_seed = split_seed
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.num_workers = num_workers
-        self.device = device
-        self.seed = seed
-        self.normalize = Normalize(mean, std)
-        self.augment: dict[Kind, list[Callable[..., Any]]] = {each: [] for each in Kind}
-        for transform in (augment or {}).values():
-            self.augment[kind(transform)].append(transform)
+        self.normalize = Normalize(self.mean, self.std)
         self._places: dict[tuple[str, torch.device], Batch] = {}
 
     def setup(self, stage: str) -> None:
@@ -124,20 +111,28 @@ class ImageDataModule(LightningDataModule, ABC):
             raise bad_value("data.val_fraction", self.val_fraction, "what leaves images in both")
         return {"train": train, "val": val, "test": torch.arange(len(self.images.test.labels))}
 
-    def check_batches(self, processes: int) -> None:
-        """See that an epoch has at least one step.
-
-        Args:
-            processes: Of the training; each takes batches of its own.
+    def check_batches(self, trainer: Trainer) -> None:
+        """See that an epoch has at least one step, and its validation at least one batch.
 
         Raises:
-            UserError: If the training split is too small for that.
+            UserError: If a split is too small for that.
         """
-        images = len(self.indices["train"])
+        images, processes = len(self.indices["train"]), trainer.world_size
         if self.batch_size * processes > images:
             split = f" (the training split has {images} images)"
             most = f"{images // processes} for {processes} processes" if processes > 1 else images
             raise bad_value("batch_size", self.batch_size, f"2 to {most}{split}")
+        train = images // (self.batch_size * processes)
+        # Of the process with the fewest images.
+        val = math.ceil(len(self.indices["val"]) // processes / self.eval_batch_size)
+        for batches, key, limit in (
+            (train, "trainer.limit_train_batches", trainer.limit_train_batches),
+            (val, "trainer.limit_val_batches", trainer.limit_val_batches),
+        ):
+            if 0 < limit < 1 and int(limit * batches) == 0 < batches:  # Lightning rounds down
+                least = math.ceil(1000 / batches) / 1000
+                allowed = f"an integer, or a fraction of at least {least:g} (batches: {batches})"
+                raise bad_value(key, limit, allowed)
 
     @cached_property
     def length(self) -> Length:
@@ -155,10 +150,14 @@ class ImageDataModule(LightningDataModule, ABC):
         steps = per_epoch * int(trainer.max_epochs or 0)
         return Length(per_epoch, min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps)
 
+    def transforms(self, where: Kind) -> list[Callable[..., Any]]:
+        """List the transforms that work at one point of a batch's way, in order."""
+        return [transform for transform in self.augment.values() if kind(transform) is where]
+
     def loader(self, split: SplitName) -> DataLoader[Batch]:
         """Make the loader of one split; its batches are uint8."""
         training = split == "train"
-        trainer = self.trainer
+        trainer: Any = self.trainer
         place = torch.device("cpu")
         if self.device == "gpu" and trainer is not None:
             place = trainer.strategy.root_device
@@ -168,17 +167,14 @@ class ImageDataModule(LightningDataModule, ABC):
             self.batch_size if training else self.eval_batch_size,
             shuffle=training,
             seed=self.seed,
-            # With workers the first batches are drawn before Lightning calls `set_epoch`.
-            epoch=epochs_done(trainer) if trainer else 0,
+            # With workers the first batches are drawn before Lightning calls `set_epoch`; this
+            # count is right also while a continued run is being set up.
+            epoch=trainer.fit_loop.epoch_progress.current.processed if trainer else 0,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
         return DataLoader(
-            ImageBatches(
-                images,
-                labels,
-                self.augment[Kind.PER_IMAGE] if training else (),
-            ),
+            ImageBatches(images, labels, self.transforms(Kind.PER_IMAGE) if training else []),
             batch_size=None,  # an element is a batch already
             sampler=sampler,
             num_workers=self.num_workers,
@@ -215,11 +211,11 @@ class ImageDataModule(LightningDataModule, ABC):
     def augmented(self, batch: Batch, progress: float = 1.0) -> Batch:
         """Augment and normalise a batch as the training sees it when so much of it is done."""
         images, labels = batch
-        for transform in self.augment[Kind.BATCHED]:
+        for transform in self.transforms(Kind.BATCHED):
             images = transform(images)
-        for resize in self.augment[Kind.PROGRESSIVE]:
+        for resize in self.transforms(Kind.PROGRESSIVE):
             images = resize(images, progress)
         images = self.normalize(images)
-        for mix in self.augment[Kind.MIXING]:
+        for mix in self.transforms(Kind.MIXING):
             images, labels = mix(images, labels)
         return images, labels

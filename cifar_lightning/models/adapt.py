@@ -1,7 +1,5 @@
 """Adapting a network to 32x32 images: its output stride, its BatchNorms, its first state."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock

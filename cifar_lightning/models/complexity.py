@@ -1,7 +1,5 @@
 """How big a backbone is: parameters and multiply-accumulates."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

@@ -1,7 +1,5 @@
 """MobileNetV2 and MobileNetV3, torchvision's, adapted to 32x32 images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import nn

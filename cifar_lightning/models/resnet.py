@@ -1,7 +1,5 @@
 """Residual networks: torchvision's ResNet-18 with a stem for 32x32 images, and those for CIFAR."""
 
-from __future__ import annotations
-
 from torch import nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock

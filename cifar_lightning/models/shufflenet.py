@@ -1,7 +1,5 @@
 """ShuffleNetV2, torchvision's, adapted to 32x32 images."""
 
-from __future__ import annotations
-
 from torch import nn
 from torchvision import models
 

@@ -1,12 +1,10 @@
 """The record of a benchmark: candidates timed in interleaved rounds, with every block."""
 
-from __future__ import annotations
-
 import statistics
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -24,6 +22,7 @@ from cifar_lightning.runs.paired import (
 )
 from cifar_lightning.runs.run import Moment, Name, Record
 from cifar_lightning.system import environment, untrusted
+from cifar_lightning.system.environment import DeviceState
 
 BENCHMARKS = "benchmarks"  # the folder in the outputs
 ERROR = 0.05  # how often a verdict may call something slower that is not
@@ -49,7 +48,7 @@ class BenchmarkHead(Record):
     code: environment.Code
     environment: Environment
     candidates: list[Candidate]
-    state: dict[str, dict[str, Any]]
+    state: Mapping[Literal["before", "after"], DeviceState]
 
     def check(self) -> None:
         roles = [one.role for one in self.candidates]

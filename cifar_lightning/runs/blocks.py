@@ -1,7 +1,5 @@
 """Blocks of calls, the rounds that they make, and what they come to."""
 
-from __future__ import annotations
-
 import statistics
 from dataclasses import dataclass, field
 from typing import Annotated

@@ -1,7 +1,5 @@
 """A candidate: a network executed in one way with one number of threads."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 Light on imports: torch is not needed for that.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Finding a finished run by its ID, its name or its folder."""
 
-from __future__ import annotations
-
 import logging
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where a run's files are: the one place that knows their names."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Self
 

@@ -1,11 +1,9 @@
 """A run's identity: the part of its configuration that changes the weights, and its name."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from functools import cache
 from typing import Any
@@ -54,22 +52,25 @@ def training_config(config: Mapping[str, Any]) -> dict[str, Any]:
     A value of None says that an optional feature is off and is left out, so that adding such a
     feature renames no old run.
     """
-
-    def kept(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        result = {}
-        for key, value in node.items():
-            if prefix + key in NON_IDENTITY_KEYS or value is None:
-                continue
-            result[key] = kept(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
-        return result
-
-    training: dict[str, Any] = canonical(kept(config, ""), "")
+    kept = leave_out(config, lambda key, value: key in NON_IDENTITY_KEYS or value is None)
+    training: dict[str, Any] = canonical(kept, "")
     training["augment"] = list(training["augment"].items())  # transforms work in this order
     trainer = config["trainer"]
     processes = [count_devices(trainer.get("devices", 1)), trainer.get("num_nodes", 1)]
     if processes != [1, 1]:
         training["processes"] = processes
     return training
+
+
+def leave_out(
+    node: Mapping[str, Any], unwanted: Callable[[str, Any], bool], prefix: str = ""
+) -> dict[str, Any]:
+    """Copy nested settings without those that are unwanted by their dotted key and value."""
+    return {
+        key: leave_out(value, unwanted, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in node.items()
+        if not unwanted(prefix + key, value)
+    }
 
 
 def count_devices(devices: Any) -> Any:
@@ -94,11 +95,7 @@ def canonical(value: Any, key: str) -> Any:
         return {name: canonical(one, f"{prefix}{name}") for name, one in value.items()}
     if isinstance(value, list):
         return [canonical(one, key) for one in value]
-    if (
-        isinstance(value, str)
-        and key.endswith("._target_")
-        and value.startswith("cifar_lightning.")
-    ):
+    if key.endswith("._target_") and str(value).startswith("cifar_lightning."):
         return str(value).rpartition(".")[2]  # a module may move
     if isinstance(value, bool) or not isinstance(value, int | float) or key in COUNT_OR_FRACTION:
         return value
@@ -135,9 +132,7 @@ def run_name(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
         config: Resolved and checked.
         choices: The option chosen in each group.
     """
-    hexdigest = _digest(training_config(config))
-    parts = [choices[group] for group in NAMING_GROUPS]
-    return "-".join([*parts, f"e{config['epochs']}", f"s{config['seed']}", hexdigest])
+    return _named(training_config(config), choices, f"e{config['epochs']}-s{config['seed']}")
 
 
 def group_name(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
@@ -145,13 +140,12 @@ def group_name(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
     training = training_config(config)
     training["data"] = {key: value for key, value in training["data"].items() if key != "seed"}
     del training["seed"]
-    parts = [choices[group] for group in NAMING_GROUPS]
-    return "-".join([*parts, f"e{config['epochs']}", _digest(training)])
+    return _named(training, choices, f"e{config['epochs']}")
 
 
-def _digest(training: Mapping[str, Any]) -> str:
-    """Take 8 hex digits, the first a letter: what begins with a digit may be read as a number."""
+def _named(training: Mapping[str, Any], choices: Mapping[str, str], numbers: str) -> str:
+    """Join what names it; of 8 hex digits the first is a letter, or it may be read as a number."""
     canonical = json.dumps(training, sort_keys=True)
     found = re.search("[a-f][0-9a-f]{7}", hashlib.sha256(canonical.encode()).hexdigest())
     assert found is not None
-    return found.group()
+    return "-".join([*(choices[group] for group in NAMING_GROUPS), numbers, found.group()])

@@ -3,8 +3,6 @@
 Light on imports, so that records of them can be read without torch.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence

@@ -1,10 +1,9 @@
 """The record of one variant of one run, measured on one device."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from msgspec import Meta
 
@@ -19,7 +18,6 @@ from cifar_lightning.runs.latency import (
     Relative,
     Seconds,
 )
-from cifar_lightning.runs.recipes import recipe
 from cifar_lightning.runs.run import (
     ROUNDING,
     Digest,
@@ -36,6 +34,17 @@ from cifar_lightning.system.files import write_atomically
 # What every timed measurement has.
 TIMED = ("benchmark", "latency", "relative", "rounds", "ended", "preempted")
 LAUNCH_BOUND_ABOVE = 1.3  # a call over the device's own time
+# How each part of `registry.PARTS` is made, as a version: results of two recipes are no one
+# candidate. Raised when what a part does changes; 1 where it is not listed.
+RECIPE_VERSIONS = {
+    "int8": 2,  # since the first two convolutions stay in fp32
+}
+
+
+def recipe(variant: str) -> dict[str, int]:
+    """Tell the versions of a variant's parts, in whatever order they are written."""
+    parts = [part for part in variant.split("+") if part != "fp32"] or ["fp32"]
+    return {part: RECIPE_VERSIONS.get(part, 1) for part in parts}
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class Environment:
 
     versions: Versions
     machine: environment.Machine
-    flags: dict[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, str | bool | int] = field(default_factory=dict)
     convolution_error: float | None = None
     cuda: str | None = None
     cudnn: int | None = None
@@ -72,7 +81,7 @@ class Measurement(Record):
         weights: SHA-256 of the file of weights that was measured.
         candidate: What executes; see `benchmark.candidate_key`.
         benchmark: Names the record of the benchmark that timed it; None if it was not timed.
-        recipe: Versions of the variant's parts; see `recipes`.
+        recipe: Versions of the variant's parts; see `RECIPE_VERSIONS`.
         engines: Versions of what executed it.
         latency: None if it was not timed.
         relative: The latency over the reference's.
@@ -118,7 +127,7 @@ class Measurement(Record):
     first_call_ms: Milliseconds | None = None
     peak_bytes: Count | None = None
     subnormals: Count | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, float | str | None] = field(default_factory=dict)
     wall: LatencyStats | None = None
     launches: Launches | None = None
     confusion: list[list[Count]] | None = None

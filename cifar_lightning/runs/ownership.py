@@ -1,7 +1,5 @@
 """Whether a run's folder is ours to write to."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

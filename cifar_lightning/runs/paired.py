@@ -5,13 +5,12 @@ drift: what is left is described by the median of d, with an interval of order s
 widened where neighbouring rounds are alike.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
+from typing import Self
 
 RESOLUTION = math.log(1.01)  # below 1 % there are no differences
 CONFIDENCE = 0.95
@@ -35,7 +34,7 @@ class Difference:
     n: int
     tau: float
 
-    def __neg__(self) -> Difference:
+    def __neg__(self) -> Self:
         return replace(self, centre=-self.centre, low=-self.high, high=-self.low)
 
     @property

@@ -3,8 +3,6 @@
 Two networks are compared on the same images by them.
 """
 
-from __future__ import annotations
-
 import io
 import zipfile
 import zlib

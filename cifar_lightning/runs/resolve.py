@@ -1,8 +1,8 @@
 """From a composed configuration to a run: its settings as plain values, and its name."""
 
-from __future__ import annotations
-
 import os
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,9 @@ def resolve(composed: DictConfig) -> dict[str, Any]:
     if config["distill"] is not None:
         outputs, given = Path(config["outputs"]), str(config["distill"]["teacher"])
         folder = find_run(outputs, given, "distill.teacher")
-        if not RunFolder(folder).is_in(outputs):
-            raise UserError(f"distill.teacher={given}: needed is a run in {outputs / RUNS}")
-        if load_run(folder).name != folder.name:
-            raise UserError(f"distill.teacher={given}: needed is a run in its own folder")
+        if not RunFolder(folder).is_in(outputs) or load_run(folder).name != folder.name:
+            own = outputs / RUNS / load_run(folder).name
+            raise UserError(f"distill.teacher={given}: needed is a run in its own folder, {own}")
         config["distill"]["teacher"] = folder.name
     _resolve_devices(config["trainer"])
     return config
@@ -108,8 +107,8 @@ def _check_places(_root_: DictConfig) -> bool:
         if (path := CONF_DIR / f"{name}.yaml").exists():
             own.merge_with(OmegaConf.load(path))
     for key in PLACES:
-        given = _written(_root_, f"hydra.{key}")
-        if given != _written(own, f"hydra.{key}") and not _is_the_same(key, given, _root_):
+        given = _written(_root_, key)
+        if given != _written(own, key) and not _is_the_same(key, given, _root_):
             raise UserError(
                 f"hydra.{key}={given}: can't be changed; outputs=... says where files go"
             )
@@ -125,8 +124,6 @@ def _is_the_same(key: str, given: Any, root: DictConfig) -> bool:
 
 
 def _written(config: DictConfig, key: str) -> Any:
-    """Read a value without resolving what it refers to."""
-    node = OmegaConf.to_container(config.hydra)
-    for part in key.split(".")[1:]:
-        node = node[part]  # type: ignore[index,call-overload]
-    return node
+    """Read one of Hydra's settings without resolving what it refers to."""
+    settings: Any = OmegaConf.to_container(config.hydra)
+    return reduce(getitem, key.split("."), settings)

@@ -1,7 +1,5 @@
 """A run with its measurements, and the rows of the table they make."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace

@@ -1,7 +1,5 @@
 """The record of one training run, and of the network that its weights hold."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256

@@ -1,7 +1,5 @@
 """Files that are derived from records: replaced together; what somebody else wrote is kept."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections.abc import Mapping

@@ -1,19 +1,23 @@
-"""Where jobs run: processes on this machine."""
+"""Where jobs run: processes on this machine, or jobs of a SLURM cluster, through submitit."""
 
-from __future__ import annotations
-
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
+from cifar_lightning.errors import UserError
 from cifar_lightning.sweeps.jobs import Job
 from cifar_lightning.system.cores import usable_cores
+from cifar_lightning.system.environment import installation
 from cifar_lightning.system.outcome import VARIABLE
+
+log = logging.getLogger(__name__)
 
 
 class Process(Protocol):
@@ -26,18 +30,16 @@ class Process(Protocol):
         """Ask it to end after its current batch."""
 
 
-class Place(Protocol):
+class Executor(Protocol):
     """What starts jobs.
 
     Attributes:
         max_parallel: How many at a time.
-        apart: Whether training and measuring have to be kept apart.
+        measures_later: Whether several of its jobs are measured here, together at the end.
     """
 
     max_parallel: int
-
-    @property
-    def apart(self) -> bool: ...
+    measures_later: ClassVar[bool]
 
     def start(self, job: Job, overrides: Sequence[str], slot: int, output: Path) -> Process:
         """Start a job; where several run at a time, they write their output to a file."""
@@ -48,7 +50,7 @@ def outcome_file(output: Path) -> Path:
     return output.with_name(f"{output.name}.outcome")
 
 
-def command_line(overrides: Sequence[str]) -> list[str]:
+def _command_line(overrides: Sequence[str]) -> list[str]:
     """Make the command that runs one job alone."""
     return [sys.executable, "-m", "cifar_lightning.train", *_search_path(sys.argv[1:]), *overrides]
 
@@ -67,33 +69,30 @@ class LocalExecutor:
     """Processes on this machine; on several GPUs each takes one."""
 
     max_parallel: int
-
-    @property
-    def apart(self) -> bool:
-        return self.max_parallel > 1
+    measures_later: ClassVar[bool] = True
 
     def start(self, job: Job, overrides: Sequence[str], slot: int, output: Path) -> Process:
-        told = {VARIABLE: str(outcome_file(output))}
+        command = _command_line(overrides)
+        env = os.environ | {VARIABLE: str(outcome_file(output))}
         if self.max_parallel == 1:
-            return subprocess.Popen(command_line(overrides), env=os.environ | told)
+            return subprocess.Popen(command, env=env)
         with output.open("ab") as stream:
             return subprocess.Popen(
-                command_line(overrides),
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env=os.environ | self.environment(job, slot) | told,
+                env=env | self.environment(job, slot),
             )
 
     def environment(self, job: Job, slot: int) -> dict[str, str]:
-        """Share the machine: a GPU each, and the cores."""
-        shares = {}
+        """Divide the machine among the jobs: a GPU each, and the cores."""
+        parts = {}
         if "OMP_NUM_THREADS" not in os.environ:
-            shares["OMP_NUM_THREADS"] = str(max(1, usable_cores() // self.max_parallel))
-        gpus = self._gpus
-        if len(gpus) > 1 and job.config["trainer"].get("devices", 1) == 1:
-            shares["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
-        return shares
+            parts["OMP_NUM_THREADS"] = str(max(1, usable_cores() // self.max_parallel))
+        if len(self._gpus) > 1 and job.config["trainer"].get("devices", 1) == 1:
+            parts["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
+        return parts
 
     @cached_property
     def _gpus(self) -> list[str]:
@@ -101,3 +100,82 @@ class LocalExecutor:
 
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         return visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
+
+
+class SlurmExecutor:
+    """Jobs of a SLURM cluster, each measured where it was trained.
+
+    Args:
+        cluster: ``slurm`` or ``local``.
+        parameters: Of submitit's executor; None is left out.
+
+    Raises:
+        UserError: If submitit is not installed, there is no SLURM or a parameter is unknown.
+    """
+
+    max_parallel = sys.maxsize
+    measures_later: ClassVar[bool] = False
+
+    def __init__(self, cluster: str, parameters: Mapping[str, Any]) -> None:
+        try:
+            from submitit import AutoExecutor
+        except ImportError as error:
+            needed = installation("slurm")
+            raise UserError(f"hydra/launcher=slurm: needs submitit: {needed}") from error
+        self._make = partial(AutoExecutor, cluster=cluster)
+        self._parameters = {key: value for key, value in parameters.items() if value is not None}
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                self._make(folder).update_parameters(**self._parameters)
+        except (RuntimeError, NameError, AssertionError, TypeError, ValueError) as error:
+            raise UserError(f"hydra.launcher: {' '.join(str(error).split())}") from error
+
+    def start(self, job: Job, overrides: Sequence[str], slot: int, output: Path) -> Process:
+        trainer = job.config["trainer"]
+        processes = trainer.get("devices", 1)
+        executor = self._make(job.folder.parent.parent / "sweeps" / "slurm")
+        executor.update_parameters(
+            name=job.folder.name,
+            nodes=trainer.get("num_nodes", 1),
+            tasks_per_node=processes if isinstance(processes, int) else 1,
+            **self._parameters,
+        )
+        submitted = executor.submit(Submission(_command_line(overrides), Path.cwd()))
+        log.info("job %s: %s", submitted.job_id, job.label)
+        return _Submitted(submitted)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What submitit runs on a node."""
+
+    command: list[str]
+    cwd: Path
+
+    def __call__(self) -> int:
+        return subprocess.run(self.command, cwd=self.cwd).returncode
+
+    def checkpoint(self) -> Any:
+        """Go on in a new job when this one's time is up: the same command continues the run."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(replace(self, command=[*self.command, "rerun=false"]))
+
+
+@dataclass(frozen=True)
+class _Submitted:
+    """A job of submitit's as a process."""
+
+    job: Any
+
+    def poll(self) -> int | None:
+        if not self.job.done():
+            return None
+        try:
+            return next((int(status) for status in self.job.results() if status), 0)
+        except Exception as error:  # cancelled, lost or killed
+            log.debug("job %s", self.job.job_id, exc_info=error)
+            return 1
+
+    def terminate(self) -> None:
+        self.job.cancel()

@@ -1,7 +1,5 @@
 """The jobs of a sweep: composed, resolved and checked before the first one starts."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,6 +14,8 @@ from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.runs import identity, resolve
 from cifar_lightning.runs.completed import finished
 from cifar_lightning.runs.folder import RunFolder
+from cifar_lightning.runs.run import Run
+from cifar_lightning.system.outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Job:
     folder: Path
 
     @property
-    def done(self) -> bool:
-        return finished(self.folder, self.config) is not None
+    def finished(self) -> Run | None:
+        return finished(self.folder, self.config)
 
     @property
     def benchmark(self) -> str:
@@ -50,20 +50,16 @@ class Failure:
     Attributes:
         job: The job.
         status: Its exit status; negative is the number of the signal that killed it.
-        reason: For people.
-        kind: Of the error that ended it; ``killed`` after a signal.
-        key: Of the configuration, if that was refused for it.
+        outcome: Of its kind, ``killed`` is one that a signal ended.
     """
 
     job: Job
     status: int
-    reason: str
-    kind: str
-    key: str | None = None
+    outcome: Outcome
 
 
 def jobs(
-    job_overrides: Sequence[Sequence[str]], compose: Callable[[Sequence[str]], DictConfig]
+    job_overrides: Sequence[Sequence[str]], compose: Callable[[list[str]], DictConfig]
 ) -> list[Job]:
     """Compose, resolve and check every job; jobs that come to the same thing are one.
 
@@ -80,7 +76,7 @@ def jobs(
     for number, overrides in enumerate(job_overrides):
         varied = [text for text in overrides if counts[text] < len(job_overrides)]
         try:
-            composed = compose(overrides)
+            composed = compose(list(overrides))
             with open_dict(composed):
                 composed.hydra.job.id = composed.hydra.job.num = number
             config = resolve.resolve(composed)
@@ -90,7 +86,7 @@ def jobs(
             name = identity.run_name(config, composed.hydra.runtime.choices)
             folder = RunFolder.of(Path(config["outputs"]), name).path
             job = Job(tuple(overrides), " ".join(varied) or name, config, folder)
-            if not job.done:
+            if job.finished is None:
                 from cifar_lightning.training.build import build  # torch: where there is work
 
                 build(config, folder)

@@ -1,13 +1,12 @@
 """Measuring the runs of a sweep beside each other, once all of them are trained."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_lightning.errors import Interrupted, reason_of
 from cifar_lightning.sweeps.jobs import Failure, Job
+from cifar_lightning.system.outcome import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +30,8 @@ def measure(jobs: Sequence[Job]) -> list[Failure]:
             break
         except Exception as error:
             log.debug("measuring failed", exc_info=True)
-            failures += [
-                Failure(job, 1, f"measuring: {reason_of(error)}", "failed") for job in group
-            ]
+            outcome = Outcome("failed", f"measuring: {reason_of(error)}")
+            failures += [Failure(job, 1, outcome) for job in group]
     return failures
 
 
@@ -57,7 +55,7 @@ def _measured(jobs: Sequence[Job], accelerator: str) -> list[Failure]:
         RunData(config["data"].get("root")),
     )
     return [
-        Failure(by_name[one.run], 1, f"measuring {one.variant}: {one.reason}", "failed")
+        Failure(by_name[one.run], 1, Outcome("failed", f"measuring {one.variant}: {one.reason}"))
         for one in found
         if one.failed
     ]

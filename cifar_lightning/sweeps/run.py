@@ -4,29 +4,23 @@ A job is the same command without ``-m``, so it can be given again alone; one th
 not started.
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 import signal
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hydra.core.utils import configure_log
-from omegaconf import DictConfig, OmegaConf
-
 from cifar_lightning.comparison.publish import publish, seeds_table
-from cifar_lightning.config import schema
 from cifar_lightning.errors import RunFailed, UserError
-from cifar_lightning.runs.completed import finished, take_up
+from cifar_lightning.runs.completed import take_up
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Run
-from cifar_lightning.sweeps.executors import Place, Process, outcome_file
+from cifar_lightning.sweeps.executors import Executor, Process, outcome_file
 from cifar_lightning.sweeps.jobs import Failure, Job
 from cifar_lightning.sweeps.measuring import measure
 from cifar_lightning.system import signals
@@ -37,67 +31,57 @@ from cifar_lightning.system.outcome import Outcome
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
-CONSOLE = schema.CONF_DIR / "hydra" / "job_logging" / "console.yaml"
 SKIP_BENCHMARK = "benchmark.variants=[]"  # trains and tests; the same command without it measures
 
 
-def run(all_jobs: Sequence[Job], place: Place, merged: int = 0) -> None:
-    """Run what is missing, and show the rows of all jobs.
+def run(jobs: Sequence[Job], executor: Executor) -> None:
+    """Run what is missing, and show the rows of all jobs; errors also as `attempt`.
 
     Args:
-        all_jobs: From `jobs`.
-        place: Where they run.
-        merged: How many more were asked for that come to the same as others.
+        jobs: From `jobs.jobs`.
+        executor: Where they run.
 
     Raises:
         RunFailed: If a job failed.
         UserError: If jobs failed by mistakes of the user's alone, such as missing data.
-        Interrupted: If the user stopped it.
     """
-    if failures := attempt(all_jobs, place, merged):
-        lines = "\n".join(f"{failure.job.label}: {failure.reason}" for failure in failures)
+    if failures := attempt(jobs, executor):
+        lines = "\n".join(f"{failure.job.label}: {failure.outcome.message}" for failure in failures)
         mistakes = all(failure.status == UserError.exit_status for failure in failures)
         raise UserError(lines) if mistakes else RunFailed(lines)
 
 
-def attempt(all_jobs: Sequence[Job], place: Place, merged: int = 0) -> list[Failure]:
-    """Run what is missing, and show the rows of all jobs; return those that failed.
-
-    A job that fails is recorded, and the others go on.
-
-    Args:
-        all_jobs: As for `run`.
-        place: As for `run`.
-        merged: As for `run`.
+def attempt(jobs: Sequence[Job], executor: Executor) -> list[Failure]:
+    """Do the same, but record jobs that fail and return them.
 
     Raises:
         Interrupted: If the user stopped it.
     """
-    console = OmegaConf.load(CONSOLE)
-    assert isinstance(console, DictConfig)
-    configure_log(console)  # Hydra does that for a single run only
-    if merged:
-        log.info("%d jobs come to %d", len(all_jobs) + merged, len(all_jobs))
-    missing = [job for job in all_jobs if not job.done]
-    if len(missing) < len(all_jobs):
-        log.info("%d of %d jobs are finished", len(all_jobs) - len(missing), len(all_jobs))
-        for job in all_jobs:
-            if earlier := finished(job.folder, job.config):
-                take_up(job.folder, earlier, job.config)
+    missing = []
+    for job in jobs:
+        if finished := job.finished:
+            take_up(job.folder, finished, job.config)
+        else:
+            missing.append(job)
+    if len(missing) < len(jobs):
+        log.info("%d of %d jobs are finished", len(jobs) - len(missing), len(jobs))
     first = list({job.folder: job for job in reversed(missing)}.values())[::-1]
     with signals.deferred():
         # Beside each other, so that they can be ranked; a single job does it itself.
-        apart = place.apart or len(all_jobs) > 1
-        doing, *more = ("training", SKIP_BENCHMARK) if apart else ("running",)
-        failures = _run_each(first, place, doing, *more)
+        later = executor.measures_later and len(jobs) > 1
+        doing, *more = ("training", SKIP_BENCHMARK) if later else ("running",)
+        failures = _run_each(first, executor, doing, *more)
         broken = {failure.job.folder for failure in failures}
-        if apart and signals.received() is None:
-            failures += measure([job for job in missing if job.folder not in broken])
+        left = [job for job in missing if job.folder not in broken]
+        if not later:  # what other jobs of the same runs ask for
+            again = [job for job in left if job not in first]
+            failures += _run_each(again, executor, "measuring", "rerun=false")
+        elif signals.received() is None:
+            failures += measure(left)
     # A job that was killed could not; and a single job has shown its rows.
-    outputs = Path(all_jobs[0].config["outputs"])
-    shown = [job.folder for job in all_jobs] if apart or not missing else []
+    shown = [job.folder for job in jobs] if len(jobs) > 1 or not missing else []
     folders = list(dict.fromkeys(shown))
-    for line in publish(outputs, folders):
+    for line in publish(Path(jobs[0].config["outputs"]), folders):
         log.warning("%s", line)
     if means := seeds_table(folders):
         log.info("\n%s", means)
@@ -116,11 +100,13 @@ class _Running:
     started: float
 
 
-def _run_each(jobs: Sequence[Job], place: Place, doing: str, *more: str) -> list[Failure]:
-    """Run jobs, so many at a time as the place takes; return those that failed."""
+def _run_each(
+    jobs: Sequence[Job], executor: Executor, doing: str, *overrides: str
+) -> list[Failure]:
+    """Run jobs, so many at a time as the executor takes; return those that failed."""
     failures: list[Failure] = []
     waiting = deque(enumerate(jobs, 1))
-    free = list(range(min(place.max_parallel, len(jobs))))
+    free = list(range(min(executor.max_parallel, len(jobs))))
     running: list[_Running] = []
     told = False
     with tempfile.TemporaryDirectory() as outputs:
@@ -134,7 +120,7 @@ def _run_each(jobs: Sequence[Job], place: Place, doing: str, *more: str) -> list
                     number, job = waiting.popleft()
                     log.info("%s %d of %d: %s", doing, number, len(jobs), job.label)
                     slot, output = free.pop(0), Path(outputs) / str(number)
-                    process = place.start(job, [*job.overrides, *more], slot, output)
+                    process = executor.start(job, [*job.overrides, *overrides], slot, output)
                     running.append(_Running(number, job, slot, process, output, time.time()))
                 for one in list(running):
                     status = one.process.poll()
@@ -153,34 +139,38 @@ def _run_each(jobs: Sequence[Job], place: Place, doing: str, *more: str) -> list
     return failures
 
 
-def _end(running: Iterable[_Running]) -> None:
+def _end(running: Sequence[_Running]) -> None:
     for one in running:
         one.process.terminate()
 
 
 def _failure(one: _Running, status: int) -> Failure:
-    outcome = Outcome.read(outcome_file(one.output))
-    reason = _reason(one, status, outcome)
-    if outcome is None:  # it could not say so itself
-        return Failure(one.job, status, reason, "killed" if status < 0 else "failed")
-    return Failure(one.job, status, reason, outcome.kind, outcome.key)
-
-
-def _reason(one: _Running, status: int, outcome: Outcome | None) -> str:
     """Tell why a job failed, and keep its output beside the run, if there is any of both."""
     folder = one.job.folder
+    said = Outcome.read(outcome_file(one.output))
+    message = said.message if said else _last_line(one.output)
     if status == UserError.exit_status:  # the run, if there is one, is as it was
-        return outcome.message if outcome else _last_line(one.output) or "refused"
-    if one.output.exists() and folder.exists():
-        shutil.copy(one.output, RunFolder(folder).output)
+        message = message or "refused"
+    else:
+        if one.output.exists() and folder.exists():
+            shutil.copy(one.output, RunFolder(folder).output)
+        message = _recorded_error(one, status) or message or _death(status)
+    # One that was killed could not say so itself.
+    said = said or Outcome("killed" if status < 0 else RunFailed.kind, message)
+    return Failure(one.job, status, replace(said, message=message))
+
+
+def _recorded_error(one: _Running, status: int) -> str | None:
+    """Read the error of this job in the run's record; write it there if the job could not."""
+    folder = one.job.folder
     with suppress(FileNotFoundError, ValueError, UserError):
         with alone(RunFolder(folder).lock, "held"):
             record = Run.load(folder)
-            if record.status == "running":  # it could not say so itself
+            if record.status == "running":
                 record = replace(record, status="failed", error=_death(status)).save(folder)
-        if record.error and RunFolder(folder).record.stat().st_mtime >= one.started:
+        if RunFolder(folder).record.stat().st_mtime >= one.started:
             return record.error
-    return outcome.message if outcome else _last_line(one.output) or _death(status)
+    return None
 
 
 def _last_line(output: Path) -> str:

@@ -3,12 +3,12 @@
 The test split has no say: a trial's value is its run's ``val_acc``.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,12 @@ from cifar_lightning.errors import RunFailed, UserError, bad_value
 from cifar_lightning.runs import identity
 from cifar_lightning.runs.run import Run
 from cifar_lightning.sweeps import executors, jobs, run
-from cifar_lightning.sweeps.space import (
-    OWN_KEYS,
-    Space,
-    as_override,
-    concerns,
-    draw_settings,
-    flatten_space,
-    range_ends,
-)
+from cifar_lightning.sweeps import space as spaces
+from cifar_lightning.sweeps.space import Space, as_override
 from cifar_lightning.system.environment import installation
 from cifar_lightning.system.files import check_inside
 from cifar_lightning.system.locks import alone
+from cifar_lightning.system.outcome import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +37,7 @@ KILLED_WITH_SEARCH = 3  # times, and a trial is taken up no more
 # Endings that a trial's own settings can bring about. A mistake in a key of the space is another;
 # whatever else ends a trial, such as a full disk, would end the next one, too.
 OF_SETTINGS = {"not_finite", "crashed", "killed"}
-LEFT = "left"  # a trial that an error or a signal ended in good order; one killed with us has none
-KILLED = "killed"  # how often the search was killed in this trial
+BEGUN, LEFT = "begun", "left"  # how often a trial was; it was not left where the search was killed
 
 
 def search(cfg: DictConfig) -> None:
@@ -62,12 +55,12 @@ def search(cfg: DictConfig) -> None:
         import optuna
     except ImportError as error:
         raise UserError(f"tune.py needs Optuna: {installation('tune')}") from error
-    space = flatten_space(OmegaConf.to_container(cfg.space, resolve=True))  # type: ignore[arg-type]
+    space = spaces.flatten_space(OmegaConf.to_container(cfg.space, resolve=True))  # type: ignore[arg-type]
     rules.check({"n_trials": cfg.n_trials})
     given = [
         override
         for override in HydraConfig.get().overrides.task
-        if override.lstrip("+~").partition("=")[0].partition(".")[0] not in OWN_KEYS
+        if override.lstrip("+~").partition("=")[0].partition(".")[0] not in spaces.OWN_KEYS
     ]
     base = _checked(given, space)
     outputs = Path(base.config["outputs"])
@@ -75,53 +68,61 @@ def search(cfg: DictConfig) -> None:
     check_inside(outputs, outputs / STUDIES)
     name = _study_name(base, space)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with alone(outputs / f".{name}.lock", f"another process is at the study {name}"):
+    with alone(outputs / f".{name}.lock", f"study {name}: already running in another process"):
         study = optuna.create_study(
             storage=f"sqlite:///{outputs.resolve() / STUDIES}",
             study_name=name,
             direction="maximize",
             load_if_exists=True,
         )
-        ended = _take_up(study)
+        ended = sum(trial.state.is_finished() for trial in study.get_trials())
         log.info("study %s: %d of %d trials are done", name, ended, cfg.n_trials)
-        for number in range(ended, cfg.n_trials):
-            # Another seed each time, or a search that goes on would draw the same again.
-            seed = base.config["seed"] + number
-            study.sampler = optuna.samplers.TPESampler(seed=seed)
-            trial = study.ask()
-            overrides = [as_override(key, value) for key, value in draw_settings(trial, space)]
-            log.info("trial %d of %d: %s", number + 1, cfg.n_trials, " ".join(overrides))
+        for trial in _trials(study, cfg.n_trials, base.config["seed"]):
+            overrides = spaces.draw(trial, space)
+            log.info("trial %d of %d: %s", trial.number + 1, cfg.n_trials, " ".join(overrides))
+            trial.set_user_attr(BEGUN, trial.user_attrs.get(BEGUN, 0) + 1)
             try:
-                ended_as = _run([*given, *overrides, run.SKIP_BENCHMARK], space)
+                ending = _run([*given, *overrides, run.SKIP_BENCHMARK], space)
             except BaseException:
-                trial.set_user_attr(LEFT, True)  # by its own will, so it can go on
+                trial.set_user_attr(LEFT, trial.user_attrs.get(LEFT, 0) + 1)
                 raise
-            if isinstance(ended_as, Run):
-                trial.set_user_attr("run", ended_as.name)
-                study.tell(trial, ended_as.val_acc)
+            if isinstance(ending, Run):
+                trial.set_user_attr("run", ending.name)
+                study.tell(trial, ending.val_acc)
             else:
-                log.warning("this trial failed: %s", ended_as.text)
-                trial.set_user_attr("reason", ended_as.text)
-                trial.set_user_attr("cause", ended_as.cause)
+                log.warning("this trial failed: %s", ending.message)
+                trial.set_user_attr("reason", ending.message)
+                trial.set_user_attr("cause", f"{ending.kind} {ending.key}")
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
                 _end_if_hopeless(study)
         _show(study)
 
 
-@dataclass(frozen=True)
-class _Untrainable:
-    """Why a trial's settings can't be trained.
+def _trials(study: Any, count: int, seed: int) -> Iterator[Any]:
+    """Yield the trials that have not ended: those that an earlier command left, then new ones.
 
-    Attributes:
-        cause: The same for trials that fail alike.
-        text: For people.
+    A trial in which the search was killed again and again, perhaps for want of memory, has failed.
     """
+    from optuna.samplers import TPESampler
+    from optuna.trial import Trial, TrialState
 
-    cause: str
-    text: str
+    earlier = study.get_trials()
+    for number in range(count):
+        # Another seed each time, or a search that goes on would draw the same again.
+        study.sampler = TPESampler(seed=seed + number)
+        if number >= len(earlier):
+            yield study.ask()
+            continue
+        left = earlier[number]
+        if left.state.is_finished():
+            continue
+        if left.user_attrs.get(BEGUN, 0) - left.user_attrs.get(LEFT, 0) < KILLED_WITH_SEARCH:
+            yield Trial(study, left._trial_id)  # with the same settings, so its run continues
+        else:
+            study.tell(number, state=TrialState.FAIL)
 
 
-def _run(overrides: list[str], space: Space) -> Run | _Untrainable:
+def _run(overrides: list[str], space: Space) -> Run | Outcome:
     """Train one trial.
 
     Returns:
@@ -135,45 +136,19 @@ def _run(overrides: list[str], space: Space) -> Run | _Untrainable:
     try:
         (job,) = _jobs([overrides])
     except UserError as error:  # the settings without a draw were right
-        return _Untrainable(f"refused {error.key}", str(error))
-    for failure in run.attempt([job], executors.LocalExecutor(1)):
-        record = _record(job.folder)
-        if record is not None and record.status == "finished":
-            break  # trained and tested; what failed came after
-        if failure.kind in OF_SETTINGS:
-            return _Untrainable(failure.kind, failure.reason)
-        if failure.kind == UserError.kind:
-            if any(concerns(failure.key, key) for key in space):
-                return _Untrainable(f"refused {failure.key}", failure.reason)
-            raise UserError(failure.reason)
-        raise RunFailed(failure.reason)
-    return Run.load(job.folder)
-
-
-def _record(folder: Path) -> Run | None:
-    try:
-        return Run.load(folder)
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _take_up(study: Any) -> int:
-    """Begin again with the trials that an earlier command left; return how many have ended.
-
-    Their runs have the same names again, and so continue. A trial in which the search was killed
-    again and again, perhaps for want of memory, has failed.
-    """
-    from optuna.trial import TrialState
-
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        killed = trial.user_attrs.get(KILLED, 0) + (LEFT not in trial.user_attrs)
-        study.tell(trial.number, state=TrialState.FAIL)
-        if killed < KILLED_WITH_SEARCH:
-            again = {"instead_of": trial.number, KILLED: killed}
-            study.enqueue_trial(trial.params, user_attrs=again)
-    trials = study.get_trials()
-    finished = [trial for trial in trials if trial.state.is_finished()]
-    return len(finished) - sum("instead_of" in trial.user_attrs for trial in trials)
+        return Outcome(error.kind, str(error), error.key)
+    failures = run.attempt([job], executors.LocalExecutor(1))
+    with suppress(FileNotFoundError, ValueError):
+        record = Run.load(job.folder)
+        if record.status == "finished":  # trained and tested; what failed, if anything, came after
+            return record
+    (outcome,) = (failure.outcome for failure in failures)
+    refused = outcome.kind == UserError.kind
+    if outcome.kind in OF_SETTINGS or (
+        refused and any(spaces.concerns(outcome.key, key) for key in space)
+    ):
+        return outcome
+    raise (UserError if refused else RunFailed)(outcome.message)
 
 
 def _end_if_hopeless(study: Any) -> None:
@@ -183,24 +158,18 @@ def _end_if_hopeless(study: Any) -> None:
         RunFailed: If it is one.
     """
     trials = study.get_trials()
-    failed = [trial for trial in trials if "cause" in trial.user_attrs]
-    done = any(trial.value is not None for trial in trials)
-    causes = {trial.user_attrs["cause"] for trial in failed}
-    if not done and len(failed) >= HOPELESS_AFTER and len(causes) == 1:
+    failed = [trial.user_attrs for trial in trials if "cause" in trial.user_attrs]
+    alike = len({attributes["cause"] for attributes in failed}) == 1
+    if alike and len(failed) >= HOPELESS_AFTER and all(trial.value is None for trial in trials):
         raise RunFailed(
             f"{study.study_name}: all {len(failed)} trials failed for the same reason; the last "
-            f"one: {failed[-1].user_attrs['reason']}"
+            f"one: {failed[-1]['reason']}"
         )
 
 
 def _checked(given: list[str], space: Space) -> jobs.Job:
     """See that the space and its ends are allowed; return the job without a draw from it."""
-    if not space:
-        raise bad_value("space", "{}", "at least one key with low and high, or choices")
-    ends = [
-        as_override(key, value) for key, entry in space.items() for value in range_ends(key, entry)
-    ]
-    jobs = _jobs([given, *([*given, end] for end in ends)])
+    jobs = _jobs([given, *([*given, end] for end in spaces.ends(space))])
     for job in jobs:
         if job.config["data"]["val_fraction"] == 0:
             raise bad_value("data.val_fraction", 0, "above 0: held-out images judge the trials")
@@ -208,10 +177,7 @@ def _checked(given: list[str], space: Space) -> jobs.Job:
 
 
 def _jobs(job_overrides: list[list[str]]) -> list[jobs.Job]:
-    return jobs.jobs(
-        job_overrides,
-        lambda overrides: hydra.compose("train", list(overrides), return_hydra_config=True),
-    )
+    return jobs.jobs(job_overrides, partial(hydra.compose, "train", return_hydra_config=True))
 
 
 def _study_name(base: jobs.Job, space: Space) -> str:
@@ -223,15 +189,13 @@ def _study_name(base: jobs.Job, space: Space) -> str:
 
 def _show(study: Any) -> None:
     """Show what failed, the best trials, and the overrides of the best."""
-    from optuna.trial import TrialState
-
-    trials = study.get_trials()
-    taken_up = {trial.user_attrs.get("instead_of") for trial in trials}
-    for trial in trials:
-        if trial.state == TrialState.FAIL and trial.number not in taken_up:
+    done = []
+    for trial in study.get_trials():
+        if trial.value is not None:
+            done.append(trial)
+        elif trial.state.is_finished():
             reason = trial.user_attrs.get("reason", "the search was killed in it again and again")
             log.warning("failed: %s: %s", _settings(trial), reason)
-    done = [trial for trial in trials if trial.value is not None]
     if not done:
         raise RunFailed(f"{study.study_name}: no trial ended well")
     done.sort(key=lambda trial: trial.value, reverse=True)

@@ -1,8 +1,6 @@
 """The space of a search: its ranges, checked before the first trial."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from cifar_lightning.errors import bad_value, unknown_name
@@ -12,16 +10,19 @@ RANGE_KEYS = ("low", "high", "log", "choices")
 Space = Mapping[str, Mapping[str, Any]]
 
 
-def draw_settings(trial: Any, space: Space) -> Iterator[tuple[str, Any]]:
-    """Let a trial draw a value of each range."""
+def draw(trial: Any, space: Space) -> list[str]:
+    """Let a trial draw a value of each range; return the overrides."""
+    overrides = []
     for key, entry in space.items():
         if "choices" in entry:
-            yield key, trial.suggest_categorical(key, entry["choices"])
+            value = trial.suggest_categorical(key, entry["choices"])
         else:
             low, high = entry["low"], entry["high"]
-            whole = isinstance(low, int) and isinstance(high, int)
-            suggest = trial.suggest_int if whole else trial.suggest_float
-            yield key, suggest(key, low, high, log=entry.get("log", False))
+            integers = isinstance(low, int) and isinstance(high, int)
+            suggest = trial.suggest_int if integers else trial.suggest_float
+            value = suggest(key, low, high, log=entry.get("log", False))
+        overrides.append(as_override(key, value))
+    return overrides
 
 
 def as_override(key: str, value: Any) -> str:
@@ -44,8 +45,14 @@ def flatten_space(node: Mapping[str, Any], prefix: str = "") -> Space:
     return space
 
 
-def range_ends(key: str, entry: Mapping[str, Any]) -> list[Any]:
-    """Tell the values between which a range lies, or all of its choices."""
+def ends(space: Space) -> list[str]:
+    """Tell the overrides between which each range lies, or all of its choices."""
+    if not space:
+        raise bad_value("space", "{}", "at least one key with low and high, or choices")
+    return [as_override(key, one) for key, entry in space.items() for one in _range(key, entry)]
+
+
+def _range(key: str, entry: Mapping[str, Any]) -> list[Any]:
     for name in entry:
         if name not in RANGE_KEYS:
             raise unknown_name(f"space.{key}.{name}", "key", name, RANGE_KEYS)

@@ -1,7 +1,5 @@
 """The cores that this process may use, and how busy others keep them."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterator
@@ -58,12 +56,9 @@ def quotas(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> Iterator[floa
 
 
 def _quota(folder: Path, first_version: bool) -> float | None:
+    names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if first_version else ("cpu.max",)
     try:
-        if first_version:
-            limit = (folder / "cpu.cfs_quota_us").read_text()
-            period = (folder / "cpu.cfs_period_us").read_text()
-        else:
-            limit, period = (folder / "cpu.max").read_text().split()
+        limit, period = " ".join((folder / name).read_text() for name in names).split()
         return float(limit) / float(period) if float(limit) > 0 else None
     except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
         return None

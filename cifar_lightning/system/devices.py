@@ -1,7 +1,5 @@
 """The devices that torch finds here, and their names."""
 
-from __future__ import annotations
-
 import torch
 
 from cifar_lightning.errors import bad_value

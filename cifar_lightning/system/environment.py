@@ -1,15 +1,14 @@
 """The environment of a run or measurement: code, versions, machine."""
 
-from __future__ import annotations
-
 import platform
 import re
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 from msgspec import Meta
 
@@ -30,6 +29,24 @@ class Code:
 
     commit: str | None = None
     dirty: bool | None = None
+
+
+class DeviceState(TypedDict, total=False):
+    """What a device was doing at one moment; None each where the system or driver does not tell.
+
+    A CPU has a governor and a clock, a GPU all the others; ``unknown`` says why nothing is known.
+    """
+
+    governor: str | None
+    mhz: float | None
+    sm_mhz: float | None
+    memory_mhz: float | None
+    temperature_c: float | None
+    power_w: float | None
+    throttle_reasons: list[str] | None
+    driver: str | None
+    others: float | None  # the fraction of its time that other processes used
+    unknown: str
 
 
 @dataclass(frozen=True)
@@ -56,10 +73,9 @@ class Processor:
     @property
     def title(self) -> str:
         """Its name in tables, which tells generations and boards apart."""
-        told = [f"family {self.family}"] if self.family else []
-        told += [f"model {self.model}"] if self.model else []
-        name = self.board or self.name
-        return f"{name} ({' '.join(told)})" if told else name
+        numbers = {"family": self.family, "model": self.model}
+        told = " ".join(f"{key} {number}" for key, number in numbers.items() if number)
+        return f"{self.board or self.name} ({told})" if told else self.board or self.name
 
     @property
     def slug(self) -> str:
@@ -95,21 +111,11 @@ def code() -> Code:
     """Tell the state of the code; an installed copy may lie in a repository that is not ours."""
     if not (CHECKOUT / ".git").exists():
         return Code()
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments],
-            cwd=CHECKOUT,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=GIT_TIMEOUT_S,
-        ).stdout.strip()
-
-    try:
-        return Code(git("rev-parse", "HEAD"), bool(git("status", "--porcelain")))
-    except (OSError, subprocess.SubprocessError):
-        return Code()
+    git = partial(subprocess.check_output, cwd=CHECKOUT, text=True, timeout=GIT_TIMEOUT_S)
+    with suppress(OSError, subprocess.SubprocessError):
+        commit = git(("git", "rev-parse", "HEAD"), stderr=subprocess.DEVNULL).strip()
+        return Code(commit, bool(git(("git", "status", "--porcelain"), stderr=subprocess.DEVNULL)))
+    return Code()
 
 
 def version(package: str) -> str | None:
@@ -142,27 +148,19 @@ def versions() -> dict[str, str]:
 
 def machine(device: str | None = None, threads: int | None = None) -> Machine:
     """Describe the computer."""
-    return Machine(
-        system=f"{platform.system()} {platform.machine()}",
-        processor=processor(),
-        cores=usable_cores(),
-        device=device,
-        threads=threads,
-    )
+    system = f"{platform.system()} {platform.machine()}"
+    return Machine(system, processor(), usable_cores(), device, threads)
 
 
 @cache
 def processor() -> Processor:
     """Tell this computer's CPU."""
-    try:
+    text = board = ""
+    with suppress(OSError):
         text = CPU_INFO.read_text(errors="replace")
-    except OSError:
-        text = ""
-    try:
-        board = BOARD.read_text(errors="replace").strip("\0\n ") or None
-    except OSError:
-        board = None
-    return parse_processor(text, board)
+    with suppress(OSError):
+        board = BOARD.read_text(errors="replace").strip("\0\n ")
+    return parse_processor(text, board or None)
 
 
 def parse_processor(text: str, board: str | None = None) -> Processor:
@@ -172,19 +170,11 @@ def parse_processor(text: str, board: str | None = None) -> Processor:
         text: Of ``/proc/cpuinfo``; empty on other systems.
         board: The board's name, if it has one.
     """
-    found: dict[str, list[str]] = {}
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        values = found.setdefault(key.strip(), [])
-        if value.strip() not in values:
-            values.append(value.strip())
-
-    def first(key: str) -> str | None:
-        return next(iter(found.get(key, [])), None) or None
-
+    told = re.findall(r"^(.+?)[ \t]*:[ \t]*(\S.*?)[ \t]*$", text, re.M)
+    first = dict(reversed(told)).get
     flags = (first("flags") or first("Features") or "").split()
     # The parts of one ARM chip's large and small cores differ.
-    parts = "-".join(sorted(found.get("CPU part", []))) or None
+    parts = "-".join(sorted({value for key, value in told if key == "CPU part"})) or None
     name = first("model name") or first("Model") or platform.processor() or platform.machine()
     return Processor(
         name=name or "unknown",

@@ -4,10 +4,9 @@ Ids, class names, file names, reasons and errors can come from other people's fi
 them as they are; what writes them for a reader escapes them, and shows the rest unchanged.
 """
 
-from __future__ import annotations
-
 import logging
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 # What a terminal obeys instead of showing: C0 with ESC, DEL, C1, marks that change the direction of
@@ -84,8 +83,9 @@ _MARKUP = re.compile(
 )
 
 # And at the beginning of a line: headings, quotations, lists, rules, boxes to tick, definitions.
+# It ends where a backslash belongs; in a numbered list, that is before the point.
 _MARKUP_AT_BEGINNING = re.compile(
-    r"\s*(?:[#>]|[-+](?=\s+\S)|-(?=-)|=(?==)|\d{1,9}(?=[.)]\s)|\[(?=[ xX]\]|\^|.*\]:))"
+    r"^\s*(?:(?=[#>]|[-+]\s+\S|--|==|\[(?:[ xX]\]|\^|.*\]:))|\d{1,9}(?=[.)]\s))"
 )
 
 
@@ -94,13 +94,7 @@ def markdown(text: object) -> str:
     line = visible(text)
     escaped = _MARKUP.sub(lambda match: "".join(f"\\{sign}" for sign in match.group()), line)
     escaped = _HTML.sub(lambda match: _ENTITIES[match.group()], escaped)
-    beginning = _MARKUP_AT_BEGINNING.match(escaped)
-    if beginning is None:
-        return escaped
-    end = beginning.end()
-    if escaped[end - 1].isdigit():  # of a numbered list it is the point that counts
-        return f"{escaped[:end]}\\{escaped[end:]}"
-    return f"{escaped[: end - 1]}\\{escaped[end - 1 :]}"
+    return _MARKUP_AT_BEGINNING.sub(r"\g<0>\\", escaped)
 
 
 def markdown_cell(text: object) -> str:
@@ -136,3 +130,28 @@ def csv_cell(value: Any) -> Any:
     except ValueError:
         return f"'{cell}"
     return cell
+
+
+def render(template: str, shown: Callable[[str], str], values: Mapping[str, object]) -> str:
+    """Fill in a template; what is not `Markup` is text, names of other people's among it.
+
+    Args:
+        template: Its path in the package; in a ``.html.jinja``, text is escaped for HTML as well.
+        shown: Escapes a text.
+        values: What the template names.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    def finalize(value: object) -> object:
+        return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("cifar_lightning", "."),
+        autoescape=jinja2.select_autoescape(["html.jinja"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=finalize,
+    )
+    return templates.get_template(template).render(values)

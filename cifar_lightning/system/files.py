@@ -1,7 +1,5 @@
 """Atomic file writes, and checks of what lies where a file is read or written."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re
@@ -17,26 +15,18 @@ _UNFINISHED = ".cifar-lightning-"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file in one step: readers see the old or the new content, never a part.
-
-    The content is on the disk, not only in the system's memory, before the old file goes.
-
-    Args:
-        path: Its folder is made if needed.
-        content: Text is written as UTF-8.
-
-    Raises:
-        OSError: If it can't be written; the old file is still there then.
-    """
+    """Replace a file as `write_all` does."""
     write_all(path.parent, {path.name: content})
 
 
 def write_all(folder: Path, contents: Mapping[str, str | bytes]) -> None:
-    """Replace several files as `write_atomically` does, after all of them are on the disk.
+    """Replace files: readers see the old or the new content of each, never a part.
+
+    All content is on the disk, not only in the system's memory, before the first old file goes.
 
     Args:
         folder: Is made if needed.
-        contents: By the files' names.
+        contents: By the files' names; text is written as UTF-8.
 
     Raises:
         OSError: If one can't be written; all old files are still there then.
@@ -57,16 +47,12 @@ def write_all(folder: Path, contents: Mapping[str, str | bytes]) -> None:
         raise
     # The new names have to reach the disk, too.
     descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file for reading.
-
-    Opening a pipe would wait for a writer, and some devices never end.
+    """Open a regular file for reading, and nothing else: some devices never end.
 
     Raises:
         OSError: If it can't be read, or is a folder, a pipe, a device or a socket.
@@ -99,11 +85,7 @@ def check_inside(outputs: Path, path: Path) -> None:
 
 
 def check_replaceable(path: Path) -> None:
-    """See that this user can write a file, or replace the one that is there.
-
-    Raises:
-        UserError: If not.
-    """
+    """See that this user can write or replace a file; a `UserError` says why not."""
     folder = path.parent
     reason = None
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -1,7 +1,5 @@
 """Durations and paths as people read them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

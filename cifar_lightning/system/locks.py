@@ -1,7 +1,5 @@
 """Locks between processes and users; the operating system releases them with their holder."""
 
-from __future__ import annotations
-
 import fcntl
 import logging
 import os
@@ -36,17 +34,14 @@ def locked(path: Path, waiting: str) -> Iterator[None]:
         UserError: If it can't be locked by this user at all.
         Interrupted: If a signal came while waiting.
     """
-    told = False
-    while (descriptor := _try_lock(path)) is None:
-        if not told:
-            log.info("%s (%s)", waiting, path)
-            told = True
+    if (descriptor := _try_lock(path)) is None:
+        log.info("%s (%s)", waiting, path)
+    while descriptor is None:
         signals.check()
         time.sleep(LOCK_POLL_S)
-    try:
+        descriptor = _try_lock(path)
+    with os.fdopen(descriptor):
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -63,18 +58,12 @@ def alone(path: Path, refusal: str) -> Iterator[None]:
     descriptor = _try_lock(path)
     if descriptor is None:
         raise UserError(f"{refusal}; let it finish")
-    try:
+    with os.fdopen(descriptor):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def check_lock(path: Path) -> None:
-    """See that a lock can be had sooner or later; leaves nothing behind.
-
-    Raises:
-        UserError: If not.
-    """
+    """See that a lock can be had sooner or later, or raise `UserError`; leaves nothing behind."""
     if os.path.lexists(path):
         os.close(_open_lock(path))
     else:
@@ -87,9 +76,7 @@ def _try_lock(path: Path) -> int | None:
         descriptor = _open_lock(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            there = path.stat()
-            held = os.fstat(descriptor)
-            if (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino):
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
                 return descriptor
         except BlockingIOError:
             os.close(descriptor)

@@ -10,15 +10,13 @@ busy, `computing` keeps threads that do nothing. Those that compute stay as they
 results, bit for bit.
 """
 
-from __future__ import annotations
-
 import ctypes
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from cifar_lightning.system.cores import affinity, limit_threads, others_seconds
 
@@ -65,7 +63,7 @@ class LoadWatch:
         return self.busy
 
 
-class ShortSpin:
+class ShortSpin(threading.Thread):
     """Threads of GNU's OpenMP runtime that do nothing, more than there are cores.
 
     Args:
@@ -73,26 +71,23 @@ class ShortSpin:
     """
 
     def __init__(self, library: str) -> None:
-        self._end = threading.Event()
-        started = threading.Event()
-        self._thread = threading.Thread(
-            target=self._hold, args=(library, started), name="short-spin", daemon=True
-        )
-        self._thread.start()
-        started.wait()
+        super().__init__(name="short-spin", daemon=True)
+        self._library, self._held, self._end = library, threading.Event(), threading.Event()
+        self.start()
+        self._held.wait()
 
-    def _hold(self, library: str, started: threading.Event) -> None:
-        parallel = ctypes.CDLL(library).GOMP_parallel
+    def run(self) -> None:
+        parallel = ctypes.CDLL(self._library).GOMP_parallel
         parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         # What each of them runs must not be Python: freeing nothing does nothing.
         nothing = ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)
         parallel(nothing, None, len(affinity()) + 1, 0)
-        started.set()
+        self._held.set()
         self._end.wait()  # a thread's helpers end with it
 
     def release(self) -> None:
         self._end.set()
-        self._thread.join()
+        self.join()
 
 
 def openmp_library() -> str | None:
@@ -178,8 +173,5 @@ def computing() -> Iterator[None]:
 @contextmanager
 def as_by_default() -> Iterator[None]:
     """Let threads wait as users have it meanwhile: what is timed is not to depend on the load."""
-    if _adapter is None:
-        yield
-        return
-    with _adapter.pause():
+    with _adapter.pause() if _adapter else nullcontext():
         yield

@@ -4,8 +4,6 @@ Inside `deferred` a signal is only remembered, and the work looks for it with `c
 where it can end. A second Ctrl-C ends the process at once.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,7 +1,5 @@
 """Output that survives a reader that goes away: a closed window, ``| head -1``, ``2>&-``."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os
@@ -32,32 +30,20 @@ def secure() -> None:
             os.open(os.devnull, os.O_RDONLY if descriptor == 0 else os.O_WRONLY)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, _stream(descriptor, "utf-8", "backslashreplace", True, False))
-        elif stream is getattr(sys, f"__{name}__"):
-            with suppress(OSError):
-                stream.flush()
-            secured = _stream(
-                descriptor,
-                stream.encoding,
-                "backslashreplace",
-                stream.line_buffering,
-                stream.write_through,
-            )
-            setattr(sys, name, secured)
-
-
-def _stream(
-    descriptor: int, encoding: str, errors: str, line_buffering: bool, write_through: bool
-) -> io.TextIOWrapper:
-    raw = _Lasting(descriptor, "wb", closefd=False)
-    return io.TextIOWrapper(
-        raw if write_through else io.BufferedWriter(raw),  # as Python does
-        encoding,
-        errors,
-        line_buffering=line_buffering,
-        write_through=write_through,
-    )
+        if stream is not getattr(sys, f"__{name}__"):
+            continue
+        with suppress(OSError, AttributeError):  # it is None where the descriptor was closed
+            stream.flush()
+        raw = _Lasting(descriptor, "wb", closefd=False)
+        write_through = getattr(stream, "write_through", False)
+        secured = io.TextIOWrapper(
+            raw if write_through else io.BufferedWriter(raw),  # as Python does
+            getattr(stream, "encoding", "utf-8"),
+            "backslashreplace",
+            line_buffering=getattr(stream, "line_buffering", True),
+            write_through=write_through,
+        )
+        setattr(sys, name, secured)
 
 
 class _Lasting(io.FileIO):
@@ -66,7 +52,7 @@ class _Lasting(io.FileIO):
     A file on a disk has no reader: what can't be written there is an error.
     """
 
-    def write(self, content: ReadableBuffer) -> int:
+    def write(self, content: "ReadableBuffer") -> int:
         try:
             return super().write(content)
         except OSError as error:

@@ -4,17 +4,15 @@ A record may come from anybody. What comes through here has the types that it is
 holds no interpolation, and names nothing to call but at the top of a component.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
-from cifar_lightning.system import files
+from cifar_lightning.system.files import open_regular
 
 MAX_BYTES = 128 * 2**20  # of a record: a million samples take 20 MB
 MAX_WEIGHTS = 8 * 2**30
@@ -32,32 +30,23 @@ class Unreadable(ValueError):
         super().__init__(line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]}...")
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading, and nothing else: a FIFO would wait for its writer for ever.
+def read(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """Read a regular file, and nothing else: a FIFO would wait for its writer for ever.
 
     Raises:
-        Unreadable: If there is something else, or it can't be opened.
+        Unreadable: If there is something else, it can't be read, or has more than ``limit`` bytes.
         FileNotFoundError: If there is nothing.
     """
     try:
-        return files.open_regular(path)
-    except FileNotFoundError as error:
+        with open_regular(path) as stream:
+            content = stream.read(limit + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
         if path.is_symlink():
             raise Unreadable("a link to nothing") from error
         raise
-    except NotADirectoryError:
-        raise
-    except (OSError, ValueError) as error:
-        raise Unreadable(getattr(error, "strerror", None) or str(error)) from error
-
-
-def read(path: Path, limit: int = MAX_BYTES) -> bytes:
-    """Read a regular file; errors as `open_regular`, and if it is larger than ``limit`` bytes."""
-    with open_regular(path) as stream:
-        try:
-            content = stream.read(limit + 1)
-        except (OSError, MemoryError) as error:
-            raise Unreadable(str(error) or "too large for the memory") from error
+    except (OSError, ValueError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "too large for the memory"
+        raise Unreadable(reason) from error
     if len(content) > limit:
         raise Unreadable(f"larger than {limit / 1e6:.0f} MB")
     return content
@@ -87,57 +76,43 @@ def convert(value: object, kind: type[T]) -> T:
 
 def encode(record: Any, indent: int | None = 1) -> str:
     """Write a record as JSON that `decode` reads: text as UTF-8, and what is no number as null."""
-    plain = msgspec.to_builtins(record)
-    text = json.dumps(plain, indent=indent, ensure_ascii=False)
-    if "NaN" in text or "Infinity" in text:
-        nulled = json.loads(text, parse_constant=lambda _: None)
-        text = json.dumps(nulled, indent=indent, ensure_ascii=False)
+    text = json.dumps(msgspec.to_builtins(record), ensure_ascii=False)
     # Half of a character, as in names of files that are no UTF-8, has no place in JSON.
-    return text.encode(errors="replace").decode() + "\n"
+    plain = json.loads(text.encode(errors="replace"), parse_constant=lambda _: None)
+    return json.dumps(plain, indent=indent, ensure_ascii=False) + "\n"
 
 
-def check_plain(value: object, components: Sequence[str] = ()) -> None:
+def check_plain(value: object, components: Sequence[str] = (), place: tuple[str, ...] = ()) -> None:
     """See that nothing in decoded data could be resolved, or called where nobody calls.
 
     Args:
         value: Mappings, lists, dataclasses and what is in them.
         components: Names of mappings at the top, which are built again from what they say: a
             ``_target_`` is allowed at their top alone.
+        place: The keys that lead to the value.
 
     Raises:
         Unreadable: If a text or key holds an interpolation (``${``), a component names something
             to call further down, or it is nested too deeply.
     """
-    for place, one in _walk(value):
-        if isinstance(one, str) and "${" in one:
-            raise Unreadable(f"{'.'.join(place)}: holds an interpolation")
-        key = place[-1] if place else ""
-        special = key.startswith("_") and key.endswith("_") and place[0] in components
-        if special and (len(place) > 2 or key != "_target_"):
-            raise Unreadable(f"{'.'.join(place)}: names what to call inside a component")
-
-
-def _walk(value: object) -> Iterator[tuple[tuple[str, ...], object]]:
-    """Yield all that data hold, with its place; keys as texts, too. Without recursion."""
-    left: list[tuple[tuple[str, ...], object]] = [((), value)]
-    while left:
-        place, one = left.pop()
-        yield place, one
-        if len(place) > MAX_DEPTH:
-            raise Unreadable("nested too deeply")
-        if is_dataclass(one) and not isinstance(one, type):
-            one = vars(one)
-        if isinstance(one, Mapping):
-            for key, inner in one.items():
-                yield (*place, str(key)), str(key)
-                left.append(((*place, str(key)), inner))
-        elif isinstance(one, list | tuple):
-            # Most of them are samples.
-            left += [
-                ((*place, str(index)), inner)
-                for index, inner in enumerate(one)
-                if not isinstance(inner, float | int)
-            ]
+    if len(place) > MAX_DEPTH:
+        raise Unreadable("nested too deeply")
+    if isinstance(value, str) and "${" in value:
+        raise Unreadable(f"{'.'.join(place)}: holds an interpolation")
+    if is_dataclass(value) and not isinstance(value, type):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            inside = (*place, str(key))
+            special = str(key).startswith("_") and str(key).endswith("_")
+            if special and inside[0] in components and (place[1:] or key != "_target_"):
+                raise Unreadable(f"{'.'.join(inside)}: names what to call inside a component")
+            check_plain(str(key), components, inside)
+            check_plain(inner, components, inside)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            if not isinstance(inner, float | int):  # most of them are samples
+                check_plain(inner, components, (*place, str(index)))
 
 
 def metadata(content: bytes) -> dict[str, str]:

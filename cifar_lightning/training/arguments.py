@@ -1,7 +1,5 @@
 """Which arguments of Lightning's Trainer work here, and which devices are there."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Everything a training run is made of, built from its configuration."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from dataclasses import dataclass
@@ -14,34 +12,14 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
-from cifar_lightning.config import components
+from cifar_lightning.benchmark.candidates import BenchmarkSpec
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.errors import bad_value
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Run
-from cifar_lightning.training.arguments import (
-    check_devices,
-    check_trainer,
-    validates,
-)
-from cifar_lightning.training.callbacks import (
-    EMA,
-    AtomicCheckpointIO,
-    Benchmark,
-    EpochSeed,
-    GracefulShutdown,
-    RelocatableCheckpoint,
-    RunState,
-    StepLimit,
-    TerminateOnNaN,
-)
-from cifar_lightning.training.components import (
-    RESERVED_ARGUMENTS,
-    build_callbacks,
-    build_teacher,
-    construct,
-    try_optimizer,
-)
+from cifar_lightning.training import callbacks, components
+from cifar_lightning.training.arguments import check_devices, check_trainer, validates
+from cifar_lightning.training.components import construct
 from cifar_lightning.training.loggers import build_loggers
 from cifar_lightning.training.module import ImageClassifier
 from cifar_lightning.training.pictures import MisclassifiedImages, TrainingImages
@@ -59,12 +37,16 @@ class Experiment:
     best: ModelCheckpoint | None
     last: ModelCheckpoint
     timer: Timer
-    benchmark: Benchmark
+    benchmark: BenchmarkSpec
 
     @property
     def is_global_zero(self) -> bool:
         """Whether this is the one process, or the first of several: it alone writes files."""
         return bool(self.trainer.is_global_zero)
+
+    @property
+    def device(self) -> torch.device:
+        return self.trainer.strategy.root_device
 
     @property
     def chosen(self) -> ModelCheckpoint:
@@ -82,16 +64,13 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         UserError: If a component's keys or values are wrong.
     """
     silence_lightning()
-    for name, given in RESERVED_ARGUMENTS.items():
-        if config[name] is not None:
-            components.check_component(name, config[name], given)
     check_trainer(config)
     check_devices(config)
     seed_everything(config["seed"], verbose=False)
     backbone = construct("model", config["model"])
-    optimizer = construct("optim", config["optim"])
-    scheduler = construct("scheduler", config["scheduler"])
-    try_optimizer(optimizer, scheduler, backbone)
+    optimizer = construct("optim", config["optim"], ("params",))
+    scheduler = construct("scheduler", config["scheduler"], ("optimizer", "total_steps"))
+    components.try_optimizer(optimizer, scheduler, backbone)
     augment = {key: construct(f"augment.{key}", node) for key, node in config["augment"].items()}
     data = construct("data", config["data"], augment=augment)
     classifier = ImageClassifier(
@@ -102,78 +81,54 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         label_smoothing=config["label_smoothing"],
         channels_last=config["channels_last"],
         compile=config["compile"],
-        distillation=build_teacher(config),
-    )
-    # Written after validation, best first: last.ckpt then knows the best one so far.
-    best, last = (
-        RelocatableCheckpoint(
-            dirpath=path.parent,
-            filename=path.stem,
-            monitor=monitor,
-            mode="max",
-            enable_version_counter=False,
-            save_on_train_epoch_end=True,
-        )
-        for path, monitor in ((RunFolder(folder).best, "val/acc"), (RunFolder(folder).last, None))
+        distillation=components.build_teacher(config),
     )
     node, validating = dict(config["trainer"]), validates(config)
-    duration = {
-        "_target_": "lightning.pytorch.callbacks.Timer",
-        "duration": node.pop("max_time", None),
-    }
-    timer = construct("trainer.max_time", duration)
+    paths = RunFolder(folder)
+    best = callbacks.RelocatableCheckpoint(paths.best, "val/acc") if validating else None
+    last = callbacks.RelocatableCheckpoint(paths.last, None)
+    timer_node = {"_target_": f"{Timer.__module__}.Timer", "duration": node.pop("max_time", None)}
+    timer = construct("trainer.max_time", timer_node)
     if timer.time_remaining() == 0:
         raise bad_value("trainer.max_time", config["trainer"]["max_time"], "above 0")
     node.setdefault("enable_progress_bar", bar_wanted())
     if not config["data"]["val_fraction"]:
         node["limit_val_batches"] = 0
-    callbacks = [
-        EpochSeed(config["seed"]),
-        RunState(folder.name),
-        GracefulShutdown(),
-        TerminateOnNaN(),
+    all_callbacks = [
+        callbacks.EpochSeed(config["seed"]),
+        callbacks.RunState(folder.name),
+        callbacks.GracefulShutdown(),
+        callbacks.TerminateOnNaN(),
         TrainingImages(),
         MisclassifiedImages(),
         Estimate(),
         timer,
         *([Bar()] if node["enable_progress_bar"] else ()),
-        *([StepLimit()] if "max_steps" in node else ()),
-        *([EMA(config["ema"])] if config["ema"] is not None else ()),
-        *build_callbacks(config["callbacks"] or {}, validating),
-        *([best] if validating else ()),
-        last,
+        *([callbacks.StepLimit()] if "max_steps" in node else ()),
+        *([callbacks.EMA(config["ema"])] if config["ema"] is not None else ()),
+        *components.build_callbacks(config["callbacks"] or {}, validating),
+        # Written after validation, best first: last.ckpt then knows the best one so far.
+        *([best, last] if best else [last]),
     ]
     trainer = construct(
         "trainer",
         node,
-        callbacks=callbacks,
+        callbacks=all_callbacks,
         default_root_dir=str(folder),
         enable_model_summary=False,
         logger=build_loggers(config["logger"], folder),
         num_sanity_val_steps=0,
-        plugins=_plugins(),
+        # Whole checkpoints; and under SLURM no checkpoint in mid-epoch when time runs out.
+        plugins=[callbacks.AtomicCheckpointIO()]
+        + ([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []),
         use_distributed_sampler=False,
     )
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         # Its processes begin inside `fit`, when it is too late to agree on where to begin.
         raise bad_value("trainer.strategy", config["trainer"]["strategy"], "auto, ddp or the like")
-    benchmark = construct("benchmark", config["benchmark"])
-    return Experiment(
-        folder, data, classifier, trainer, best if validating else None, last, timer, benchmark
-    )
-
-
-def _plugins() -> list[Any]:
-    """Whole checkpoints; and under SLURM no checkpoint in mid-epoch when time runs out."""
-    plugins: list[Any] = [AtomicCheckpointIO()]
-    if SLURMEnvironment.detect():
-        plugins.append(SLURMEnvironment(auto_requeue=False))
-    return plugins
-
-
-def training_device(experiment: Experiment) -> torch.device:
-    """Tell the device that a training run computes on."""
-    return experiment.trainer.strategy.root_device
+    # No variants measure nothing, so that the same command can do it later.
+    benchmark = construct("benchmark", config["benchmark"]).checked("benchmark.", may_be_empty=True)
+    return Experiment(folder, data, classifier, trainer, best, last, timer, benchmark)
 
 
 def silence_lightning() -> None:

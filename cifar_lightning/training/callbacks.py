@@ -1,9 +1,7 @@
-"""Callbacks of a training run: seeds, stopping, the NaN guard, checkpoints, EMA, the benchmark."""
-
-from __future__ import annotations
+"""Callbacks of a training run: seeds, stopping, the NaN guard, checkpoints, EMA."""
 
 import io
-import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +13,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from cifar_lightning.benchmark.candidates import BenchmarkSpec
-from cifar_lightning.benchmark.load import RunData
-from cifar_lightning.benchmark.measure import measure_missing
-from cifar_lightning.data.batches import epoch_seed
-from cifar_lightning.data.module import ImageDataModule
+from cifar_lightning.data.images import epoch_seed
 from cifar_lightning.errors import NotFinite
-from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.system import signals
 from cifar_lightning.system.files import write_atomically
-
-log = logging.getLogger(__name__)
 
 
 class EpochSeed(Callback):
@@ -79,8 +69,7 @@ class GracefulShutdown(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         signals.take_over()
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        signals.take_over()
+    on_test_start = on_train_start
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if _any_process(trainer, signals.received() is not None):
@@ -96,7 +85,7 @@ class GracefulShutdown(Callback):
 
 
 class TerminateOnNaN(Callback):
-    """Ends a training whose loss is no number any more.
+    """Ends a training run whose loss became NaN or infinite.
 
     The losses are looked at together, so the device is waited for only now and then.
     """
@@ -110,12 +99,7 @@ class TerminateOnNaN(Callback):
         self._losses = []
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._losses.append(outputs["loss"].detach())
         if len(self._losses) == self.EVERY:
@@ -127,21 +111,21 @@ class TerminateOnNaN(Callback):
     def _look(self, trainer: Trainer, batches: int) -> None:
         if not self._losses:
             return
-        bad = ~torch.stack(self._losses).isfinite().cpu()
-        index = int(bad.long().argmax()) if bad.any() else len(bad) - 1
-        step, loss = batches - len(bad) + index + 1, float(self._losses[index])
+        losses = torch.stack(self._losses).tolist()
         self._losses = []
-        if _any_process(trainer, bool(bad.any())):
+        bad = [index for index, loss in enumerate(losses) if not math.isfinite(loss)]
+        if _any_process(trainer, bool(bad)):
+            loss = losses[bad[0]] if bad else "not finite in another process"
+            step = batches - len(losses) + bad[0] + 1 if bad else batches
             raise NotFinite(
-                f"the training loss is {loss if bad.any() else 'not finite in another process'} "
-                f"in epoch {trainer.current_epoch + 1}, step {step} of "
+                f"the training loss is {loss} in epoch {trainer.current_epoch + 1}, step {step} of "
                 f"{trainer.num_training_batches}; a lower optim.lr, a longer scheduler.warmup or "
                 "precision=32-true may help"
             )
 
 
 def _any_process(trainer: Trainer, flag: bool) -> bool:
-    """Let all processes of a training know when it is so in one of them."""
+    """Let all processes of a training run know when it is so in one of them."""
     if trainer.world_size == 1:
         return flag
     return bool(trainer.strategy.reduce_boolean_decision(flag, all=False))
@@ -151,7 +135,7 @@ class EMA(WeightAveraging):
     """Keeps an exponential average of the weights; it is validated, chosen, tested and shipped.
 
     Args:
-        decay: The average's share of each new average; the rest is the weights after a step.
+        decay: The average's fraction of each new average; the rest is the weights after a step.
     """
 
     def __init__(self, decay: float) -> None:
@@ -161,7 +145,7 @@ class EMA(WeightAveraging):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         # NOTE: Lightning 2.6 loads the last step's weights over the average whenever a checkpoint
-        # is loaded; only a training that continues goes on from those.
+        # is loaded; only a training run that continues goes on from those.
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
@@ -178,52 +162,33 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RelocatableCheckpoint(ModelCheckpoint):
-    """Knows its files and its best score also after the outputs were moved.
+    """Keeps only the best score, so that a run whose outputs were moved goes on with its best one.
 
-    Checkpoints hold the names of files alone: nothing of where they lay.
-    """
-
-    def state_dict(self) -> dict[str, Any]:
-        return _placed(super().state_dict(), "")
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(_placed(state_dict, str(self.dirpath)))
-
-
-def _placed(state: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Put a ModelCheckpoint's files into another folder, by their names."""
-
-    def there(path: str) -> str:
-        return str(Path(folder) / Path(path).name) if path else path
-
-    placed = dict(state, dirpath=folder)
-    for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-        placed[key] = there(placed[key])
-    placed["best_k_models"] = {there(key): score for key, score in placed["best_k_models"].items()}
-    return placed
-
-
-class Benchmark:
-    """Measures what a finished run has no measurement of.
+    Lightning's holds absolute paths. Here the file's name is always the same.
 
     Args:
-        variants: Ways to execute the backbone, as `registry.check` knows them; none measures
-            nothing, so that the same command can do it later.
-        threads: Numbers of CPU threads to measure with.
-        protocol: ``full`` or ``quick``.
-
-    Raises:
-        UserError: If a variant or the protocol does not exist, or there are not so many cores.
+        path: Of the file.
+        monitor: The metric of which the highest value is kept; None keeps the last epoch.
     """
 
-    def __init__(self, variants: list[str], threads: list[int], protocol: str) -> None:
-        self.spec = BenchmarkSpec(variants, threads, protocol).checked(
-            "benchmark.", may_be_empty=True
+    def __init__(self, path: Path, monitor: str | None) -> None:
+        super().__init__(
+            path.parent,
+            path.stem,
+            monitor,
+            mode="max",
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
         )
 
-    def measure(
-        self, folder: Path, data: ImageDataModule, device: torch.device
-    ) -> list[Measurement]:
-        """Measure what the run in a folder has no measurement of yet."""
-        outputs = RunFolder(folder).outputs
-        return measure_missing([folder], self.spec, device, outputs, RunData(known={folder: data}))
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_model_score": self.best_model_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        score = state_dict["best_model_score"]
+        if self.monitor is None:
+            self.best_model_path = self.format_checkpoint_name({})
+        elif score is not None:
+            self.best_model_path = self.kth_best_model_path = self.format_checkpoint_name({})
+            self.best_model_score = self.kth_value = score
+            self.best_k_models = {self.best_model_path: score}

@@ -1,6 +1,4 @@
-"""Building components from their configuration, and checking the devices they ask for."""
-
-from __future__ import annotations
+"""Building components from their configuration."""
 
 import re
 from collections.abc import Mapping
@@ -14,23 +12,13 @@ from lightning import Callback
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from cifar_lightning.benchmark.load import load_backbone
+from cifar_lightning.config.components import check_component
 from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.training.distillation import Distillation
 from cifar_lightning.training.module import parameter_groups
 
-# Each component, with the arguments that the code gives it: the configuration has no say in those.
-RESERVED_ARGUMENTS: dict[str, tuple[str, ...]] = {
-    "model": (),
-    "optim": ("params",),
-    "scheduler": ("optimizer", "total_steps"),
-    "augment": (),
-    "distill": ("backbone",),
-    "data": ("augment",),
-    "benchmark": (),
-    "callbacks": (),
-}
 METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "lr")  # once an epoch
 
 
@@ -53,14 +41,12 @@ def build_teacher(config: dict[str, Any]) -> Distillation | None:
         there, here = teacher.config["data"][key], config["data"][key]
         if there != here:
             raise bad_value("distill.teacher", teacher.name, f"data.{key}={here}, its is {there}")
-    distillation: Distillation = construct("distill", node, backbone=load_backbone(folder))
-    return distillation
+    return construct("distill", node, backbone=load_backbone(folder))  # type: ignore[no-any-return]
 
 
 def teachers_folder(config: dict[str, Any]) -> Path:
     """Tell the folder of the teacher's run."""
-    name: str = config["distill"]["teacher"]
-    return RunFolder.of(Path(config["outputs"]), name).path
+    return RunFolder.of(Path(config["outputs"]), config["distill"]["teacher"]).path
 
 
 def build_callbacks(nodes: Mapping[str, Any], validating: bool) -> list[Callback]:
@@ -70,19 +56,29 @@ def build_callbacks(nodes: Mapping[str, Any], validating: bool) -> list[Callback
         UserError: If its settings are wrong, or it looks at a metric that there is none of.
     """
     metrics = [name for name in METRICS if validating or not name.startswith("val/")]
-    found = []
-    for name, node in nodes.items():
-        callback: Callback = construct(f"callbacks.{name}", node)
-        monitor = getattr(callback, "monitor", None)
-        if monitor is not None and monitor not in metrics:
-            why = "" if validating else "; there is no validation, so nothing to watch"
+    why = "" if validating else "; there is no validation, so nothing to watch"
+    found = {name: construct(f"callbacks.{name}", node) for name, node in nodes.items()}
+    for name, callback in found.items():
+        if (monitor := getattr(callback, "monitor", None)) not in (None, *metrics):
             raise bad_value(f"callbacks.{name}.monitor", monitor, f"{', '.join(metrics)}{why}")
-        found.append(callback)
-    return found
+    return list(found.values())
 
 
-def construct(name: str, node: dict[str, Any], **given: Any) -> Any:
-    """Instantiate one component; what its constructor refuses is the user's mistake."""
+def construct(
+    name: str, node: Mapping[str, Any], reserved: tuple[str, ...] = (), **given: Any
+) -> Any:
+    """Check and instantiate one component; what its constructor refuses is the user's mistake.
+
+    Args:
+        name: Where it is in the configuration.
+        node: Its configuration.
+        reserved: Arguments that a partial function is given when it is called.
+        given: Arguments that it is given now. The configuration has no say in either.
+
+    Raises:
+        UserError: If a key or a value is wrong.
+    """
+    check_component(name, node, (*reserved, *given))
     try:
         return instantiate(node, **given, _convert_="all")
     except (InstantiationException, MisconfigurationException) as error:

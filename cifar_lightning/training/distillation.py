@@ -1,7 +1,5 @@
 """Knowledge distillation: a student learns from a teacher's logits as well as from the labels."""
 
-from __future__ import annotations
-
 from typing import Any, Self
 
 import torch
@@ -22,7 +20,7 @@ class Distillation:
         backbone: The teacher, with trained weights.
         teacher: Its run's name.
         temperature: Divides both logits; above 1 it shows more of how alike classes are.
-        alpha: Share of the teacher in the loss.
+        alpha: Fraction of the teacher in the loss.
     """
 
     def __init__(self, backbone: nn.Module, teacher: str, temperature: float, alpha: float) -> None:
@@ -30,7 +28,7 @@ class Distillation:
         self.teacher = teacher
         self.temperature = temperature
         self.alpha = alpha
-        self.training_device: torch.device | None = None
+        self.device: torch.device | None = None
 
     def __call__(self, images: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
         """Mix in the teacher.
@@ -40,8 +38,8 @@ class Distillation:
             logits: The student's, shape (B, classes).
             loss: Of the labels alone.
         """
-        if self.training_device != images.device:
-            self.training_device = images.device
+        if self.device != images.device:
+            self.device = images.device
             self.backbone.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.no_grad():
             wanted = self.backbone(images)

@@ -1,7 +1,5 @@
 """Where metrics go: Lightning's loggers, of which TensorBoard's and CSV's also continue a run."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,7 +67,7 @@ def build_loggers(nodes: Mapping[str, Any], folder: Path) -> list[Logger]:
         try:
             check_component(key, node, tuple(given.keys() - node.keys()))
             taken = parameters_of(get_object(node["_target_"])).keys() - node.keys()
-            found.append(construct(key, node, **{k: given[k] for k in given.keys() & taken}))
+            found.append(construct(key, node, (), **{k: given[k] for k in given.keys() & taken}))
         except ImportError as error:
             message = f"logger={name}: needs the package {name}: pip install {name}"
             raise UserError(message, key) from error

@@ -1,7 +1,5 @@
 """The LightningModule: loss, metrics and optimizer around a backbone that it is handed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
@@ -11,10 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import SumMetric
 
 from cifar_lightning.config import components
-from cifar_lightning.data.batches import Batch
+from cifar_lightning.data.images import Batch
 from cifar_lightning.training.distillation import Distillation
 from cifar_lightning.training.progress import log_epoch
 
@@ -64,11 +61,6 @@ class ImageClassifier(LightningModule):
         self.scheduler = scheduler
         self.label_smoothing = label_smoothing
         self.distillation = distillation
-        # Over all processes. NaN is found by `callbacks.TerminateOnNaN`.
-        # NOTE: torchmetrics 1.9's MeanMetric forgets its weights with this strategy.
-        self.sums = nn.ModuleDict(
-            {name: SumMetric(nan_strategy="disable") for name in ("loss", "correct", "images")}
-        )
         self._steps: dict[Stage, list[tuple[Tensor, Tensor, int]]]
         self._steps = {"train": [], "val": [], "test": []}
 
@@ -105,25 +97,15 @@ class ImageClassifier(LightningModule):
 
     def _epoch_metrics(self, stage: Stage) -> dict[str, Any]:
         """Make a stage's metrics out of its steps, over all processes."""
+        sums = torch.zeros(3, device=self.device)
         if self._steps[stage]:  # another process may have all images of a tiny split
             losses, correct, counts = zip(*self._steps[stage], strict=True)
-            images = torch.tensor(counts, device=losses[0].device)
-            parts = {
-                "loss": torch.stack(losses) * images,
-                "correct": torch.stack(correct).float(),
-                "images": images.float(),
-            }
-            for name, part in parts.items():
-                cast(SumMetric, self.sums[name]).update(part)
+            images = torch.tensor(counts, device=self.device)
+            parts = (torch.stack(losses) * images, torch.stack(correct), images)
+            sums = torch.stack([part.sum().float() for part in parts])
             self._steps[stage].clear()
-        sums = {}
-        for name, metric in self.sums.items():
-            sums[name] = cast(SumMetric, metric).compute()
-            cast(SumMetric, metric).reset()
-        return {
-            f"{stage}/loss": sums["loss"] / sums["images"],
-            f"{stage}/acc": sums["correct"] / sums["images"],
-        }
+        loss, right, total = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        return {f"{stage}/loss": loss / total, f"{stage}/acc": right / total}
 
     def on_train_epoch_start(self) -> None:
         self._steps["train"].clear()  # of an epoch that was interrupted
@@ -151,10 +133,7 @@ class ImageClassifier(LightningModule):
         optimizer = self.optimizer(parameter_groups(self.backbone))
         total = self.trainer.datamodule.length.steps  # type: ignore[attr-defined]
         scheduler = self.scheduler(optimizer, total_steps=total)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 
 def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
@@ -167,11 +146,7 @@ def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
         Two groups: weights of convolutions and linear layers, decayed as the optimizer says, and
         everything else with ``weight_decay`` 0.
     """
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return [
-        {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
-        {
-            "params": [parameter for parameter in parameters if parameter.ndim <= 1],
-            "weight_decay": 0.0,
-        },
-    ]
+    learnable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in learnable if parameter.ndim > 1]
+    kept = [parameter for parameter in learnable if parameter.ndim <= 1]
+    return [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]

@@ -1,14 +1,12 @@
 """Images that a training run shows in TensorBoard."""
 
-from __future__ import annotations
-
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, cast
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
 from cifar_lightning.comparison import plots
@@ -17,21 +15,22 @@ from cifar_lightning.system.escaping import visible
 
 log = logging.getLogger(__name__)
 
+COUNT = 32  # images in a picture
 
-@contextmanager
-def _only_a_view(what: str) -> Iterator[None]:
-    """Go on without a picture that can't be drawn."""
+
+def _draw(trainer: Trainer, what: str, draw: Callable[[SummaryWriter], None]) -> None:
+    """Draw in TensorBoard, if there is one; the run goes on without what can't be drawn."""
     try:
-        yield
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                draw(logger.experiment)
     except Exception as error:
         log.warning("%s are not drawn: %s: %s", what, type(error).__name__, error)
         log.debug("not drawn", exc_info=True)
 
 
 class TrainingImages(Callback):
-    """Draws the first images that the training sees, augmented as they are, in TensorBoard."""
-
-    COUNT = 32
+    """Draws the first images that the training run sees, augmented as they are, in TensorBoard."""
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -39,35 +38,25 @@ class TrainingImages(Callback):
         if trainer.global_step > 0 or batch_idx > 0:
             return
         normalize = trainer.datamodule.normalize  # type: ignore[attr-defined]
-        with _only_a_view("the training images"):
-            grid = make_grid(normalize.inverse(batch[0][: self.COUNT]).cpu())
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_image("train/images", grid)
+
+        def draw(board: SummaryWriter) -> None:
+            images = normalize.inverse(batch[0][:COUNT]).cpu()
+            board.add_image("train/images", make_grid(images))
+
+        _draw(trainer, "the training images", draw)
 
 
 class MisclassifiedImages(Callback):
     """Draws the first test images that are taken for another class (→) in TensorBoard."""
 
-    COUNT = 32
-
-    def __init__(self) -> None:
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._images: list[Any] = []
         self._names: list[str] = []
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._images, self._names = [], []
-
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        room = self.COUNT - len(self._images)
+        room = COUNT - len(self._images)
         if room == 0 or not trainer.is_global_zero:
             return
         data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
@@ -85,8 +74,9 @@ class MisclassifiedImages(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._images:
             return
-        with _only_a_view("the misclassified images"):
+
+        def draw(board: SummaryWriter) -> None:
             figure = plots.named_images(self._images, self._names)
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_figure("test/misclassified", figure, trainer.global_step)
+            board.add_figure("test/misclassified", figure, trainer.global_step)
+
+        _draw(trainer, "the misclassified images", draw)

@@ -1,7 +1,5 @@
 """How far a training run is: a bar on a terminal, a line an epoch, the time left."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys
@@ -57,17 +55,14 @@ class Estimate(Callback):
             data = _data(trainer)
             steps = data.length.steps - trainer.global_step
             left = duration(steps * trainer.accumulate_grad_batches * per_batch)
-            grows = data.augment[Kind.PROGRESSIVE]
+            grows = data.transforms(Kind.PROGRESSIVE)
             log.info("%s %s for the training", "at least" if grows else "about", left)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step < _data(trainer).length.steps:
-            log.info(
-                "ended early, after step %d of %d in epoch %d",
-                trainer.global_step,
-                _data(trainer).length.steps,
-                trainer.current_epoch,
-            )
+        step, steps = trainer.global_step, _data(trainer).length.steps
+        if step < steps:
+            epoch = trainer.current_epoch
+            log.info("ended early, after step %d of %d in epoch %d", step, steps, epoch)
 
 
 def log_epoch(trainer: Trainer, values: Mapping[str, Any]) -> None:

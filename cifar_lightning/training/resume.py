@@ -1,7 +1,5 @@
 """Where a training run begins: anew, or where an earlier command left it."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from dataclasses import dataclass, replace
@@ -9,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from cifar_lightning.benchmark.contention import lock_paths
@@ -19,13 +18,12 @@ from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import MEGA, Run, read_weights
 from cifar_lightning.runs.table import check_table
-from cifar_lightning.system import environment, untrusted
+from cifar_lightning.system import environment
 from cifar_lightning.system.devices import device_name
-from cifar_lightning.system.files import check_inside, remove_unfinished
+from cifar_lightning.system.files import check_inside, open_regular, remove_unfinished
 from cifar_lightning.system.formatting import relative
 from cifar_lightning.system.locks import check_lock
-from cifar_lightning.training.build import Experiment, training_device
-from cifar_lightning.training.callbacks import RunState
+from cifar_lightning.training.build import Experiment
 from cifar_lightning.training.components import teachers_folder
 
 log = logging.getLogger(__name__)
@@ -56,15 +54,15 @@ def prepare_run(
     """
     folder, outputs = experiment.folder, Path(config["outputs"])
     check_table(outputs)
-    if experiment.benchmark.spec.variants:
-        for path in lock_paths(training_device(experiment)):
+    if experiment.benchmark.variants:
+        for path in lock_paths(experiment.device):
             check_lock(path)
     if "cache_dir" in config["data"]:
         check_inside(outputs, Path(config["data"]["cache_dir"]))
     before = None if config["rerun"] else _earlier(folder)
     experiment.data.prepare_data()
     fingerprint = experiment.data.images.fingerprint
-    experiment.data.check_batches(experiment.trainer.world_size)
+    experiment.data.check_batches(experiment.trainer)
     if before is not None and before.data_fingerprint != fingerprint:
         raise UserError(
             f"{folder}: this run was trained on other data ({before.data_fingerprint}, now "
@@ -81,7 +79,12 @@ def prepare_run(
                 teacher.name,
                 f"data {fingerprint}, its are {teacher.data_fingerprint}",
             )
-    _greet(experiment)
+    backbone, device = experiment.classifier.backbone, device_name(experiment.device)
+    params, macs = count_parameters(backbone), count_macs(backbone)
+    log.info(
+        "%s in %s on %s: %.2f M parameters, %.2f M MACs",
+        *(folder.name, relative(folder), device, params / MEGA, macs / MEGA),
+    )
     start = ResumeState(
         Run(
             name=folder.name,
@@ -94,11 +97,9 @@ def prepare_run(
             classes=list(experiment.data.images.classes),
             code=environment.code(),
             versions=environment.versions(),
-            machine=environment.machine(
-                device_name(training_device(experiment)), torch.get_num_threads()
-            ),
-            params=count_parameters(experiment.classifier.backbone),
-            macs=count_macs(experiment.classifier.backbone),
+            machine=environment.machine(device, torch.get_num_threads()),
+            params=params,
+            macs=macs,
         )
     )
     if before is not None:
@@ -111,6 +112,10 @@ def prepare_run(
     return start
 
 
+def _start_over(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: {reason}; start over with rerun=true")
+
+
 def _earlier(folder: Path) -> Run | None:
     """Read what an earlier command left of this run."""
     try:
@@ -118,9 +123,7 @@ def _earlier(folder: Path) -> Run | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise UserError(
-            f"{RunFolder(folder).record}: damaged; start over with rerun=true"
-        ) from error
+        raise _start_over(RunFolder(folder).record, "damaged") from error
 
 
 def _continued(experiment: Experiment, before: Run, start: ResumeState) -> ResumeState:
@@ -130,74 +133,52 @@ def _continued(experiment: Experiment, before: Run, start: ResumeState) -> Resum
         UserError: If a checkpoint is damaged, another run's, or needed and gone.
     """
     paths = RunFolder(experiment.folder)
-    path, best = paths.last, paths.best
-    if not path.exists():
+    if not paths.last.exists():
         if before.status == "finished":
-            raise UserError(
-                f"{paths.checkpoints}: {before.name} is trained, but its weights and checkpoints "
-                "are gone; start over with rerun=true"
-            )
+            gone = f"{before.name} is trained, but its weights and checkpoints are gone"
+            raise _start_over(paths.checkpoints, gone)
         return start
-    last = _read_checkpoint(path, before.name)
-    if last.validated and not best.exists():
-        raise UserError(
-            f"{best}: is gone, and with it the best weights so far; start over with rerun=true"
-        )
-    if best.exists():
-        _read_checkpoint(best, before.name)
+    last = _read_checkpoint(paths.last, before.name)
+    if paths.best.exists():
+        _read_checkpoint(paths.best, before.name)
+    elif any(state.get("best_model_score") is not None for state in last.callbacks.values()):
+        raise _start_over(paths.best, "is gone, and with it the best weights so far")
     log.info("continuing after epoch %d", last.epoch + 1)
-    for change in changes_since(before):
+    changes = changes_since(before)
+    if (then := before.machine.threads) != (now := start.record.machine.threads):
+        changes.append(f"threads, {then} -> {now}; sums are rounded otherwise")
+    for change in changes:
         log.warning("since the run began changed: %s", change)
-    then, now = before.machine.threads, start.record.machine.threads
-    if then != now:
-        log.warning(
-            "since the run began changed: threads, %s -> %s; sums are rounded otherwise", then, now
-        )
-    return replace(start, checkpoint=path, step=last.step)
+    return replace(start, checkpoint=paths.last, step=last.global_step)
 
 
 @dataclass(frozen=True)
 class _Checkpoint:
+    """What is read of one of Lightning's."""
+
     epoch: int
-    step: int
-    validated: bool
+    global_step: int
+    callbacks: dict[str, dict[str, Any]]
+    run: str  # `RunState.NAME`
 
 
 def _read_checkpoint(path: Path, name: str) -> _Checkpoint:
-    """Read what a checkpoint says of itself, and see that it is of the run of that name."""
+    """Read a checkpoint, and see that it is of the run of that name."""
     try:
-        with untrusted.open_regular(path) as stream:
-            checkpoint = torch.load(stream, map_location="cpu", weights_only=True)
-        callbacks = checkpoint["callbacks"].values()
-        found = _Checkpoint(
-            epoch=int(checkpoint["epoch"]),
-            step=int(checkpoint["global_step"]),
-            validated=any(state.get("best_model_score") is not None for state in callbacks),
-        )
-        run = str(checkpoint[RunState.NAME])
+        with open_regular(path) as stream:
+            loaded = torch.load(stream, map_location="cpu", weights_only=True)
+        found = msgspec.convert(loaded, _Checkpoint)
     except Exception as error:
-        raise UserError(f"{path}: damaged; start over with rerun=true") from error
-    if run != name:
-        raise UserError(f"{path}: of the run {run}; start over with rerun=true")
+        raise _start_over(path, "damaged") from error
+    if found.run != name:
+        raise _start_over(path, f"of the run {found.run}")
     return found
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an earlier training left, but not this command's own log."""
+    """Remove what an earlier training run left, but not this command's own log."""
     for path in RunFolder(folder).results:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-
-
-def _greet(experiment: Experiment) -> None:
-    backbone = experiment.classifier.backbone
-    log.info(
-        "%s in %s on %s: %.2f M parameters, %.2f M MACs",
-        experiment.folder.name,
-        relative(experiment.folder),
-        device_name(training_device(experiment)),
-        count_parameters(backbone) / MEGA,
-        count_macs(backbone) / MEGA,
-    )

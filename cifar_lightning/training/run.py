@@ -1,7 +1,5 @@
 """One training run from its configuration to its rows: fit, test, measure."""
 
-from __future__ import annotations
-
 import logging
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,6 +14,8 @@ from omegaconf import DictConfig
 from safetensors.torch import save as to_bytes
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from cifar_lightning.benchmark.load import RunData
+from cifar_lightning.benchmark.measure import measure_missing
 from cifar_lightning.comparison.publish import attempt, publish
 from cifar_lightning.config import schema
 from cifar_lightning.errors import Interrupted, NotFinite, RunFailed
@@ -28,7 +28,7 @@ from cifar_lightning.system import signals
 from cifar_lightning.system.files import write_atomically
 from cifar_lightning.system.locks import alone
 from cifar_lightning.system.openmp_waiting import computing
-from cifar_lightning.training.build import Experiment, build, training_device
+from cifar_lightning.training.build import Experiment, build
 from cifar_lightning.training.failure import classify_failure, record_failure
 from cifar_lightning.training.loggers import begin_logging
 from cifar_lightning.training.resume import ResumeState, prepare_run
@@ -68,7 +68,7 @@ def run(cfg: DictConfig) -> None:
             if ending is None:
                 raise
             if experiment.is_global_zero:
-                record_failure(experiment, ending, Path(config["outputs"]))
+                record_failure(experiment, ending)
             elif isinstance(ending, Interrupted | NotFinite):
                 return  # the first process says so for all
             raise ending from error
@@ -94,6 +94,7 @@ def _try_batches(experiment: Experiment) -> None:
     """Take a few batches of each split through everything that a training run does."""
     trainer = experiment.trainer
     experiment.data.prepare_data()
+    experiment.data.check_batches(trainer)
     with signals.deferred():
         trainer.fit(experiment.classifier, datamodule=experiment.data)
         trainer.test(experiment.classifier, datamodule=experiment.data, verbose=False)
@@ -108,8 +109,8 @@ def _try_batches(experiment: Experiment) -> None:
 def _complete(experiment: Experiment, config: dict[str, Any], trained: bool) -> None:
     """Do what follows a finished training run: measure what is missing, publish and show it.
 
-    None of it can take the training back: what goes wrong is said in the end, and the same command
-    does it again.
+    None of it can take the training run back: what goes wrong is said in the end, and the same
+    command does it again. After a signal, what was measured is in the table.
 
     Args:
         experiment: Of the run, which is finished.
@@ -118,7 +119,6 @@ def _complete(experiment: Experiment, config: dict[str, Any], trained: bool) -> 
 
     Raises:
         RunFailed: If something went wrong.
-        Interrupted: If a signal came; what was measured is in the table.
     """
     folder, outputs = experiment.folder, Path(config["outputs"])
     failures: list[str] = []
@@ -128,8 +128,9 @@ def _complete(experiment: Experiment, config: dict[str, Any], trained: bool) -> 
         take_up(folder, Run.load(folder), config)
     try:
         with attempt("measuring", failures), signals.deferred():
-            measurements = experiment.benchmark.measure(
-                folder, experiment.data, training_device(experiment)
+            known = RunData(known={folder: experiment.data})
+            measurements = measure_missing(
+                [folder], experiment.benchmark, experiment.device, outputs, known
             )
     finally:
         failures += [f"measuring {one.variant}: {one.reason}" for one in measurements if one.failed]
@@ -161,12 +162,7 @@ def fit(experiment: Experiment, start: ResumeState) -> Run:
     if experiment.is_global_zero:
         chosen = experiment.chosen.best_model_path
         state = torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"]
-        prefix = "backbone."
-        weights = {
-            key.removeprefix(prefix): tensor.contiguous()
-            for key, tensor in state.items()
-            if key.startswith(prefix)
-        }
+        weights = {name.removeprefix("backbone."): one.contiguous() for name, one in state.items()}
         content = to_bytes(weights, Network.of(record).metadata)
         write_atomically(RunFolder(experiment.folder).weights, content)
         record = replace(record, weights=sha256(content).hexdigest())

@@ -1,10 +1,8 @@
 """Learning-rate schedules: factors of the optimizer's rate, stepped once per batch.
 
-Each is a function of the share of training that is done, so a schedule keeps its shape whatever
+Each is a function of the fraction of the steps that is done, so a schedule keeps its shape whatever
 the number of epochs. All begin with a linear warm-up.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,37 +16,33 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup: float) -> LambdaLR:
 
     Args:
         optimizer: Its learning rate is the peak.
-        total_steps: Optimizer steps in the whole training.
-        warmup: Share of all steps in which the rate rises linearly to the peak.
+        total_steps: Optimizer steps in the whole training run.
+        warmup: Fraction of all steps in which the rate rises linearly to the peak.
     """
     return _schedule(optimizer, total_steps, warmup, lambda t: (1 + math.cos(math.pi * t)) / 2)
 
 
 def step(
-    optimizer: Optimizer,
-    total_steps: int,
-    warmup: float,
-    milestones: Sequence[float],
-    gamma: float,
+    optimizer: Optimizer, total_steps: int, warmup: float, milestones: Sequence[float], gamma: float
 ) -> LambdaLR:
     """Multiply by ``gamma`` at each milestone.
 
     Args:
         optimizer: Its learning rate is the first one after the warm-up.
-        total_steps: Optimizer steps in the whole training.
-        warmup: Share of all steps in which the rate rises linearly.
-        milestones: Shares of the steps after the warm-up.
+        total_steps: Optimizer steps in the whole training run.
+        warmup: Fraction of all steps in which the rate rises linearly.
+        milestones: Fractions of the steps after the warm-up.
         gamma: The factor.
 
     Raises:
-        ValueError: If a milestone is not a share or ``gamma`` is not in (0, 1].
+        ValueError: If a milestone is not a fraction or ``gamma`` is not in (0, 1].
     """
-    if not all(0 < share < 1 for share in milestones):
+    if not all(0 < milestone < 1 for milestone in milestones):
         raise ValueError(f"milestones={list(milestones)}: must be fractions between 0 and 1")
     if not 0 < gamma <= 1:
         raise ValueError(f"gamma={gamma}: must be above 0, at most 1")
     return _schedule(
-        optimizer, total_steps, warmup, lambda t: gamma ** sum(t >= share for share in milestones)
+        optimizer, total_steps, warmup, lambda t: gamma ** sum(t >= one for one in milestones)
     )
 
 
@@ -60,7 +54,7 @@ def constant(optimizer: Optimizer, total_steps: int, warmup: float) -> LambdaLR:
 def _schedule(
     optimizer: Optimizer, total_steps: int, warmup: float, shape: Callable[[float], float]
 ) -> LambdaLR:
-    """Put a linear warm-up before ``shape``, a function of the share of the rest that is done."""
+    """Put a linear warm-up before ``shape``, a function of the fraction of the rest."""
     if not 0 <= warmup < 1:
         raise ValueError(f"warmup={warmup}: must be 0 or more, below 1")
     warm = round(total_steps * warmup)

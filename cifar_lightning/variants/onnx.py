@@ -1,20 +1,19 @@
-"""ONNX Runtime, and the ONNX export that it runs."""
+"""ONNX Runtime in fp32 and int8, and the ONNX export that it runs."""
 
-from __future__ import annotations
-
-import contextlib
 import io
 import logging
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
 from cifar_lightning.system.environment import installation
 from cifar_lightning.variants.context import Forward, Unsupported, VariantContext, example_images
@@ -32,6 +31,46 @@ def use_onnx(variant: VariantContext) -> None:
     difference = run_onnx(variant, ort, path, start)
     if difference > MAX_EXPORT_ERROR:
         raise RuntimeError(f"ONNX Runtime's logits differ by {difference}")
+
+
+def use_int8(variant: VariantContext) -> None:
+    """Quantize weights and activations after training, for the CPU, with ONNX Runtime.
+
+    Convolutions and linear layers are quantized, per channel, but for the first two convolutions:
+    channels of what lies between them differ too much for one scale. What squeeze-excitation and
+    hard-swish do between layers stays in fp32. Weights use 7 bits, so that sums of products fit on
+    processors without VNNI. The reasons are in ``docs/decisions.md``.
+    """
+    if variant.device.type != "cpu":
+        raise Unsupported("is quantized for the CPU")
+    ort = import_onnxruntime(variant.device)
+    import onnx
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    start = time.perf_counter()
+    folder = variant.folder()
+    network = variant.network
+    if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        network = fuse(network)
+    export_onnx(network, folder / "fp32.onnx")
+    feeds = ({"images": batch.numpy()} for batch in variant.calibration().split(64))
+    with silenced():
+        quant_pre_process(folder / "fp32.onnx", folder / "ready.onnx", skip_symbolic_shape=True)
+        nodes = onnx.load(folder / "ready.onnx").graph.node
+        quantization.quantize_static(
+            folder / "ready.onnx",
+            folder / "int8.onnx",
+            SimpleNamespace(get_next=lambda: next(feeds, None)),
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Gemm"],
+            nodes_to_exclude=[node.name for node in nodes if node.op_type == "Conv"][:2],
+            per_channel=True,
+            reduce_range=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+    run_onnx(variant, ort, folder / "int8.onnx", start)
 
 
 def import_onnxruntime(device: torch.device) -> Any:
@@ -121,14 +160,11 @@ def run_onnx(variant: VariantContext, ort: Any, path: Path, start: float) -> flo
     classes = reference(example_images(1)).shape[1]
 
     def on_gpu(images: Tensor) -> Tensor:
-        images = images.contiguous()
+        images, place = images.contiguous(), ("cuda", images.device.index or 0, "float32")
         logits = torch.empty(len(images), classes, device=images.device)
         binding = session.io_binding()
-        for bind, name, tensor in (
-            (binding.bind_input, "images", images),
-            (binding.bind_output, "logits", logits),
-        ):
-            bind(name, "cuda", images.device.index or 0, "float32", tensor.shape, tensor.data_ptr())
+        binding.bind_input("images", *place, images.shape, images.data_ptr())
+        binding.bind_output("logits", *place, logits.shape, logits.data_ptr())
         session.run_with_iobinding(binding)
         return logits
 
@@ -146,14 +182,10 @@ def run_onnx(variant: VariantContext, ort: Any, path: Path, start: float) -> flo
 @contextmanager
 def silenced() -> Iterator[None]:
     """Keep exporters' progress off the console; what they raise comes through."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(action="ignore"),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            yield
-    finally:
-        logging.disable(level)
+    with ExitStack() as stack:
+        stack.callback(logging.disable, logging.root.manager.disable)
+        logging.disable(logging.WARNING)
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
+        stack.enter_context(redirect_stdout(io.StringIO()))
+        stack.enter_context(redirect_stderr(io.StringIO()))
+        yield

@@ -1,7 +1,5 @@
 """Switches of precision and algorithms, and the proof that fp32 is fp32."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,19 +38,17 @@ def fastest_algorithms() -> Iterator[None]:
     A training run's determinism ends here: it would slow what is measured after it, and only there.
     """
     cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic
-    strict = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    before, mode = (cudnn.benchmark, cudnn.deterministic), torch.get_deterministic_debug_mode()
     try:
         cudnn.benchmark, cudnn.deterministic = True, False
-        torch.use_deterministic_algorithms(False)
+        torch.set_deterministic_debug_mode("default")
         yield
     finally:
         cudnn.benchmark, cudnn.deterministic = before
-        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(mode)
 
 
-def flags() -> dict[str, object]:
+def flags() -> dict[str, str | bool | int]:
     """Tell every switch that decides how a network is computed, as it is now."""
     conv, rnn, matmul = _PRECISION_SWITCHES
     return {

@@ -1,50 +1,33 @@
 """All parts of variants, and how a variant is prepared from them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import pairwise
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from cifar_lightning.errors import bad_value, unknown_name
 from cifar_lightning.system import environment
-from cifar_lightning.variants.compile import use_compile
-from cifar_lightning.variants.context import (
-    Kind,
-    PreparedModel,
-    VariantContext,
-    count_subnormals,
-    weights_size,
-)
-from cifar_lightning.variants.cuda_graph import use_cuda_graph
-from cifar_lightning.variants.eager import (
-    autocast_to,
-    cast_to,
-    fold_batchnorm,
-    keep_fp32,
-    use_channels_last,
-    use_tf32,
-)
-from cifar_lightning.variants.int8 import use_int8
-from cifar_lightning.variants.onnx import use_onnx
+from cifar_lightning.variants import onnx, pytorch
+from cifar_lightning.variants.context import Kind, VariantContext
 from cifar_lightning.variants.precision import fastest_algorithms, matmul_precision
 
 PARTS: dict[str, tuple[Kind, Callable[[VariantContext], None]]] = {
-    "fused": (Kind.GRAPH, fold_batchnorm),
-    "fp32": (Kind.PRECISION, keep_fp32),
-    "tf32": (Kind.PRECISION, use_tf32),
-    "fp16": (Kind.PRECISION, cast_to(torch.float16)),
-    "bf16": (Kind.PRECISION, cast_to(torch.bfloat16)),
-    "autocast_fp16": (Kind.PRECISION, autocast_to(torch.float16)),
-    "autocast_bf16": (Kind.PRECISION, autocast_to(torch.bfloat16)),
-    "channels_last": (Kind.MEMORY_FORMAT, use_channels_last),
-    "compile": (Kind.RUNTIME, use_compile),
-    "cuda_graph": (Kind.RUNTIME, use_cuda_graph),
-    "onnx": (Kind.RUNTIME, use_onnx),
-    "int8": (Kind.RUNTIME, use_int8),
+    "fused": (Kind.GRAPH, pytorch.fold_batchnorm),
+    "fp32": (Kind.PRECISION, lambda variant: None),  # as all but tf32 are where nothing is cast
+    "tf32": (Kind.PRECISION, pytorch.use_tf32),
+    "fp16": (Kind.PRECISION, pytorch.cast_to(torch.float16)),
+    "bf16": (Kind.PRECISION, pytorch.cast_to(torch.bfloat16)),
+    "autocast_fp16": (Kind.PRECISION, pytorch.autocast_to(torch.float16)),
+    "autocast_bf16": (Kind.PRECISION, pytorch.autocast_to(torch.bfloat16)),
+    "channels_last": (Kind.MEMORY_FORMAT, pytorch.use_channels_last),
+    "compile": (Kind.RUNTIME, pytorch.use_compile),
+    "cuda_graph": (Kind.RUNTIME, pytorch.use_cuda_graph),
+    "onnx": (Kind.RUNTIME, onnx.use_onnx),
+    "int8": (Kind.RUNTIME, onnx.use_int8),
 }
 
 # ONNX Runtime lays out memory itself, and is given the network in fp32.
@@ -69,9 +52,8 @@ def check(name: str, key: str = "variants") -> str:
         if part not in PARTS:
             raise unknown_name(f"{key}={name}", "variant", part, PARTS)
     parts.sort(key=lambda part: PARTS[part][0])
-    kinds = [PARTS[part][0] for part in parts]
-    for first, second, a, b in zip(parts, parts[1:], kinds, kinds[1:], strict=False):
-        if a == b:
+    for first, second in pairwise(parts):
+        if PARTS[first][0] == PARTS[second][0]:
             raise bad_value(key, name, f"one of {first} and {second}")
     if alone := _ALONE.intersection(parts):
         allowed = {"fused", "fp32", *alone}
@@ -81,22 +63,21 @@ def check(name: str, key: str = "variants") -> str:
     return "+".join(part for part in parts if part != "fp32" or len(parts) == 1)
 
 
-def engines(name: str) -> dict[str, str]:
+def engines(variant: str) -> dict[str, str]:
     """Tell the versions of what executes a variant, as far as they are installed."""
     packages = ["torch"]
-    if _ALONE.intersection(name.split("+")):
+    if _ALONE.intersection(variant.split("+")):
         packages += ["onnxruntime", "onnxruntime-gpu", "onnxscript"]
-    found = {package: environment.version(package) for package in packages}
-    return {package: version for package, version in found.items() if version is not None}
+    return {name: found for name in packages if (found := environment.version(name)) is not None}
 
 
 @contextmanager
 def prepare(
     name: str, backbone: nn.Module, device: torch.device, calibration: Callable[[], Tensor]
-) -> Iterator[PreparedModel]:
+) -> Iterator[VariantContext]:
     """Make a variant ready; every flag is as before as soon as it is.
 
-    Several can be ready side by side: each is called while it is `PreparedModel.switched`.
+    Several can be ready side by side: each is called while it is `VariantContext.switched`.
 
     Args:
         name: As `check` accepts it.
@@ -112,9 +93,12 @@ def prepare(
     parts = check(name).split("+")
     with ExitStack() as stack:
         network = backbone.eval()
-        subnormals = count_subnormals(network)
+        eager = all(PARTS[part][0] != Kind.RUNTIME for part in parts)
+        subnormals = _count_subnormals(network)
         with ExitStack() as preparing:
-            variant = VariantContext(network, network, device, calibration, stack, preparing)
+            variant = VariantContext(
+                network, network, device, calibration, stack, preparing, eager, subnormals
+            )
             variant.switch(partial(matmul_precision, "ieee"))
             variant.switch(fastest_algorithms)
             if device.type == "cuda":
@@ -125,14 +109,18 @@ def prepare(
                 for part in parts:
                     if PARTS[part][0] == kind:
                         PARTS[part][1](variant)
-            if variant.size_bytes is None:
-                variant.size_bytes = weights_size(variant.network)
-        yield PreparedModel(
-            variant.forward,
-            variant.size_bytes,
-            variant.preparation_s,
-            variant.notes,
-            eager=all(PARTS[part][0] != Kind.RUNTIME for part in parts),
-            subnormals=subnormals,
-            switches=variant.switches,
-        )
+            variant.size_bytes = variant.size_bytes or _weights_size(variant.network)
+        yield variant
+
+
+def _weights_size(network: nn.Module) -> int:
+    """Tell the size in bytes of a network's weights as a file."""
+    return len(save({key: value.contiguous() for key, value in network.state_dict().items()}))
+
+
+def _count_subnormals(network: nn.Module) -> int:
+    """Count the weights that are smaller than a normal number, and not 0."""
+    numbers = [one for one in network.state_dict().values() if one.is_floating_point()]
+    return sum(
+        int(((one != 0) & (one.abs() < torch.finfo(one.dtype).tiny)).sum()) for one in numbers
+    )

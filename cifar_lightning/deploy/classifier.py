@@ -1,8 +1,6 @@
-"""A trained network out of a run or a file of weights, ready to classify images."""
+"""A trained network, out of a run or a file of weights, that classifies images."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +10,16 @@ from torch import Tensor, nn
 
 from cifar_lightning.benchmark.evaluate import check_finite
 from cifar_lightning.benchmark.load import build_network, load_backbone
-from cifar_lightning.data.batches import Normalize
-from cifar_lightning.deploy.images import read_image, to_pixels
+from cifar_lightning.data.image_files import read_image
+from cifar_lightning.data.images import IMAGE_SIZE, Normalize
 from cifar_lightning.errors import NotFinite, UserError
-from cifar_lightning.models.adapt import INPUT_SIZE
 from cifar_lightning.runs.find import find_run, load_run
 from cifar_lightning.runs.run import Network
 from cifar_lightning.system import untrusted
 from cifar_lightning.system.devices import find_device
 
 Images = Tensor | Sequence[Image.Image | str | Path]
+BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -55,16 +53,12 @@ class Classifier:
             ValueError: If a file can't be read, or a tensor has another shape or type.
         """
         if not isinstance(images, Tensor):
-            images = torch.stack(
-                [
-                    to_pixels(one) if isinstance(one, Image.Image) else read_image(Path(one))
-                    for one in images
-                ]
-            )
-        shape = (len(images), 3, INPUT_SIZE, INPUT_SIZE)
+            found = (one if isinstance(one, Image.Image) else Path(one) for one in images)
+            images = torch.stack([read_image(one) for one in found])
+        shape = (len(images), 3, IMAGE_SIZE, IMAGE_SIZE)
         if images.shape != shape or images.dtype != torch.uint8:
-            found = f"{tuple(images.shape)}, {images.dtype}"
-            raise ValueError(f"images: {found}; must be (N, 3, 32, 32), torch.uint8")
+            given = f"{tuple(images.shape)}, {images.dtype}"
+            raise ValueError(f"images: {given}; must be (N, 3, 32, 32), torch.uint8")
         return self.normalize(images.to(self.device))
 
     @torch.inference_mode()
@@ -98,12 +92,39 @@ def load(source: str | Path, outputs: str | Path = "outputs", device: str = "cpu
             record = Network.from_weights(content)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise UserError(
-                f"{path}: not a file of weights that was written here ({reason})"
-            ) from error
+            said = f"not a file of weights that was written here ({reason})"
+            raise UserError(f"{path}: {said}") from error
         network = build_network(record, content, path)
     else:
         folder = find_run(Path(outputs), str(source))
         record, network = Network.of(load_run(folder)), load_backbone(folder)
     normalize = Normalize(record.mean, record.std)
     return Classifier(network.to(place), record.classes, record.run, normalize, place)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An image with its likeliest classes' probabilities, the first one first."""
+
+    image: str
+    classes: list[tuple[str, float]]
+
+
+def predict(
+    classifier: Classifier, paths: Sequence[Path], top: int
+) -> Iterator[Prediction | ValueError]:
+    """Classify image files batch by batch; what can't be read gives an error instead."""
+    for start in range(0, len(paths), BATCH_SIZE):
+        images = {}
+        for path in paths[start : start + BATCH_SIZE]:
+            try:
+                images[path] = read_image(path)
+            except ValueError as error:
+                yield error
+        if images:
+            best = classifier(torch.stack(list(images.values()))).topk(top)
+            for path, probabilities, indices in zip(
+                images, best.values.tolist(), best.indices.tolist(), strict=True
+            ):
+                names = [classifier.classes[index] for index in indices]
+                yield Prediction(str(path), list(zip(names, probabilities, strict=True)))

@@ -1,0 +1,184 @@
+"""Starts Python processes as forks of one that has the libraries loaded.
+
+A real process needs five seconds to import torch and Lightning; a fork needs none. `forks` gives a
+program that is called like Python (``-c``, ``-m`` or a file, with arguments) and that hands its
+arguments, folder, environment and streams over to a server, which forks a process for each. That
+process imports this project's modules itself, ends as any Python process does, gets the signals
+that the program gets, and is killed with it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from socket import AF_UNIX
+from types import ModuleType
+
+LIBRARIES = (
+    "hydra.main", "jinja2", "lightning", "matplotlib.figure", "msgspec", "psutil",
+    "safetensors.torch", "scipy.stats", "sklearn.datasets", "tabulate",
+    "tensorboard.backend.event_processing.event_accumulator", "torch.utils.flop_counter",
+    "torch.utils.tensorboard", "torchmetrics.classification", "torchvision.transforms.v2", "tqdm",
+)  # fmt: skip
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PROGRAM = """#!{python} -IS
+import json, os, signal, socket, sys
+forwarded = {forwarded}
+signal.pthread_sigmask(signal.SIG_BLOCK, forwarded)
+server = socket.socket(socket.AF_UNIX)
+server.connect({address!r})
+request = json.dumps([sys.argv, os.getcwd(), dict(os.environ)]).encode()
+socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
+server.sendall(request)
+process = int.from_bytes(server.recv(8), "big")
+for number in forwarded:
+    signal.signal(number, lambda number, _: os.kill(process, number))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, forwarded)
+status = int.from_bytes(server.recv(8), "big", signed=True)
+if status < 0:
+    signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+    os.kill(os.getpid(), -status)
+os._exit(status)
+"""
+
+
+@contextmanager
+def forks() -> Iterator[Path]:
+    """Start the server; yield the program. It has to be called with its three streams open."""
+    with tempfile.TemporaryDirectory(prefix="forks-") as folder, socket.socket(AF_UNIX) as listener:
+        address, program = f"{folder}/server", Path(folder, "python")
+        listener.bind(address)
+        listener.listen()
+        forwarded = list(map(int, FORWARDED))
+        program.write_text(
+            PROGRAM.format(python=sys.executable, forwarded=forwarded, address=address)
+        )
+        program.chmod(0o755)
+        with subprocess.Popen(
+            [sys.executable, __file__, str(listener.fileno())],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[listener.fileno()],
+        ):  # fmt: skip
+            yield program  # at the end the server's input is closed, which ends it, too
+
+
+def serve(listener: socket.socket) -> tuple[list[str], Path]:
+    """Fork for every request; return in the forked process, with its arguments and the program.
+
+    Between the server and each of these there is a process that waits for its end or the client's.
+    """
+    while True:
+        ready, _, _ = select.select([listener, sys.stdin], [], [])
+        if sys.stdin in ready:
+            with suppress(ChildProcessError):
+                while True:
+                    os.wait()
+            os._exit(0)
+        client, _ = listener.accept()
+        if os.fork():
+            client.close()
+            with suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            continue
+        listener.close()
+        size, streams, *_ = socket.recv_fds(client, 8, 3)
+        with client.makefile("rb") as stream:
+            request = json.loads(stream.read(int.from_bytes(size, "big")))
+        process = os.fork()
+        if process == 0:
+            client.close()
+            return become(*request, streams)
+        for number in streams:
+            os.close(number)
+        client.sendall(process.to_bytes(8, "big"))
+        if client in select.select([os.pidfd_open(process), client], [], [])[0]:
+            os.kill(process, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        with suppress(BrokenPipeError):
+            client.sendall(status.to_bytes(8, "big", signed=True))
+        os._exit(0)
+
+
+def become(
+    argv: list[str], folder: str, environment: dict[str, str], streams: list[int]
+) -> tuple[list[str], Path]:
+    """Take over what a client had when it called; return the arguments and the program."""
+    import torch
+
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    tempfile.tempdir = None  # as TMPDIR says now
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    return argv[1:], Path(argv[0])
+
+
+def run(kind: str, *arguments: str) -> None:
+    """Do what Python does with these arguments."""
+    if kind == "-c":
+        code, *arguments = arguments
+        sys.path.insert(0, "")
+        sys.argv = ["-c", *arguments]
+        module = sys.modules["__main__"] = ModuleType("__main__")
+        exec(compile(code, "<string>", "exec"), vars(module))
+    elif kind == "-m":
+        name, *arguments = arguments
+        sys.path.insert(0, str(Path.cwd()))
+        sys.argv = [name, *arguments]
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    else:
+        sys.path.insert(0, str(Path(kind).resolve().parent))
+        sys.argv = [kind, *arguments]
+        runpy.run_path(kind, run_name="__main__")
+
+
+def main() -> None:
+    """Serve; in a fork, run what was asked for, and end without taking the libraries apart."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the tests' own Ctrl-C
+    gc.disable()
+    for name in LIBRARIES:
+        import_module(name)
+    gc.freeze()
+    gc.enable()
+    arguments, program = serve(socket.socket(fileno=int(sys.argv[1])))
+    sys.executable = str(program)
+    status = 0
+    try:
+        run(*arguments)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else bool(end.code)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        status = 1
+        traceback.print_exc()
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    del sys.path[0]  # the tests' folder
+    main()
