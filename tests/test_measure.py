@@ -31,12 +31,11 @@ from cifar_lightning.benchmark.measure import measure, measure_missing
 from cifar_lightning.benchmark.measurements import new_measurement
 from cifar_lightning.cli import measure as measure_command
 from cifar_lightning.config import protocols
-from cifar_lightning.runs import recipes
 from cifar_lightning.runs.benchmark import BenchmarkRecord, measured_before
 from cifar_lightning.runs.candidate import REFERENCES
 from cifar_lightning.runs.identity import run_name
 from cifar_lightning.runs.latency import Relative
-from cifar_lightning.runs.measurement import Measurement
+from cifar_lightning.runs.measurement import RECIPE_VERSIONS, Measurement, recipe
 from cifar_lightning.runs.paired import difference
 from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import Run
@@ -539,7 +538,7 @@ def test_a_measurement_by_an_earlier_recipe_is_taken_again(outputs, monkeypatch)
     assert measurement.environment.machine.processor.slug == measurement.hardware
     spec = BenchmarkSpec(["fp32"], [1], "quick")
     assert not measure_missing([folder], spec, CPU, outputs, RunData())
-    monkeypatch.setitem(recipes.VERSIONS, "fp32", 2)
+    monkeypatch.setitem(RECIPE_VERSIONS, "fp32", 2)
     (again,) = measure_missing([folder], spec, CPU, outputs, RunData())
     assert again.recipe == {"fp32": 2}
     assert again.candidate != measurement.candidate
@@ -549,8 +548,8 @@ def test_engines_are_what_executes_a_variant():
     assert set(registry.engines("fp32")) == {"torch"}
     pytest.importorskip("onnxruntime")
     assert registry.engines("int8")["onnxruntime"]
-    assert set(recipes.VERSIONS) <= set(registry.PARTS)
-    assert recipes.recipe("fused+int8") == {"fused": 1, "int8": 2}
+    assert set(RECIPE_VERSIONS) <= set(registry.PARTS)
+    assert recipe("fused+int8") == {"fused": 1, "int8": 2}
 
 
 def test_calibration_shows_every_class_and_no_test_image(outputs):
