@@ -16,8 +16,10 @@ from safetensors.torch import save
 from test_results import MEASUREMENT, RUN, place
 
 from cifar_lightning.benchmark.load import build_network, load_backbone, load_data
-from cifar_lightning.comparison import collect, columns, report, section, tensorboard, verdict
+from cifar_lightning.comparison import collect, columns, section, tensorboard, verdict
+from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.publish import publish
+from cifar_lightning.comparison.records import Records
 from cifar_lightning.deploy.classifier import load
 from cifar_lightning.deploy.export import FORMATS, Agreement, card
 from cifar_lightning.errors import UserError
@@ -110,14 +112,15 @@ def read_by_all(outputs, folder, config):
     assert len(others) == 1
     assert others[0].lat_mean_ms == MEASUREMENT.latency.mean_ms
     assert find_run(outputs, "other").name == RUN.name
-    found = collect.compare(recorded)
+    found = collect.compare(Records(recorded), Need(85.0))
     assert any(
         entry.label == "other"
         for leaderboard in found.leaderboards
         for entry in leaderboard.entries
     )
     for leaderboard in found.leaderboards:
-        verdict.verdict(leaderboard, 85.0)
+        for threads in leaderboard.threads:
+            verdict.verdict(leaderboard, threads, Need(85.0))
         list(section._change_lines(leaderboard))
         columns.in_order(leaderboard, "test_acc")
     section.unranked_lines(found)
@@ -344,7 +347,7 @@ def test_a_copied_run_is_one_row(outputs, folder, caplog):
     assert [row.run for row in rows].count(folder.name) == 2  # its two variants
     line = f"{copy} is left out: it holds a copy of the run {folder.name}"
     assert line in caplog.messages
-    assert line in [line for one in report.read([outputs]) for line in one.damaged]
+    assert line in Records.read([outputs]).damaged
     assert find_run(outputs, "tiny") == folder
     # By its path it can be read, wherever it lies, and the outputs can move as a whole.
     assert find_run(outputs, str(copy)) == copy
