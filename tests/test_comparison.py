@@ -407,7 +407,8 @@ def test_one_change_and_its_effect():
     assert "size" not in effect(found, place)
     # Another training run of the same network executes alike.
     plans = entry("a", 90, 1.0, **same), entry("b", 95, 1.0, epochs=9, **same)
-    found = leaderboard(*plans, records=[benchmark([(of_run(plans[0].run), 1.0)])])
+    record = benchmark([(of_run(plans[0].run), 1.0)])
+    found = leaderboard(*plans, records=[record], baseline="a")
     (only,) = found.entries
     (other,) = [group for group in only.groups if group.label == "b"]
     told = effect(found, (only, other))
