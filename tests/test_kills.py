@@ -36,7 +36,7 @@ MOMENTS = {
     ),
     "while the weights are written": ("system.files os.fsync weights", 1, "before", 4),
     "in testing": ("training.module ImageClassifier.test_step", 1, "after", 4),
-    "while measuring": ("benchmark.measure measure_latency", 1, "before", None),
+    "while measuring": ("benchmark.session interleave", 1, "before", None),
     "when it is measured": ("runs.measurement write_atomically measurements", 1, "after", None),
     "while the table is replaced": ("runs.views write_atomically results", 1, "before", None),
 }  # fmt: skip
