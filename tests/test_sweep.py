@@ -31,7 +31,12 @@ def runs(outputs):
 
 
 def job(tmp_path, name="net-sgd-cosine-e1-s0-00000000", **trainer):
-    settings = {"benchmark": {"variants": []}, "trainer": trainer, "outputs": str(tmp_path), "rerun": True}
+    settings = {
+        "benchmark": {"variants": []},
+        "trainer": trainer,
+        "outputs": str(tmp_path),
+        "rerun": True,
+    }
     folder = tmp_path / "runs" / name
     folder.mkdir(parents=True, exist_ok=True)
     return jobs.Job(("epochs=1",), name, settings, folder)
