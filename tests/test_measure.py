@@ -172,7 +172,7 @@ def test_weights_that_change_the_latency_make_candidates_of_their_own(again, out
     def block(self, call, count, discarded=0):
         found = real(self, call, count, discarded)
         # What the twin's network takes, by what its call holds.
-        slower = 2.0 if call_of_the_twin(call) else 1.0
+        slower = 50.0 if call_of_the_twin(call) else 1.0  # however noisy the machine is
         return replace(found, calls_ms=[slower * ms for ms in found.calls_ms])
 
     def call_of_the_twin(call):
@@ -191,7 +191,7 @@ def test_weights_that_change_the_latency_make_candidates_of_their_own(again, out
     ours, theirs = map(only_measurement, (folder, twin))
     assert ours.candidate != theirs.candidate
     assert ours.benchmark == theirs.benchmark == record.id
-    assert theirs.relative.centre > 1.5 * ours.relative.centre
+    assert theirs.relative.centre > 5 * ours.relative.centre
 
 
 def scaled(factor):
