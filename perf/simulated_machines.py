@@ -20,10 +20,10 @@ from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
-from cifar_lightning.benchmark.rounds import rounds_needed
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from cifar_lightning.benchmark.rounds import rounds_needed
 from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.runs.paired import CONFIDENCE, Difference, difference
 
@@ -116,7 +116,8 @@ def interleaved(machine: Machine, rng: np.random.Generator) -> tuple[list[Differ
     for rounds in (*takewhile(lambda look: look < most, protocol.looks), most):
         if rounds_needed(means[:rounds].T.tolist(), enough, 0, protocol) <= rounds:
             break
-    return [difference(means[:rounds, i], means[:rounds, 0]) for i in (1, 2)], rounds
+    reference, *others = means[:rounds].T.tolist()
+    return [difference(one, reference) for one in others], rounds
 
 
 def separate(machine: Machine, rng: np.random.Generator) -> tuple[list[Difference], int]:
@@ -185,9 +186,9 @@ def plot(rows: dict[str, tuple[Coverage, Coverage]], streams: int, path: Path) -
             axes.text(value + 0.8, place, f"{value:.1f}", va="center", fontsize=9)
     axes.axvline(92, color="black", linestyle="--", linewidth=1)
     axes.set_yticks(places, list(rows))
-    axes.set_xlim(0, 108)
+    axes.set_xlim(0, 112)
     axes.set_xlabel(f"95 % intervals that hold the truth (%); {streams:,} streams a kind; goal 92")
-    axes.legend(loc="lower left", fontsize=9)
+    figure.legend(loc="outside upper right", ncols=2, fontsize=9, frameon=False)
     figure.savefig(path, dpi=150)
 
 

@@ -1,0 +1,291 @@
+"""Does a benchmark tell apart what differs, and only that? A hundred of them, on this machine.
+
+    python -m perf.ranking                     # 1.5 hours; the same command goes on
+    python -m perf.ranking benchmarks=10       # fewer
+    python -m perf.ranking folder=docs/results/ranking benchmarks=0    # only the tables
+
+Every benchmark runs in a fresh process, every second one beside a program that burns a core for
+random stretches, and leaves one file. Six candidates: MobileNetV3-Small with two values of dropout,
+which are two configurations of equal cost, in eager PyTorch and again under ONNX Runtime; and twice
+the same network behind extra element-wise operations that cost about 2 and 3 %. A pilot finds how
+many those are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cifar_lightning.benchmark.candidates import Source, references
+from cifar_lightning.benchmark.record import record_of
+from cifar_lightning.benchmark.session import time_here
+from cifar_lightning.config.protocols import PROTOCOLS
+from cifar_lightning.models.mobilenet import mobilenet_v3_small
+from cifar_lightning.runs.benchmark import BenchmarkRecord, Candidate
+from cifar_lightning.runs.recipes import recipe
+from cifar_lightning.system.files import write_atomically
+from cifar_lightning.system.openmp_waiting import computing
+from cifar_lightning.variants import registry
+
+FOLDER = Path("outputs/ranking")
+BENCHMARKS = 100
+PILOT = 40  # operations
+EXTRA = {"2 % slower": 2.0, "3 % slower": 3.0}
+STRETCHES_S = (1.0, 10.0)  # in which a core is burnt, and in which it is not
+EAGER, ONNX = "equal, eager", "equal, ONNX Runtime"
+
+
+class Slowed(nn.Module):
+    """A network behind operations that do nothing of use."""
+
+    def __init__(self, network: nn.Module, operations: int) -> None:
+        super().__init__()
+        self.network, self.operations = network, operations
+
+    def forward(self, images: Tensor) -> Tensor:
+        for _ in range(self.operations):
+            images = images * 1.0
+        logits: Tensor = self.network(images)
+        return logits
+
+
+def network(dropout: float, operations: int) -> nn.Module:
+    """Build MobileNetV3-Small at output stride 8."""
+    built = mobilenet_v3_small(10, 8, 1.0, dropout, 0.1, 1e-5)
+    return Slowed(built, operations) if operations else built
+
+
+def source(label: str, variant: str, dropout: float, operations: int = 0) -> Source:
+    """Make a candidate of random weights."""
+    model = {
+        "_target_": "perf.ranking.network",
+        "dropout": dropout,
+        "operations": operations,
+    }
+    made = Candidate(
+        "candidate", label, label, model, variant, recipe(variant), registry.engines(variant), 1
+    )
+    return Source(made)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one benchmark said of one pair.
+
+    Attributes:
+        percent: How much slower the second candidate is than the first.
+        apart: Whether they were told apart, in either direction.
+        slower: Whether the second was called slower.
+    """
+
+    percent: float
+    half_width: float
+    apart: bool
+    slower: bool
+
+
+@dataclass(frozen=True)
+class One:
+    """What one benchmark said."""
+
+    number: int
+    busy: bool
+    started: str
+    processor: str
+    operations: dict[str, int]
+    rounds: int
+    ended: str
+    seconds: float
+    noise_floor_percent: float
+    relative: dict[str, float]
+    pairs: dict[str, Found]
+
+
+def benchmark(number: int, busy: bool, operations: dict[str, int]) -> One:
+    """Run one benchmark in this process."""
+    pairs = {
+        EAGER: (source("a", "fp32", 0.2), source("b", "fp32", 0.3)),
+        ONNX: (source("a", "onnx", 0.2), source("b", "onnx", 0.3)),
+    }
+    extra = {name: source(name, "fp32", 0.2, count) for name, count in operations.items()}
+    sources = [one for pair in pairs.values() for one in pair] + [*extra.values()]
+    groups = [[one] for one in (*sources, *references(torch.device("cpu")))]
+    start, began = time.perf_counter(), datetime.now(UTC)
+    protocol, device = PROTOCOLS["full"], torch.device("cpu")
+    with computing(), burner(number) if busy else nullcontext():
+        timed = time_here(groups, device, protocol, number, no_images)
+    assert not timed.failures, timed.failures
+    record = record_of(f"ranking-{number}", began, "full", device, [timed])
+    numbers = {(one.label, one.variant): index for index, one in enumerate(record.candidates)}
+    plain = numbers["a", "fp32"]
+    return One(
+        number=number,
+        busy=busy,
+        started=record.started,
+        processor=record.environment.machine.processor.title,
+        operations=operations,
+        rounds=len(record.sessions[0].rounds),
+        ended=record.ended,
+        seconds=round(time.perf_counter() - start, 1),
+        noise_floor_percent=percent(record.noise_floor.centre),
+        relative={
+            f"{one.label} {one.variant}": round(math.exp(record.relative(index).centre), 5)
+            for index, one in enumerate(record.candidates)
+            if one.role == "candidate"
+        },
+        pairs={
+            EAGER: found(record, plain, numbers["b", "fp32"]),
+            ONNX: found(record, numbers["a", "onnx"], numbers["b", "onnx"]),
+            **{name: found(record, plain, numbers[name, "fp32"]) for name in extra},
+        },
+    )
+
+
+def found(record: BenchmarkRecord, first: int, second: int) -> Found:
+    """Compare two candidates by the very rule that a verdict uses."""
+    one = record.difference(second, first)
+    slower = record.slower(second, first)
+    return Found(
+        percent(one.centre),
+        percent((one.high - one.low) / 2),
+        slower or record.slower(first, second),
+        slower,
+    )
+
+
+def percent(log: float) -> float:
+    """Tell how much slower something is, of the logarithm of the ratio."""
+    return round(100 * math.expm1(log), 3)
+
+
+def no_images(folder: Path | None) -> Tensor:
+    """No candidate here is calibrated."""
+    raise AssertionError(folder)
+
+
+@contextmanager
+def burner(seed: int) -> Iterator[None]:
+    """Keep a core busy by another process, for random stretches."""
+    program = (
+        "import random, time\n"
+        f"draw = random.Random({seed})\n"
+        "while True:\n"
+        f"    end = time.monotonic() + draw.uniform{STRETCHES_S}\n"
+        "    while time.monotonic() < end: pass\n"
+        f"    time.sleep(draw.uniform{STRETCHES_S})\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def read(folder: Path) -> list[One]:
+    """Read what has been measured so far."""
+    ones = []
+    for path in sorted(folder.glob("[0-9]*.json")):
+        content: dict[str, Any] = json.loads(path.read_text())
+        content["pairs"] = {name: Found(**pair) for name, pair in content["pairs"].items()}
+        ones.append(One(**content))
+    return ones
+
+
+def fresh(*arguments: str) -> None:
+    """Run this module in a process of its own."""
+    subprocess.run([sys.executable, "-m", "perf.ranking", *arguments], check=True)
+
+
+def pilot(folder: Path) -> dict[str, int]:
+    """Find how many operations cost as much as they should."""
+    path = folder / "pilot.json"
+    if not path.exists():
+        fresh(f"one={path}", "number=0", "busy=0", f"operations={json.dumps({'pilot': PILOT})}")
+    each = json.loads(path.read_text())["pairs"]["pilot"]["percent"] / PILOT
+    return {name: round(wanted / each) for name, wanted in EXTRA.items()}
+
+
+def tables(ones: list[One]) -> str:
+    """Draw what was found, the quiet benchmarks and the others apart, for each processor."""
+    lines = []
+    for processor in sorted({one.processor for one in ones}):
+        here = [one for one in ones if one.processor == processor]
+        kinds = {"quiet": [one for one in here if not one.busy]}
+        kinds |= {"beside a burner": [one for one in here if one.busy], "all": here}
+        counts = sorted({tuple(one.operations.items()) for one in here})
+        lines += [f"{processor}; extra operations: {counts}", ""]
+        lines += [
+            "| pair | machine | benchmarks | told apart | found slower | difference: mean "
+            "| std between processes | half width, median | rounds, median |",
+            "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for name in (EAGER, ONNX, *EXTRA):
+            for kind, some in kinds.items():
+                pairs = [one.pairs[name] for one in some if name in one.pairs]
+                if len(pairs) < 2:
+                    continue
+                values = [pair.percent for pair in pairs]
+                lines.append(
+                    f"| {name} | {kind} | {len(pairs)} | {sum(pair.apart for pair in pairs)} "
+                    f"| {sum(pair.slower for pair in pairs)} | {statistics.fmean(values):+.2f} % "
+                    f"| {statistics.stdev(values):.2f} % "
+                    f"| {statistics.median(pair.half_width for pair in pairs):.2f} % "
+                    f"| {statistics.median(one.rounds for one in some):.0f} |"
+                )
+        lines += ["", *three_processes(here), ""]
+    return "\n".join(lines)
+
+
+def three_processes(ones: list[One]) -> Iterator[str]:
+    """Say how well the first three quiet processes agree."""
+    three = [one for one in ones if not one.busy][:3]
+    if len(three) < 3:
+        return
+    equal = [abs(one.pairs[name].percent) for one in three for name in (EAGER, ONNX)]
+    yield f"Three fresh processes: equal networks differ by at most {max(equal):.2f} % (goal 3);"
+    spreads = {
+        name: 100 * (max(values) / min(values) - 1)
+        for name in three[0].relative
+        if (values := [one.relative[name] for one in three])
+    }
+    name, worst = max(spreads.items(), key=lambda item: item[1])
+    yield f"a candidate's three relative latencies by at most {worst:.2f} % ({name}; goal 5)."
+
+
+def main(arguments: list[str]) -> None:
+    """Measure what is missing, one process a benchmark, and print the tables."""
+    given = dict(argument.split("=", 1) for argument in arguments)
+    if "one" in given:
+        number, busy = int(given["number"]), bool(int(given["busy"]))
+        one = benchmark(number, busy, json.loads(given["operations"]))
+        write_atomically(Path(given["one"]), json.dumps(asdict(one), indent=1) + "\n")
+        return
+    folder, wanted = Path(given.get("folder", FOLDER)), int(given.get("benchmarks", BENCHMARKS))
+    folder.mkdir(parents=True, exist_ok=True)
+    if wanted:
+        operations = json.dumps(pilot(folder))
+    for number in range(1, wanted + 1):
+        if not (path := folder / f"{number:03}.json").exists():
+            fresh(
+                f"one={path}", f"number={number}", f"busy={number % 2}", f"operations={operations}"
+            )
+            print(f"{number} of {wanted}", file=sys.stderr, flush=True)
+    print(tables(read(folder)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
