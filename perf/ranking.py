@@ -62,23 +62,25 @@ class Slowed(nn.Module):
         return logits
 
 
-def network(dropout: float, operations: int) -> nn.Module:
-    """Build MobileNetV3-Small at output stride 8."""
-    built = mobilenet_v3_small(10, 8, 1.0, dropout, 0.1, 1e-5)
-    return Slowed(built, operations) if operations else built
+@dataclass(frozen=True)
+class Made(Source):
+    """MobileNetV3-Small at output stride 8, with random weights, behind operations."""
+
+    def build(self) -> nn.Module:
+        """Build it as its candidate says."""
+        torch.manual_seed(0)
+        built = mobilenet_v3_small(10, 8, 1.0, self.candidate.model["dropout"], 0.1, 1e-5)
+        operations = self.candidate.model["operations"]
+        return (Slowed(built, operations) if operations else built).eval()
 
 
 def source(label: str, variant: str, dropout: float, operations: int = 0) -> Source:
     """Make a candidate of random weights."""
-    model = {
-        "_target_": "perf.ranking.network",
-        "dropout": dropout,
-        "operations": operations,
-    }
+    model = {"dropout": dropout, "operations": operations}
     made = Candidate(
         "candidate", label, label, model, variant, recipe(variant), registry.engines(variant), 1
     )
-    return Source(made)
+    return Made(made)
 
 
 @dataclass(frozen=True)
