@@ -5,7 +5,7 @@ ARGS ?=
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train test test-slow gpu-check perf perf-long report docs lint tensorboard clean
+.PHONY: help setup demo train test test-slow gpu-check perf perf-long bench-latency report docs lint tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -41,6 +41,9 @@ perf: setup ## measure input, overhead, training and start-up, on a quiet machin
 
 perf-long: setup ## time to 80 % and 85 % against the baseline recipe: about 2 hours, ARGS="data=..."
 	$(BIN)/python -m perf.time_to_accuracy experiment=b1_progressive epochs=18 $(ARGS)
+
+bench-latency: setup ## a hundred benchmarks: what is told apart, and what should be; 1.5 hours, the same command goes on
+	$(BIN)/python -m perf.ranking $(ARGS)
 
 report: setup ## compare all runs: tables, plots and outputs/report/index.html
 	$(BIN)/python -m cifar_lightning.report $(ARGS)
