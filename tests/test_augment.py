@@ -1,21 +1,26 @@
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from hydra.utils import instantiate
 from torchvision.transforms import v2
 
 from cifar_lightning.data.augmentation import (
+    AlternatingFlip,
     Cutout,
     Kind,
-    ProgressiveResize,
     RandomCrop,
     RandomHorizontalFlip,
+    RandomRotation,
     kind,
 )
+from cifar_lightning.data.color import ColorJitter, RandomSharpness
 from cifar_lightning.data.digits import DigitsDataModule
 from cifar_lightning.data.images import BatchIndices, ImageBatches
 from cifar_lightning.data.module import Length
+from cifar_lightning.data.progressive import GrowingMixUp, ProgressiveResize
 
 GREY = [0.5, 0.25, 1.0]
 
@@ -26,14 +31,16 @@ def images():
     return torch.randint(256, (512, 3, 8, 8), dtype=torch.uint8, generator=generator)
 
 
-def test_each_crop_is_a_window_of_its_padded_image(images):
+@pytest.mark.parametrize(
+    ("mode", "numpys"), [(None, "constant"), ("reflect", "reflect"), ("replicate", "edge")]
+)
+def test_each_crop_is_a_window_of_its_padded_image(images, mode, numpys):
     torch.manual_seed(1)
-    cropped = RandomCrop(2)(images)
+    cropped = RandomCrop(2, mode)(images)
     torch.manual_seed(1)
     offsets = torch.randint(5, (2, len(images)))
     for index, image in enumerate(images):
-        padded = torch.zeros(3, 12, 12, dtype=torch.uint8)
-        padded[:, 2:10, 2:10] = image
+        padded = torch.from_numpy(np.pad(image.numpy(), ((0, 0), (2, 2), (2, 2)), numpys))
         top, left = offsets[0, index], offsets[1, index]
         assert torch.equal(cropped[index], padded[:, top : top + 8, left : left + 8])
 
@@ -61,7 +68,126 @@ def test_certain_flips(images, p, expected):
     assert torch.equal(RandomHorizontalFlip(p)(images), images.flip(3) if expected else images)
 
 
-@pytest.mark.parametrize("transform", [RandomCrop(4), RandomHorizontalFlip(0.5), Cutout(3, GREY)])
+def test_flips_alternate():
+    """Two epochs show each image both ways; a random half first, whatever the batches are."""
+    ramp = torch.arange(8, dtype=torch.uint8).expand(2000, 3, 8, 8)
+    flip, indices = AlternatingFlip(), torch.randperm(50_000)[:2000]
+
+    def mirrored(epoch, seed=0):
+        flipped = flip(ramp, indices, epoch, seed)
+        found = (flipped == ramp.flip(3)).flatten(1).all(1)
+        assert torch.equal(~found, (flipped == ramp).flatten(1).all(1))
+        return found
+
+    first = mirrored(0)
+    assert abs(first.float().mean() - 0.5) < 0.06  # 5 standard deviations
+    assert torch.equal(first, ~mirrored(1))
+    assert torch.equal(first, mirrored(2))
+    alone = [bool((flip(ramp[:1], one[None], 0, 0) != ramp[:1]).any()) for one in indices[:50]]
+    assert alone == first[:50].tolist()
+    for seed in (1, 2):
+        assert abs((mirrored(0, seed) == first).float().mean() - 0.5) < 0.06
+    neighbours = flip(ramp, torch.arange(2000), 0, 0)[:, 0, 0, 0].float()
+    assert abs(torch.corrcoef(torch.stack([neighbours[1:], neighbours[:-1]]))[0, 1]) < 0.12
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_flips_alternate_from_epoch_to_epoch_of_a_training(workers, resolved):
+    """By the image's place in the data set, though each epoch has an order of its own."""
+    config, _ = resolved("data=digits", "augment=flip_alternating", "batch_size=300")
+    settings = {k: v for k, v in config["data"].items() if k != "_target_"}
+    settings["num_workers"] = workers
+    data = DigitsDataModule(augment={"flip": AlternatingFlip()}, **settings)
+    pixels = data.images.train.images
+    numbers = torch.arange(len(pixels), dtype=torch.int32)
+    ramp = torch.arange(32, dtype=torch.uint8).expand(len(pixels), 32)
+    marked = torch.stack(
+        [ramp, *(numbers.view(-1, 1).expand(-1, 32) >> b & 255 for b in (0, 8))], 1
+    )
+    pixels.copy_(marked[:, :, None, :].expand_as(pixels))
+    loader, seen = data.loader("train"), []
+    for epoch in range(3):
+        loader.sampler.set_epoch(epoch)
+        batches = torch.cat([images for images, _ in loader])
+        index = batches[:, 1, 0, 0].long() + 256 * batches[:, 2, 0, 0].long()
+        seen.append(dict(zip(index.tolist(), (batches[:, 0, 0, 0] > 0).tolist(), strict=True)))
+    for before, after, same in ((0, 1, False), (1, 2, False), (0, 2, True)):
+        both = seen[before].keys() & seen[after].keys()
+        assert len(both) > 500
+        assert all((seen[before][one] == seen[after][one]) is same for one in both)
+
+
+def test_rotation_turns_about_the_centre_by_at_most_so_much():
+    """A bright dot moves along a circle, by angles that reach the limit and not beyond."""
+    images = torch.zeros(3000, 3, 33, 33, dtype=torch.uint8)
+    images[:, :, 15:18, 25:28] = 255  # 10 pixels right of the centre
+    torch.manual_seed(0)
+    turned = RandomRotation(30)(images).float()[:, 0]
+    position = torch.arange(33.0) - 16
+    total = turned.sum((1, 2))
+    x = (turned.sum(1) @ position) / total
+    y = (turned.sum(2) @ position) / total
+    assert (torch.hypot(x, y) - 10).abs().max() < 0.3
+    degrees = torch.rad2deg(torch.atan2(y, x))
+    assert degrees.abs().max() < 31
+    assert degrees.min() < -29
+    assert degrees.max() > 29
+    assert degrees.mean().abs() < 1.6  # 5 standard deviations
+    assert torch.equal(RandomRotation(0)(images[:2]), images[:2])
+
+
+def test_sharpness_is_torchvisions_with_a_factor_for_each_image(images):
+    torch.manual_seed(3)
+    changed = RandomSharpness(0.5)(images)
+    torch.manual_seed(3)
+    factors = 1 + 0.5 * (2 * torch.rand(len(images), 1, 1) - 1)
+    for index in range(20):
+        expected = v2.functional.adjust_sharpness(images[index], float(factors[index]))
+        # It rounds the blurred image and cuts off where we round.
+        assert (changed[index].int() - expected.int()).abs().max() <= 2
+    assert torch.equal(RandomSharpness(0)(images), images)
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_color_jitter_is_torchvisions_with_a_factor_for_each_image(images, name):
+    images = images // 4 + 90  # nothing is cut off
+    jitter = ColorJitter(**{"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, name: 0.3})
+    torch.manual_seed(4)
+    changed = jitter(images)
+    torch.manual_seed(4)
+    draws = [1 + 0.3 * (2 * torch.rand(len(images)) - 1) for _ in range(3)]
+    factors = draws[["brightness", "contrast", "saturation"].index(name)]
+    adjust = getattr(v2.functional, f"adjust_{name}")
+    for index in range(20):
+        expected = adjust(images[index], float(factors[index]))
+        assert (changed[index].int() - expected.int()).abs().max() <= 2
+    assert (changed != images).flatten(1).any(1).float().mean() > 0.9
+
+
+def test_hue_turns_colours_and_leaves_greys():
+    grey = torch.arange(0, 250, 10, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+    jitter = ColorJitter(brightness=0, contrast=0, saturation=0, hue=0.5)
+    assert torch.equal(jitter(grey), grey)
+    colour = torch.tensor([150, 100, 80], dtype=torch.uint8).view(1, 3, 1, 1).expand(500, 3, 2, 2)
+    turned = jitter(colour).float()
+    assert (turned.mean(1) - 110).abs().max() < 1
+    assert (turned.std(1) - colour[0].float().std(0)[0, 0]).abs().max() < 1  # as colourful
+    assert len(turned[:, :, 0, 0].unique(dim=0)) > 50
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        RandomCrop(4),
+        RandomCrop(4, "reflect"),
+        RandomCrop(9, "reflect"),  # more than the image has
+        RandomHorizontalFlip(0.5),
+        Cutout(3, GREY),
+        RandomRotation(15),
+        RandomSharpness(0.5),
+        ColorJitter(0.1, 0.1, 0.1, 0.02),
+    ],
+)
 def test_the_seed_decides_and_the_input_stays(images, transform):
     before = images.clone()
     torch.manual_seed(5)
@@ -77,6 +203,20 @@ def test_bad_arguments():
         RandomCrop(-1)
     with pytest.raises(ValueError, match=r"p=1\.5"):
         RandomHorizontalFlip(1.5)
+    with pytest.raises(ValueError, match="mode=zeros"):
+        RandomCrop(1, "zeros")
+    with pytest.raises(ValueError, match="degrees=181"):
+        RandomRotation(181)
+    with pytest.raises(ValueError, match="strength=-1"):
+        RandomSharpness(-1)
+    with pytest.raises(ValueError, match="contrast=-1"):
+        ColorJitter(0, -1, 0, 0)
+    with pytest.raises(ValueError, match=r"hue=0\.6"):
+        ColorJitter(0, 0, 0, 0.6)
+    with pytest.raises(ValueError, match="alpha=0"):
+        GrowingMixUp(0, 0.5, 10)
+    with pytest.raises(ValueError, match="until=2"):
+        GrowingMixUp(0.2, 2, 10)
     with pytest.raises(ValueError, match="size=0"):
         Cutout(0, GREY)
     with pytest.raises(ValueError, match="fill="):
@@ -114,7 +254,17 @@ OPTIONS = {
     "mixup": Kind.MIXING,
     "cutmix": Kind.MIXING,
     "progressive": Kind.PROGRESSIVE,
+    "flip_alternating": Kind.INDEXED,
+    "rotation": Kind.BATCHED,
+    "sharpness": Kind.BATCHED,
+    "colorjitter": Kind.BATCHED,
+    "mixup_growing": Kind.MIXING_PROGRESSIVE,
 }
+
+
+def test_each_option_is_tested():
+    files = {path.stem for path in (ROOT / "conf" / "augment").glob("*.yaml")}
+    assert files - {"none", "standard"} == OPTIONS.keys()
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -123,9 +273,10 @@ def test_each_option_changes_images(option, resolved, images):
     transform = instantiate(config["augment"][option], _convert_="all")
     assert kind(transform) == OPTIONS[option]
     torch.manual_seed(0)
-    if OPTIONS[option] is Kind.MIXING:
+    if OPTIONS[option] in (Kind.MIXING, Kind.MIXING_PROGRESSIVE):
         labels = torch.arange(len(images)) % 10
-        mixed, shares = transform(images.float(), labels)
+        progress = (1.0,) if OPTIONS[option] is Kind.MIXING_PROGRESSIVE else ()
+        mixed, shares = transform(images.float(), labels, *progress)
         assert shares.shape == (len(images), 10)
         torch.testing.assert_close(shares.sum(1), torch.ones(len(images)))
         assert (shares.max(1).values < 1).any()
@@ -135,6 +286,8 @@ def test_each_option_changes_images(option, resolved, images):
         assert transform(images, 0.0).shape == (len(images), 3, 16, 16)
         assert torch.equal(transform(images, 0.6), images)
         return
+    elif OPTIONS[option] is Kind.INDEXED:
+        changed = (transform(images, torch.arange(512), 0, 0) != images).flatten(1).any(1)
     elif OPTIONS[option] is Kind.PER_IMAGE:
         changed = torch.stack([(transform(i) != i).any() for i in images])
     else:
@@ -185,6 +338,24 @@ def test_mixup_keeps_the_means():
     torch.manual_seed(0)
     mixed, shares = v2.MixUp(alpha=1.0, num_classes=64)(images, torch.arange(64))
     torch.testing.assert_close(mixed[:, 0, 0, 0], shares @ torch.arange(64.0))
+
+
+def test_mixup_grows():
+    """The part that pairs of images share, on average over many draws."""
+    images = torch.arange(64.0)[:, None, None, None].expand(-1, 3, 2, 2)
+    labels = torch.arange(64)
+    mix = GrowingMixUp(alpha=1.0, until=0.5, num_classes=64)
+    assert mix(images, labels, 0.0)[1] is labels
+    torch.manual_seed(0)
+
+    def share(progress):
+        drawn = [mix(images, labels, progress)[1].max(1).values.mean() for _ in range(300)]
+        return 1 - float(torch.stack(drawn).mean())
+
+    assert share(0.05) < share(0.2) < share(0.5)
+    # The smaller one of two parts that are uniform is a quarter on average.
+    assert share(0.5) == pytest.approx(0.25, abs=0.03)
+    assert share(1.0) == pytest.approx(0.25, abs=0.03)
 
 
 def test_cutmix_shares_labels_by_area():

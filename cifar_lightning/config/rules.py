@@ -24,12 +24,15 @@ DERIVED_KEYS = {
     "augment.cutmix.num_classes": "data.num_classes",
     "augment.cutout.fill": "data.mean",
     "augment.mixup.num_classes": "data.num_classes",
+    "augment.mixup_growing.num_classes": "data.num_classes",
     "data.batch_size": "batch_size",
     "data.seed": "seed",
     "model.num_classes": "data.num_classes",
     "trainer.max_epochs": "epochs",
     "trainer.precision": "precision",
 }
+# Options that do the same to an image, or need labels that the other one has mixed.
+EXCLUSIVE_AUGMENTATIONS = (("mixup", "mixup_growing", "cutmix"), ("flip", "flip_alternating"))
 
 
 def _number(holds: Callable[[Any], bool]) -> Callable[[object], bool]:
@@ -125,8 +128,9 @@ def check(config: Mapping[str, Any]) -> None:
     for name in REINSTANTIATED_GROUPS:
         if name in config:
             check_targets(name, config[name])
-    if {"mixup", "cutmix"} <= set(config.get("augment", {})):
-        raise UserError("augment=mixup,cutmix: must be one of them")
+    for alternatives in EXCLUSIVE_AUGMENTATIONS:
+        if len(both := [name for name in alternatives if name in config.get("augment", {})]) > 1:
+            raise UserError(f"augment={','.join(both)}: must be one of them")
     data = config.get("data", {})
     if data.get("device") == "gpu" and data.get("num_workers"):
         raise bad_value("data.num_workers", data["num_workers"], "0 where data.device=gpu")

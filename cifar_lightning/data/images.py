@@ -71,10 +71,11 @@ def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
 
 @dataclass(frozen=True)
 class BatchIndices:
-    """Which images make a batch, and the seed of what is drawn for it while it is made."""
+    """Which images make a batch, the seed of what is drawn for it, and the epoch."""
 
     indices: Tensor
     seed: int
+    epoch: int = 0
 
 
 @dataclass(eq=False)
@@ -85,16 +86,20 @@ class ImageBatches(Dataset[Batch]):
         images: Shape (N, 3, 32, 32), uint8.
         labels: Shape (N,), on the same device, where the indices are expected, too.
         transforms: Of single images, applied in order.
+        indexed: Of the batch before them, called with the images' indices and the epoch.
     """
 
     images: Tensor
     labels: Tensor
     transforms: Sequence[Callable[[Tensor], Tensor]]
+    indexed: Sequence[Callable[[Tensor, Tensor, int], Tensor]] = ()
 
     def __getitem__(self, batch: BatchIndices) -> Batch:
         # `index_select` copies whole images, ten times as fast as indexing, which copies pixels.
         images = self.images.index_select(0, batch.indices)
         labels = self.labels.index_select(0, batch.indices)
+        for by_index in self.indexed:
+            images = by_index(images, batch.indices, batch.epoch)
         if self.transforms:
             transform = v2.Compose(self.transforms)
             # The batch's own seed: the same draws with any number of worker processes.
@@ -146,7 +151,7 @@ class IndexBatches(Sampler[BatchIndices]):
         seed = epoch_seed(self.seed, self.epoch, self.rank)
         batches = order[self.rank :: self.world_size].split(self.batch_size)
         for number, indices in enumerate(batches):
-            yield BatchIndices(indices, seed + number)
+            yield BatchIndices(indices, seed + number, self.epoch)
 
 
 class Normalize:

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -53,9 +53,8 @@ class ImageDataModule(LightningDataModule, ABC):
         seed: Of the training order.
         mean: Per channel, of pixels in [0, 1].
         std: Per channel.
-        augment: Transforms while training. Those of single images come first, then those of
-            uint8 batches, then those that depend on how much of the training is done, then, after
-            normalising, those that mix images; each in order.
+        augment: Transforms while training, in the order of their `Kind`; each kind in the order
+            given.
     """
 
     name: str = field()  # Lightning's class has one: it would be taken for a default
@@ -173,8 +172,14 @@ class ImageDataModule(LightningDataModule, ABC):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
+        indexed = self.transforms(Kind.INDEXED) if training else []
         return DataLoader(
-            ImageBatches(images, labels, self.transforms(Kind.PER_IMAGE) if training else []),
+            ImageBatches(
+                images,
+                labels,
+                self.transforms(Kind.PER_IMAGE) if training else [],
+                [partial(one, seed=self.seed) for one in indexed],
+            ),
             batch_size=None,  # an element is a batch already
             sampler=sampler,
             num_workers=self.num_workers,
@@ -218,4 +223,6 @@ class ImageDataModule(LightningDataModule, ABC):
         images = self.normalize(images)
         for mix in self.transforms(Kind.MIXING):
             images, labels = mix(images, labels)
+        for grow in self.transforms(Kind.MIXING_PROGRESSIVE):
+            images, labels = grow(images, labels, progress)
         return images, labels
