@@ -313,7 +313,6 @@ WRITER = """
 import sys, time
 from dataclasses import replace
 from pathlib import Path
-from pathlib import Path
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import Run
 from cifar_lightning.runs.table import write_table
@@ -328,6 +327,7 @@ print(path, flush=True)
 while True:  # until somebody ends it
     write_table(outputs)
     print("table", flush=True)
+    time.sleep(0.01)  # without a pause the same one would have the lock again and again
 """
 
 
