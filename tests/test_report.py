@@ -304,22 +304,23 @@ def test_plots_of_rows_that_are_gone_are_removed(reported, outputs):
     ]
 
 
-@pytest.mark.parametrize("name", ["index.html", "report.md", "table.csv", "curves.png"])
 @pytest.mark.parametrize("earlier", [False, True])
-def test_what_somebody_else_wrote_is_kept(name, earlier, reported, outputs, tmp_path):
+def test_what_somebody_else_wrote_is_kept(earlier, reported, outputs, tmp_path):
     to = tmp_path / "site"
     to.mkdir()
     if earlier:
         reported(f"to={to}")
-    path = to / name
-    path.write_text("mine")
+    names = ("index.html", "report.md", "table.csv", "curves.png")
+    for name in names:
+        (to / name).write_text(f"my {name}")
     for _ in range(2):
         ended = reported(f"to={to}")
         assert ended.status == 0
-    kept = path.with_name(f"{path.stem}.kept-1{path.suffix}")
-    assert kept.read_text() == "mine"
-    assert path.read_bytes() != b"mine"
-    assert len(list(to.glob("*kept*"))) == 1
+    for path in map(to.joinpath, names):
+        kept = path.with_name(f"{path.stem}.kept-1{path.suffix}")
+        assert kept.read_text() == f"my {path.name}"
+        assert path.read_bytes() != f"my {path.name}".encode()
+    assert len(list(to.glob("*kept*"))) == len(names)
 
 
 def test_no_finished_run(call, tmp_path):

@@ -205,7 +205,7 @@ def test_a_trial_that_kills_the_search_is_not_first_for_ever(tune, monkeypatch):
     assert pretending.rates[3] != pretending.rates[0]
 
 
-def test_a_real_search_goes_on_after_settings_that_cannot_be_trained(tune, outputs):
+def test_a_real_search_goes_on_after_settings_that_cannot_be_trained(tune, outputs, forked):
     only = ("~space.scheduler", "~space.optim", "~space.label_smoothing")
     status, out, err = tune(*only, "+space.batch_size={choices: [64, 5000]}", "n_trials=4")
     assert status == 0, err
