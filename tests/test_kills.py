@@ -3,7 +3,6 @@
 import json
 import operator
 import subprocess
-import sys
 from importlib import import_module
 
 import pytest
@@ -84,8 +83,8 @@ def test_there_is_what_a_process_is_killed_in(where):
     assert callable(operator.attrgetter(name)(import_module(f"cifar_lightning.{module}")))
 
 
-def run(outputs, *arguments, driver=()):
-    command = [sys.executable, *(("-c", DRIVER, *driver) if driver else ("train.py",))]
+def run(python, outputs, *arguments, driver=()):
+    command = [python, *(("-c", DRIVER, *driver) if driver else ("train.py",))]
     return subprocess.run(
         [*command, f"outputs={outputs}", *COMMAND, *arguments],
         cwd=ROOT,
@@ -95,10 +94,10 @@ def run(outputs, *arguments, driver=()):
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory):
+def reference(tmp_path_factory, fork):
     """The same run without a kill; workers don't change its results."""
     outputs = tmp_path_factory.mktemp("reference")
-    done = run(outputs)
+    done = run(fork, outputs)
     assert done.returncode == 0, done.stderr
     return only_run(outputs)
 
@@ -106,14 +105,14 @@ def reference(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed(moment, workers, reference, outputs):
+def test_killed(moment, workers, reference, outputs, fork):
     where, count, when, epochs = MOMENTS[moment]
     setting = f"data.num_workers={workers}"
-    killed = run(outputs, setting, driver=(where, str(count), when))
+    killed = run(fork, outputs, setting, driver=(where, str(count), when))
     assert killed.returncode == -9, killed.stderr
     folder = only_run(outputs)
     assert json.loads((folder / "run.json").read_text())["status"] in ("running", "finished")
-    again = run(outputs, setting)
+    again = run(fork, outputs, setting)
     assert again.returncode == 0, again.stderr
     assert (f"continuing after epoch {epochs}" in again.stdout) == bool(epochs)
     assert ("is finished" in again.stdout) == (epochs is None)
