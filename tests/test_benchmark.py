@@ -200,7 +200,14 @@ def test_what_failed_in_one_process_is_in_no_record():
 def test_weights_that_matter_are_told(ms, apart):
     twin = candidate("check", "twin", run="twin", weights="1" * 64)
     made = record(candidate(), twin, sessions=[steady(1.0, ms, 2.0, 2.0, 4.0)])
-    assert [one.label for one in told_apart(made)] == ["a"] * apart
+    assert told_apart(made) == ({candidate().key} if apart else set())
+    owned = [
+        candidate(label=label, weights=digit * 64, by_weights=True)
+        for label, digit in (("a", "0"), ("twin", "1"))
+    ]
+    again = record(*owned, sessions=[steady(1.0, ms, 2.0, 2.0, 4.0)])
+    assert again.tells_apart(owned[0].key, owned[1].key) == apart
+    assert not again.tells_apart(owned[0].key, "0" * 16)
 
 
 def test_a_measurement_says_what_its_benchmark_does():

@@ -194,6 +194,25 @@ def test_weights_that_change_the_latency_make_candidates_of_their_own(again, out
     assert theirs.relative.centre > 5 * ours.relative.centre
 
 
+def test_what_was_told_apart_once_and_not_again_is_one_candidate(again, outputs, monkeypatch):
+    folder = folder_of(outputs, "A")
+    twin = copy_as(folder, "twin", scaled(1.01))
+    monkeypatch.setattr(measuring, "told_apart", lambda record: {*keys_of(record)})
+    monkeypatch.setattr(BenchmarkRecord, "tells_apart", lambda self, first, second: False)
+    earlier = len(records(outputs))
+    ended = again("run=A,twin")
+    assert ended.status == 0, ended.err
+    first, _ = records(outputs)[earlier:]
+    ours, theirs = map(only_measurement, (folder, twin))
+    assert ours.candidate == theirs.candidate
+    assert ours.benchmark == theirs.benchmark == first.id
+    assert "depends on the weights" not in ended.out
+
+
+def keys_of(record):
+    return [one.key for one in record.candidates]
+
+
 def scaled(factor):
     return lambda weights: weights * factor if weights.is_floating_point() else weights
 

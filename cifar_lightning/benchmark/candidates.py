@@ -136,6 +136,12 @@ def grouped(sources: Iterable[Source]) -> list[list[Source]]:
     return list(groups.values())
 
 
+def keyed(groups: Iterable[list[Source]]) -> Iterator[tuple[str, list[Source]]]:
+    """Yield each group with the key that its candidates share."""
+    for group in groups:
+        yield group[0].candidate.key, group
+
+
 def by_weights(group: Sequence[Source]) -> list[list[Source]]:
     """Make of a candidate one for each file of weights, as they change its latency."""
     return grouped(

@@ -16,6 +16,7 @@ from cifar_lightning.benchmark.candidates import (
     by_weights,
     checks,
     grouped,
+    keyed,
     of_run,
     references,
 )
@@ -136,23 +137,23 @@ def measure(
     record, failures = _benchmark(
         [*groups, *checks(groups)], spec, device, outputs, data, processes, accuracies
     )
-    apart = {one.key for one in told_apart(record)}
-    for group in groups:
-        if (one := group[0].candidate).key in apart:
-            names = ", ".join(source.candidate.label for source in group)
-            log.warning(
-                "%s, %s: the latency of %s depends on the weights; each is a candidate of its own",
-                one.network,
-                one.variant,
-                names,
-            )
-    if apart and record.ended != "stopped":
-        groups = [
-            part
-            for group in groups
-            for part in (by_weights(group) if group[0].candidate.key in apart else [group])
-        ]
-        record, failures = _benchmark(groups, spec, device, outputs, data, processes, accuracies)
+    if (suspects := told_apart(record)) and record.ended != "stopped":
+        # Noise does that once in a while, but hardly twice.
+        split = {key: by_weights(group) for key, group in keyed(groups) if key in suspects}
+        parts = [part for key, group in keyed(groups) for part in split.get(key, [group])]
+        again, more = _benchmark(parts, spec, device, outputs, data, processes, accuracies)
+        pairs = [[part[0].candidate.key for part in of_one[:2]] for of_one in split.values()]
+        if any(again.tells_apart(*pair) for pair in pairs):
+            groups, record, failures = parts, again, more
+            for of_one in split.values():
+                ones = [source.candidate for part in of_one for source in part]
+                log.warning(
+                    "%s, %s: the latency of %s depends on the weights; each is a candidate of its "
+                    "own",
+                    ones[0].network,
+                    ones[0].variant,
+                    ", ".join(one.label for one in ones),
+                )
     everyone = [source for group in groups for source in group]
     written = write_measurements(everyone, record, failures, accuracies)
     return Measured(written, record, [one for one in failures if one.candidate.run is None])

@@ -10,7 +10,6 @@ from cifar_lightning.benchmark.timing import clock_of
 from cifar_lightning.config.protocols import PROTOCOL_VERSION
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.blocks import Round, Session
-from cifar_lightning.runs.candidate import Candidate
 from cifar_lightning.runs.measurement import Environment
 from cifar_lightning.system import environment
 from cifar_lightning.system.devices import device_key, device_name, hardware_slug
@@ -73,18 +72,15 @@ def _renumbered(session: Session, numbers: Sequence[int]) -> Session:
     return Session(order(session.build_order), rounds, session.ended)
 
 
-def told_apart(record: BenchmarkRecord) -> list[Candidate]:
-    """List the candidates whose latency depends on their weights.
+def told_apart(record: BenchmarkRecord) -> set[str]:
+    """List the keys of candidates that another run's weights were told apart from.
 
     By the rule by which a verdict calls one candidate slower than another.
     """
-    found = []
+    keys = [one.key for one in record.candidates]
+    found = set()
     for check, one in enumerate(record.candidates):
-        if one.role != "check":
-            continue
-        for number in record.ranked:
-            if (of := record.candidates[number]).key != one.key:
-                continue
-            if record.slower(number, check) or record.slower(check, number):
-                found.append(of)
+        of = next((number for number in record.ranked if keys[number] == one.key), None)
+        if one.role == "check" and of is not None and record.differ(of, check):
+            found.add(one.key)
     return found

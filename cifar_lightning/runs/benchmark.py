@@ -142,6 +142,15 @@ class BenchmarkRecord(BenchmarkHead):
         alpha = ERROR / max(1, len(self.rivals(first)))
         return self.difference(first, second, one_sided(alpha)).slower
 
+    def differ(self, first: int, second: int) -> bool:
+        """Tell whether one of two candidates is slower."""
+        return self.slower(first, second) or self.slower(second, first)
+
+    def tells_apart(self, first: str, second: str) -> bool:
+        """Tell whether it says so of two ranked candidates, by their keys."""
+        numbers = {self.candidates[number].key: number for number in self.ranked}
+        return {first, second} <= {*numbers} and self.differ(numbers[first], numbers[second])
+
     @property
     def noise_floor(self) -> Difference:
         """What is called a difference here where there is none: the reference's double."""
