@@ -1,25 +1,33 @@
 """Images a second of training: our command's parts against the baseline recipe, the same network.
 
-    python -m perf.throughput [mobilenetv3:8 mobilenetv3:16 shufflenetv2:8]
+    python -m perf.throughput ["model=resnet8" "model=mobilenetv3 model.output_stride=8" ...]
 
-`perf/baseline.py` says what the baseline recipe is. Whole epochs, of fewer images than CIFAR-10's.
-Ours trains in one process with all threads, and in two with half of them each
-(`trainer.devices=2 trainer.strategy=ddp`), with the same number of images a step.
+Each argument is a network, as `train.py` is told it. `perf/baseline.py` says what the baseline
+recipe is. Whole epochs, of fewer images than CIFAR-10's. Ours trains in one process with all
+threads, and in two with half of them each (`trainer.devices=2 trainer.strategy=ddp`), with the same
+number of images a step. Beside them, in the same rounds, a product of large matrices shows what the
+machine can do: a training step takes 6 floating-point operations a multiply-accumulate of the
+network, 2 forward and 4 backward.
 """
 
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 
+from cifar_lightning.models.complexity import count_macs
 from cifar_lightning.runs import resolve
 from cifar_lightning.system.cores import usable_cores
 from cifar_lightning.training.build import Experiment
@@ -29,19 +37,25 @@ from perf.interleaved import conditions, interleave, table
 from perf.overhead import Stopwatch
 
 IMAGES, BATCH, ROUNDS = 5_120, 256, 5
-NETWORKS = ("mobilenetv3:8", "mobilenetv3:16", "shufflenetv2:8")
+NETWORKS = (
+    "model=mobilenetv3",
+    "model=mobilenetv3 model.output_stride=16",
+    "model=shufflenetv2",
+    "model=resnet8",
+    "model=cifarnet",
+    "model=cifarnet model.channels=[32,128,128]",
+)
+MATRIX, PRODUCTS = 2048, 20  # their size both ways, and how many a round
 CORES = usable_cores()
+MATRIX_PRODUCT = f"product of {MATRIX}x{MATRIX} matrices"
 ONE_OF_TWO = "--one-of-two"  # what `ours_in_two` tells the processes it starts
 
 
-def prepared(
-    model: str, stride: str, folder: str, processes: int = 1
-) -> tuple[Experiment, dict[str, Any]]:
+def prepared(network: str, folder: str, processes: int = 1) -> tuple[Experiment, dict[str, Any]]:
     """Build what `train.py` builds for one epoch on all images."""
     return prepare(
         [
-            f"model={model}",
-            f"model.output_stride={stride}",
+            *network.split(),
             f"batch_size={BATCH // processes}",
             "epochs=1",
             "data.val_fraction=0",
@@ -52,10 +66,10 @@ def prepared(
     )
 
 
-def ours(model: str, stride: str, processes: int = 1) -> float:
+def ours(network: str, processes: int = 1) -> float:
     """Train an epoch as our command does; return images per second of all processes together."""
     with tempfile.TemporaryDirectory() as folder:
-        experiment, config = prepared(model, stride, folder, processes)
+        experiment, config = prepared(network, folder, processes)
         names = ("_target_", "root", "mirrors", "md5", "connect_timeout")
         shared = {key: value for key, value in config["data"].items() if key not in names}
         data = Images(**shared, count=IMAGES)
@@ -63,10 +77,10 @@ def ours(model: str, stride: str, processes: int = 1) -> float:
         return _speed(experiment.trainer, experiment.classifier, datamodule=data)
 
 
-def ours_in_two(model: str, stride: str) -> float:
+def ours_in_two(network: str) -> float:
     """Train an epoch as our command does in two processes; return their images per second."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [sys.executable, *launcher, "-m", "perf.throughput", ONE_OF_TWO, model, stride]
+    command = [sys.executable, *launcher, "-m", "perf.throughput", ONE_OF_TWO, network]
     threads = {"OMP_NUM_THREADS": str(CORES // 2)}  # as Lightning's own launcher does
     done = subprocess.run(
         command, env=os.environ | threads, check=True, stdout=subprocess.PIPE, text=True
@@ -74,10 +88,10 @@ def ours_in_two(model: str, stride: str) -> float:
     return float(done.stdout.split()[-1])
 
 
-def baseline(model: str, stride: str) -> float:
+def baseline(network: str) -> float:
     """Train an epoch of the baseline recipe; return images per second."""
     with tempfile.TemporaryDirectory() as folder:
-        experiment, config = prepared(model, stride, folder)
+        experiment, config = prepared(network, folder)
         loader = baseline_loader(*random_images(IMAGES), BATCH)
         trainer = Trainer(
             max_epochs=1, accelerator="cpu", default_root_dir=folder, enable_model_summary=False
@@ -86,6 +100,21 @@ def baseline(model: str, stride: str) -> float:
         # Its progress bar costs what it costs, but is not shown.
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
             return _speed(trainer, module, train_dataloaders=loader)
+
+
+def matrix_product() -> float:
+    """Multiply large matrices; return GFLOP/s."""
+    one = torch.randn(MATRIX, MATRIX)
+    begin = time.perf_counter()
+    for _ in range(PRODUCTS):
+        one @ one
+    return 2 * MATRIX**3 * PRODUCTS / (time.perf_counter() - begin) / 1e9
+
+
+def multiply_accumulates(network: str) -> float:
+    """Count a network's multiply-accumulates for one image."""
+    with tempfile.TemporaryDirectory() as folder:
+        return count_macs(prepared(network, folder)[0].classifier.backbone)
 
 
 def _speed(trainer: Trainer, module: LightningModule, **data: Any) -> float:
@@ -99,23 +128,37 @@ def main() -> None:
     """Print a table for each network."""
     resolve.register()
     if sys.argv[1:2] == [ONE_OF_TWO]:
-        model, stride = sys.argv[2:]
-        ours(model, stride, processes=2)  # warms up, as the other sides are after a round
-        speed = ours(model, stride, processes=2)
+        ours(sys.argv[2], processes=2)  # warms up, as the other sides are after a round
+        speed = ours(sys.argv[2], processes=2)
         if os.environ["RANK"] == "0":
             print(speed)
         return
-    for name in sys.argv[1:] or NETWORKS:
-        model, _, stride = name.partition(":")
-        sides = {
-            "baseline recipe": partial(baseline, model, stride),
-            "ours": partial(ours, model, stride),
+    for network in sys.argv[1:] or NETWORKS:
+        sides: dict[str, Callable[[], float]] = {
+            "baseline recipe": partial(baseline, network),
+            "ours": partial(ours, network),
+            MATRIX_PRODUCT: matrix_product,
         }
         if CORES > 1:
-            sides["ours, 2 processes"] = partial(ours_in_two, model, stride)
+            sides["ours, 2 processes"] = partial(ours_in_two, network)
         figures = interleave(sides, ROUNDS)
-        print(f"## Training throughput: {model}, output stride {stride}\n")
+        products = figures.pop(MATRIX_PRODUCT)
+        print(f"## Training throughput: {network}\n")
         print(table(figures, "images/s", 0, "baseline recipe"))
+        operations = 6 * multiply_accumulates(network) / 1e9
+        print(f"{operations:.4f} GFLOP an image; {MATRIX_PRODUCT}: ", end="")
+        print(f"{statistics.median(products):.0f} GFLOP/s.\n")
+        for name, speeds in figures.items():
+            fractions = [
+                speed * operations / product
+                for speed, product in zip(speeds, products, strict=True)
+            ]
+            print(
+                f"- {name}: {statistics.median(speeds) * operations:.0f} GFLOP/s, "
+                f"{statistics.median(fractions):.2f} of it "
+                f"({min(fractions):.2f} to {max(fractions):.2f})"
+            )
+        print()
         print(conditions(ROUNDS), flush=True)
 
 

@@ -29,6 +29,14 @@ def test_cosine_rises_linearly_then_falls_to_zero():
     assert seen[-1] < 0.01
 
 
+def test_linear_is_a_triangle():
+    seen = rates(schedulers.linear, warmup=0.2)
+    assert max(seen) == seen[20] == 2.0
+    assert seen[60] == pytest.approx(1.0)  # half way down
+    assert [a - b for a, b in pairwise(seen[20:])] == pytest.approx([0.025] * 79)
+    assert seen[-1] == pytest.approx(0.025)  # the last step's is the last one above 0
+
+
 def test_without_warm_up_the_peak_comes_first():
     assert rates(schedulers.cosine, warmup=0.0)[0] == 2.0
 

@@ -22,6 +22,17 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup: float) -> LambdaLR:
     return _schedule(optimizer, total_steps, warmup, lambda t: (1 + math.cos(math.pi * t)) / 2)
 
 
+def linear(optimizer: Optimizer, total_steps: int, warmup: float) -> LambdaLR:
+    """A triangle: a line from 1 down to 0 (Smith and Topin 2017; Jordan 2024).
+
+    Args:
+        optimizer: Its learning rate is the peak.
+        total_steps: Optimizer steps in the whole training run.
+        warmup: Fraction of all steps in which the rate rises linearly to the peak.
+    """
+    return _schedule(optimizer, total_steps, warmup, lambda t: 1 - t)
+
+
 def step(
     optimizer: Optimizer, total_steps: int, warmup: float, milestones: Sequence[float], gamma: float
 ) -> LambdaLR:
