@@ -1,3 +1,4 @@
+import copy
 from functools import partial
 
 import pytest
@@ -6,8 +7,9 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock
 
 from cifar_lightning import models
-from cifar_lightning.models import mobilenet, resnet, shufflenet
+from cifar_lightning.models import adapt, branched, mobilenet, resnet, shufflenet
 from cifar_lightning.models.complexity import count_macs, count_parameters
+from cifar_lightning.models.interfaces import reparameterized
 
 COMMON = {"dropout": 0.2, "bn_momentum": 0.1, "bn_eps": 1e-5}
 NETWORKS = [
@@ -17,7 +19,9 @@ NETWORKS = [
     (shufflenet.shufflenet_v2, {"width": 1.0}),
     (resnet.resnet18, {}),
     (resnet.resnet_cifar, {"width": 1.0, "depth": 8}),
+    (branched.repvgg, {"channels": [16, 24, 32], "depth": [2, 1, 2]}),
 ]
+REPVGG = {"channels": [32, 64, 128], "depth": [2, 3, 3]}
 STRIDE = {resnet.resnet_cifar: 4}  # the others' is 8
 
 
@@ -37,6 +41,8 @@ STRIDE = {resnet.resnet_cifar: 4}  # the others' is 8
         (resnet.resnet18, 8, None, 11_173_962, 555.42),
         (partial(resnet.resnet_cifar, depth=8), 4, 1.0, 77_946, 12.50),
         (partial(resnet.resnet_cifar, depth=20), 4, 1.0, 272_378, 40.81),
+        # As it is executed; trained it has 527,882 parameters.
+        (partial(branched.repvgg, **REPVGG), 8, None, 472_810, 14.38),
     ],
 )
 def test_known_sizes(build, output_stride, width, params, mega_macs):
@@ -148,3 +154,64 @@ def test_residual_blocks_can_begin_as_the_identity(name, residuals):
     size = next(layer for layer in block.modules() if isinstance(layer, nn.Conv2d)).in_channels
     images = torch.rand(2, size, 8, 8)  # not negative: ResNet's blocks end with a ReLU
     torch.testing.assert_close(block(images), images)
+
+
+@pytest.mark.parametrize("output_stride", [2, 8])
+def test_branches_merge_into_one_chain_of_convolutions(output_stride):
+    torch.manual_seed(0)
+    settings = REPVGG | COMMON | {"output_stride": output_stride}
+    network = branched.repvgg(num_classes=7, **settings)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 527_882 - 3 * 129
+    with torch.no_grad():
+        for module in network.modules():  # scales and biases as training leaves them
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(-1, 1)
+                module.bias.uniform_(-1, 1)
+        for _ in range(3):
+            network(torch.randn(16, 3, 32, 32))
+        images = torch.randn(4, 3, 32, 32)
+        expected = network.eval()(images)
+        executed = reparameterized(network)
+        torch.testing.assert_close(executed(images), expected, atol=1e-5, rtol=1e-4)
+    convolutions = [m for m in executed.modules() if isinstance(m, nn.Conv2d)]
+    assert [m.kernel_size for m in convolutions] == [(3, 3)] * 8
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in executed.modules())
+    assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"channels": []}, r"channels=\[\]: must be 1 to 4096 for each of 1 to 5 stages"),
+        ({"channels": [16, 0, 16]}, r"channels=\[16, 0, 16\]: must be 1 to 4096"),
+        ({"depth": [1, 1, 65]}, r"depth=\[1, 1, 65\]: must be 1 to 64 for each"),
+        ({"depth": [2, 2]}, r"depth=\[2, 2\]: must be as long as channels"),
+        ({"output_stride": 16}, r"output_stride=16: must be 1, 2, 4, 8$"),
+    ],
+)
+def test_branched_networks_refuse_what_is_none(settings, message):
+    with pytest.raises(ValueError, match=message):
+        branched.repvgg(10, **REPVGG | COMMON | {"output_stride": 8} | settings)
+
+
+def test_every_layer_with_a_stride_is_adapted():
+    """Pooling by an average, side by side or overlapping, and layers of other packages."""
+
+    class Blur(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stride = 2
+
+        def forward(self, features):
+            return nn.functional.avg_pool2d(features, 3, self.stride, padding=1)
+
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 4, stride=4), nn.AvgPool2d(2), Blur(), nn.MaxPool2d(3, 2, padding=1)
+    )
+    shapes = {}
+    for output_stride in (32, 8, 4, 2, 1):
+        changed = adapt.adapt(copy.deepcopy(network), output_stride, 0.1, 1e-5)
+        shapes[output_stride] = changed(torch.zeros(1, 3, 32, 32)).shape[-1]
+    assert shapes == {32: 1, 8: 4, 4: 8, 2: 15, 1: 29}  # the convolution has no padding
+    with pytest.raises(ValueError, match=r"output_stride=16: must be 1, 2, 4, 8, 32$"):
+        adapt.adapt(network, 16, 0.1, 1e-5)

@@ -13,6 +13,7 @@ import pytest
 from conftest import pack_archive
 
 from cifar_lightning.data import cifar_archive
+from cifar_lightning.data.cifar_archive import CIFAR100
 from cifar_lightning.errors import UserError
 
 NAMES = ["airplane", "bird", "cat"]
@@ -300,3 +301,72 @@ def test_a_member_larger_than_any_of_the_family(tmp_path, monkeypatch):
     path.write_bytes(pack_archive(pickled(contents())))
     with pytest.raises(UserError, match=r"data_batch_1: \d+ bytes, must be at most 1000"):
         cifar_archive.read(path)
+
+
+# --- CIFAR-100 ------------------------------------------------------------------------------
+
+
+def contents100():
+    """A good archive of CIFAR-100's format: 12 training and 5 test images of 3 fine classes."""
+    generator = np.random.default_rng(1)
+
+    def member(images):
+        return {
+            "filenames": [f"{number}.png" for number in range(images)],
+            "batch_label": "training batch 1 of 1",
+            "fine_labels": [number % 3 for number in range(images)],
+            "coarse_labels": [0] * images,
+            "data": generator.integers(256, size=(images, 3072), dtype=np.uint8),
+        }
+
+    meta = {"fine_label_names": NAMES, "coarse_label_names": ["things"]}
+    return {"train": member(12), "test": member(5), "meta": meta}
+
+
+def pickled100(members):
+    return {
+        "cifar-100-python/file.txt~": b"",
+        **{f"cifar-100-python/{name}": pickle.dumps(one, 2) for name, one in members.items()},
+    }
+
+
+@pytest.fixture
+def cifar100(tmp_path):
+    def run(files):
+        path = tmp_path / CIFAR100.file
+        path.write_bytes(pack_archive(files))
+        return cifar_archive.read(path, CIFAR100)
+
+    return run
+
+
+def test_cifar_100_is_read_by_its_fine_classes(cifar100, caplog):
+    members = contents100()
+    with caplog.at_level(logging.INFO):
+        found = cifar100(pickled100(members))
+    assert found.classes == tuple(NAMES)
+    assert found.train.labels.tolist() == members["train"]["fine_labels"]
+    assert np.array_equal(found.train.images.reshape(12, 3072), members["train"]["data"])
+    assert np.array_equal(found.test.images.reshape(5, 3072), members["test"]["data"])
+    assert "12 images in train, 50000 in the original" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("member", "change", "line"),
+    [
+        ("test", {"fine_labels": [0, 1, 2, 0, 3]}, "fine_labels has 3, must be 0 to 2"),
+        ("train", {"fine_labels": [0]}, "1 fine_labels for 12 images"),
+        ("train", {"coarse_labels": [0]}, "1 coarse_labels for 12 images"),
+        ("meta", {"fine_label_names": ["cat"]}, "fine_label_names must have at least 2 names"),
+    ],
+)
+def test_cifar_100_is_checked_as_closely(cifar100, member, change, line):
+    members = contents100()
+    members[member] |= change
+    with pytest.raises(UserError, match=f"{member}: {line}"):
+        cifar100(pickled100(members))
+
+
+def test_the_archives_of_the_family_are_told_apart(cifar100):
+    with pytest.raises(UserError, match="has no place in it"):
+        cifar100(pickled(contents()))

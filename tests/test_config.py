@@ -265,6 +265,19 @@ def test_a_component_takes_what_its_signature_says(settings, message):
     assert str(caught.value).startswith(message)
 
 
+def passes_on(number: int, **settings: int) -> None:
+    """A component whose other keys its signature does not name."""
+
+
+def test_what_a_signature_hands_on_is_told_by_calling_it():
+    node = {"_target_": f"{__name__}.passes_on", "number": 1, "width": 2}
+    components.check_component("part", node)
+    with pytest.raises(UserError, match=r"part\.number=x: must be int"):
+        components.check_component("part", node | {"number": "x"})
+    with pytest.raises(UserError, match=r"part\.number: needed by"):
+        components.check_component("part", {"_target_": f"{__name__}.passes_on", "width": 2})
+
+
 def test_a_good_component_passes():
     node = {"_target_": f"{__name__}.takes", "number": 1, "names": ["a"], "limit": None}
     components.check_component("part", node)

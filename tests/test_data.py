@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cifar_lightning.config.components import parameters_of
-from cifar_lightning.data.cifar10 import CIFAR10DataModule
+from cifar_lightning.data.cifar10 import CIFAR10DataModule, CIFAR100DataModule
 from cifar_lightning.data.digits import DigitsDataModule
 from cifar_lightning.data.image_folder import ImageFolderDataModule
 from cifar_lightning.data.images import IndexBatches, Normalize, epoch_seed, stratified_split
@@ -182,7 +182,9 @@ def test_a_fraction_of_the_batches_is_one_at_least(processes, limits, message):
 
 
 @pytest.mark.parametrize(
-    "source", [CIFAR10DataModule, DigitsDataModule, ImageFolderDataModule], ids=lambda s: s.__name__
+    "source",
+    [CIFAR10DataModule, CIFAR100DataModule, DigitsDataModule, ImageFolderDataModule],
+    ids=lambda s: s.__name__,
 )
 def test_arguments_are_checked_by_their_types(source):
     """A subclass's arguments are also those of its base, whose types are named in another file."""

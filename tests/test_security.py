@@ -16,7 +16,7 @@ from PIL import Image
 import cifar_lightning
 from cifar_lightning.benchmark.load import load_backbone, load_data
 from cifar_lightning.config import components
-from cifar_lightning.data.cifar_archive import ARCHIVE
+from cifar_lightning.data.cifar_archive import CIFAR10
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.find import find_run
 from cifar_lightning.runs.run import Run
@@ -124,16 +124,16 @@ def test_a_hostile_archive(tmp_path, trap):
     packed = pack_archive(dict.fromkeys(places, content))
     root = tmp_path / "data"
     root.mkdir()
-    (root / ARCHIVE).write_bytes(packed)
+    (root / CIFAR10.file).write_bytes(packed)
     with pytest.raises(UserError, match="md5 is"):
         cifar10(root, [], "0" * 32).read()
     with pytest.raises(UserError, match="trap has no place in it"):
         cifar10(root, [], md5(packed).hexdigest()).read()
     packed = pack_archive({places[-1]: content})
-    (root / ARCHIVE).write_bytes(packed)
+    (root / CIFAR10.file).write_bytes(packed)
     with pytest.raises(UserError, match=r"data_batch_1: .*mkdir has no place in it"):
         cifar10(root, [], md5(packed).hexdigest()).read()
-    assert sorted(path.name for path in root.iterdir()) == [ARCHIVE]
+    assert sorted(path.name for path in root.iterdir()) == [CIFAR10.file]
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", "/abs", "a|b", "a,b\nc", "", ".hidden", "-x"])

@@ -15,11 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cifar_lightning.data import image_folder
-from cifar_lightning.data.cifar_archive import ARCHIVE
+from cifar_lightning.data.cifar_archive import CIFAR10
 from cifar_lightning.data.digits import read_digits
 from cifar_lightning.data.image_folder import read_image_folder
 from cifar_lightning.errors import UserError
 
+ARCHIVE = CIFAR10.file
 FILES = ("train", "test")  # the tensors of a cache
 CLASSES = ["airplane", "bird", "cat"]
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from cifar_lightning import models
 from cifar_lightning.errors import UserError
+from cifar_lightning.models.interfaces import reparameterized
 from cifar_lightning.variants import context, precision, registry
 from cifar_lightning.variants.context import Kind, Unsupported
 from cifar_lightning.variants.precision import flags
@@ -16,13 +17,19 @@ from cifar_lightning.variants.registry import PARTS, check, prepare
 CPU = torch.device("cpu")
 COMMON = {"output_stride": 16, "dropout": 0.1, "bn_momentum": 0.1, "bn_eps": 1e-5}
 NETWORKS = {
-    "mobilenet_v3_small": {"width": 0.35},
-    "mobilenet_v3_large": {"width": 0.35},
-    "mobilenet_v2": {"width": 0.35},
-    "shufflenet_v2": {"width": 0.5},
-    "resnet18": {"output_stride": 8},
-    "resnet_cifar": {"output_stride": 4, "width": 1.0, "depth": 8},
-}
+    "mobilenet_v3_small": COMMON | {"width": 0.35},
+    "mobilenet_v3_large": COMMON | {"width": 0.35},
+    "mobilenet_v2": COMMON | {"width": 0.35},
+    "shufflenet_v2": COMMON | {"width": 0.5},
+    "resnet18": COMMON | {"output_stride": 8},
+    "resnet_cifar": COMMON | {"output_stride": 4, "width": 1.0, "depth": 8},
+    "repvgg": COMMON | {"output_stride": 4, "channels": [8, 16], "depth": [2, 2]},
+    "cifarnet": {
+        "stem": 24, "stem_kernel": 2, "stem_stride": 1, "whiten": True, "channels": [8, 16],
+        "depth": 2, "downsample": "pool", "activation": "gelu", "pool": "max", "scale": 1 / 9,
+        "dirac": True, "bn_momentum": 0.1, "bn_eps": 1e-5,
+    },
+}  # fmt: skip
 IMAGES = torch.randn(1, 3, 32, 32), torch.randn(100, 3, 32, 32)
 # Largest difference of logits over their largest value.
 TOLERANCE = {
@@ -47,14 +54,14 @@ GPU = pytest.param(
 
 
 def network(name="mobilenet_v3_small", seed=0):
-    """A network whose BatchNorms have seen images, as a trained one's have."""
+    """A network as it is executed, whose BatchNorms have seen images, as a trained one's have."""
     torch.manual_seed(seed)
-    built = getattr(models, name)(10, **COMMON | NETWORKS[name])
+    built = getattr(models, name)(10, **NETWORKS[name])
     built.train()
     with torch.no_grad():
         for _ in range(8):
             built(torch.randn(16, 3, 32, 32))
-    return built.eval()
+    return reparameterized(built.eval())
 
 
 def calibration():
@@ -156,11 +163,25 @@ def test_fusing_leaves_no_batch_norm(name):
         assert prepared.notes["fusing_error"] < 1e-3
 
 
+@pytest.mark.parametrize("name", ["repvgg", "cifarnet"])
+@pytest.mark.parametrize("variant", ["channels_last", "fused+bf16", "onnx"])
+def test_logits_of_networks_without_residuals(name, variant):
+    with torch.no_grad():
+        expected = network(name)(IMAGES[1])
+    (found,), prepared = logits_of(variant, network(name), IMAGES[1:])
+    assert_close(found, expected, TOLERANCE[variant.split("+")[-1]])
+    assert prepared.size_bytes > 0
+
+
 @pytest.mark.parametrize(
     "name",
     [
         "shufflenet_v2",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("mobilenet_v3_large", "resnet18")),
+        "cifarnet",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("mobilenet_v3_large", "resnet18", "repvgg")
+        ),
     ],
 )
 def test_int8_mostly_decides_alike(name):

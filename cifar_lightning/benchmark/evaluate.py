@@ -14,10 +14,10 @@ from cifar_lightning.system import signals
 CALIBRATION_IMAGES = 512
 
 
-def calibration(data: ImageDataModule) -> Tensor:
-    """Take normalised training images, (N, 3, 32, 32); the test split stays unseen."""
+def calibration(data: ImageDataModule, at_most: int = CALIBRATION_IMAGES) -> Tensor:
+    """Take normalised training images, (N, 3, 32, 32); the other splits stay unseen."""
     train = data.indices["train"]
-    chosen = train[evenly(len(train), CALIBRATION_IMAGES)]
+    chosen = train[evenly(len(train), at_most)]
     return data.normalize(data.images.train.images[chosen])
 
 

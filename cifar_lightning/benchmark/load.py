@@ -15,6 +15,7 @@ from cifar_lightning.benchmark.evaluate import calibration
 from cifar_lightning.config import components
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.errors import UserError, bad_value
+from cifar_lightning.models.interfaces import reparameterized
 from cifar_lightning.runs.find import find_run, load_run
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Network, read_weights, runs_of
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def load_backbone(folder: Path) -> nn.Module:
-    """Build a run's backbone anew and load its best weights into it.
+    """Build a run's backbone anew, with its best weights, in the form that is executed.
 
     Args:
         folder: The run's, with ``run.json`` and ``weights.safetensors``.
@@ -38,7 +39,7 @@ def load_backbone(folder: Path) -> nn.Module:
 
 
 def build_network(record: Network, content: bytes, path: Path) -> nn.Module:
-    """Build a network as a record says, and load weights into it.
+    """Build a network as a record says, with weights, in the form that is executed.
 
     Args:
         record: Says how.
@@ -65,7 +66,7 @@ def build_network(record: Network, content: bytes, path: Path) -> nn.Module:
         network.load_state_dict(weights)
     except (RuntimeError, MemoryError, SafetensorError, ValueError) as error:
         raise other from error
-    return network.eval()
+    return reparameterized(network.eval())
 
 
 def _layout(weights: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:

@@ -182,11 +182,15 @@ def check_component(name: str, node: Mapping[str, Any], given: tuple[str, ...] =
     parameters = parameters_of(target)
     settings = {key: value for key, value in node.items() if not key.startswith("_")}
     for key, value in settings.items():
+        if key not in parameters and _takes_any(target):
+            continue  # calling it tells whether it knows the key
         if key not in parameters or key in given:
             allowed = [parameter for parameter in parameters if parameter not in given]
             raise unknown_name(f"{name}.{key}", "key", key, allowed)
         if not _fits(value, expected := parameters[key].annotation):
             shown = getattr(expected, "__name__", str(expected)).replace("typing.", "")
+            if get_origin(expected) is Literal:
+                shown = ", ".join(map(str, get_args(expected)))
             raise bad_value(f"{name}.{key}", value, shown)
     for key, parameter in parameters.items():
         needed = parameter.default is parameter.empty and not node.get("_partial_")
@@ -210,6 +214,12 @@ def parameters_of(target: Any) -> dict[str, inspect.Parameter]:
         if not any(one.kind is one.VAR_KEYWORD for one in own):
             break
     return parameters
+
+
+def _takes_any(target: Any) -> bool:
+    """Tell whether a function hands ``**kwargs`` on to what its signature does not name."""
+    parameters = () if inspect.isclass(target) else inspect.signature(target).parameters.values()
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def _fits(value: Any, annotation: Any) -> bool:

@@ -1,4 +1,4 @@
-"""CIFAR-10: its original archive, downloaded from the first mirror that has it, and checked."""
+"""CIFAR-10 and CIFAR-100: their original archives, downloaded from a mirror, and checked."""
 
 import hashlib
 import http.client
@@ -8,11 +8,12 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from tqdm import tqdm
 
 from cifar_lightning.data import cifar_archive
-from cifar_lightning.data.cifar_archive import ARCHIVE
+from cifar_lightning.data.cifar_archive import CIFAR10, CIFAR100, Layout
 from cifar_lightning.data.images import ImageData
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.errors import UserError
@@ -26,16 +27,22 @@ class CIFAR10DataModule(ImageDataModule):
     """The original CIFAR-10 archive.
 
     Args:
-        root: Folder that holds or will hold ``cifar-10-python.tar.gz``.
+        root: Folder that holds or will hold the archive, under its own name.
         mirrors: URLs of byte-identical archives, tried in turn.
         md5: Checksum of the archive.
         connect_timeout: Seconds to wait for a connection, and for each piece of the download.
     """
 
+    layout: ClassVar[Layout] = CIFAR10
+
     root: str
     mirrors: list[str]
     md5: str
     connect_timeout: float
+
+    @property
+    def archive(self) -> Path:
+        return Path(self.root) / self.layout.file
 
     def prepare_data(self) -> None:
         """Download the archive where it is not there yet.
@@ -43,7 +50,7 @@ class CIFAR10DataModule(ImageDataModule):
         Raises:
             UserError: If no mirror could give it.
         """
-        archive = Path(self.root) / ARCHIVE
+        archive = self.archive
         if not archive.exists():
             download_archive(archive, self.mirrors, self.md5, self.connect_timeout)
 
@@ -53,7 +60,7 @@ class CIFAR10DataModule(ImageDataModule):
         Raises:
             UserError: If it has another checksum, or is not as `cifar_archive` says.
         """
-        archive = Path(self.root) / ARCHIVE
+        archive = self.archive
         try:
             found = md5_of(archive)
         except OSError as error:
@@ -63,7 +70,13 @@ class CIFAR10DataModule(ImageDataModule):
                 f"{archive}: md5 is {found}, expected {self.md5}; "
                 "delete the file to download it again"
             )
-        return cifar_archive.read(archive)
+        return cifar_archive.read(archive, self.layout)
+
+
+class CIFAR100DataModule(CIFAR10DataModule):
+    """The original CIFAR-100 archive, with its 100 fine classes; arguments as CIFAR-10's."""
+
+    layout = CIFAR100
 
 
 def md5_of(path: Path) -> str:
@@ -104,7 +117,7 @@ def download_archive(archive: Path, mirrors: Sequence[str], md5: str, timeout: f
         lock.unlink(missing_ok=True)
         root.rmdir()
     raise UserError(
-        f"data.root={root}: no {ARCHIVE} there and no mirror gave it: "
+        f"data.root={root}: no {archive.name} there and no mirror gave it: "
         f"{'; '.join(failures) or 'none given'}. Put the file there by hand, "
         "or use data=digits, which needs no download"
     )
@@ -133,7 +146,7 @@ def _fetch(url: str, part: Path, timeout: float) -> bool:
         total = done + int(length) if length else None
         with (
             part.open("ab" if continued else "wb") as stream,
-            tqdm.wrapattr(response, "read", total, initial=done, desc=ARCHIVE) as body,
+            tqdm.wrapattr(response, "read", total, initial=done, desc=part.stem) as body,
         ):
             shutil.copyfileobj(body, stream)
     if total is not None and (done := part.stat().st_size) < total:

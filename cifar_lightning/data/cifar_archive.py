@@ -1,4 +1,4 @@
-"""Reads CIFAR-10's archive, and believes nothing that is in it.
+"""Reads the archives of CIFAR-10 and CIFAR-100, and believes nothing that is in them.
 
 The format is a gzipped tar of Python 2 pickles. What does not fit what it promises is named, since
 images with another one's labels train as silently as good ones.
@@ -9,6 +9,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -20,11 +21,60 @@ from cifar_lightning.system.files import open_regular
 
 log = logging.getLogger(__name__)
 
-ARCHIVE = "cifar-10-python.tar.gz"
 PIXELS = 3 * IMAGE_SIZE * IMAGE_SIZE
-FOLDER, META = "cifar-10-batches-py", "batches.meta"
-TRAIN, TEST = tuple(f"data_batch_{number}" for number in range(1, 6)), "test_batch"
-BATCH_IMAGES = 10_000  # of the original's members
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where an archive of the family has what.
+
+    Attributes:
+        file: The archive's name.
+        folder: Of all its members.
+        meta: The member with the classes' names.
+        train: The members with training images.
+        test: The member with test images.
+        names: The key of the classes' names.
+        labels: The key of the images' classes.
+        ignored: Members that may be there.
+        train_images: Of each such member of the original.
+        test_images: Of the original's.
+    """
+
+    file: str
+    folder: str
+    meta: str
+    train: tuple[str, ...]
+    test: str
+    names: str
+    labels: str
+    ignored: str
+    train_images: int
+    test_images: int = 10_000
+
+
+CIFAR10 = Layout(
+    file="cifar-10-python.tar.gz",
+    folder="cifar-10-batches-py",
+    meta="batches.meta",
+    train=tuple(f"data_batch_{number}" for number in range(1, 6)),
+    test="test_batch",
+    names="label_names",
+    labels="labels",
+    ignored="readme.html",
+    train_images=10_000,
+)
+CIFAR100 = Layout(
+    file="cifar-100-python.tar.gz",
+    folder="cifar-100-python",
+    meta="meta",
+    train=("train",),
+    test="test",
+    names="fine_label_names",
+    labels="fine_labels",
+    ignored="file.txt~",
+    train_images=50_000,
+)
 # Bytes of a member: the pixels, and names and labels beside them; with room to spare.
 MAX_MEMBER = 50_000 * (PIXELS + 512)
 
@@ -37,31 +87,35 @@ def _named(place: object) -> Iterator[None]:
         raise Bad(f"{place}: {error}") from error
 
 
-def read(archive: Path) -> ImageData:
+def read(archive: Path, layout: Layout = CIFAR10) -> ImageData:
     """Read a whole archive.
 
     Every member has to be there once and at its place, and to hold what the format promises: bytes
     of shape (n, 3072), as many labels, each of a class, and distinct names of classes. How many
     images a member has to hold is what the archive itself says (``num_cases_per_batch``), else, for
-    all alike, what the first one holds; a line says so where it is not the original's number.
+    all that are alike in the original, what the first one holds; a line says so where it is not the
+    original's number.
 
     Raises:
         UserError: If anything is not as promised; the line names the archive and the member.
     """
     try:
         with _named(archive):
-            members = _members(archive)
-            with _named(META):
-                classes = _names(members[META])
-                images = _images_said(members[META])
+            members = _members(archive, layout)
+            with _named(layout.meta):
+                classes = _names(members[layout.meta], layout.names)
+                images = _images_said(members[layout.meta])
             parts = []
-            for name in (*TRAIN, TEST):
+            for name in (*layout.train, layout.test):
+                if name == layout.test and layout.test_images != layout.train_images:
+                    images = None
                 with _named(name):
-                    parts.append(_images(members.pop(name), len(classes), images))
+                    batch = members.pop(name)
+                    parts.append(_images(batch, layout.labels, len(classes), images))
                 images = len(parts[0].labels)
-            if images != BATCH_IMAGES:
+            if images != layout.train_images:
                 said = "%s: %d images in %s, %d in the original"
-                log.info(said, archive, images, TRAIN[0], BATCH_IMAGES)
+                log.info(said, archive, images, layout.train[0], layout.train_images)
     except Bad as error:
         raise UserError(str(error)) from error
     *train, test = parts
@@ -69,10 +123,11 @@ def read(archive: Path) -> ImageData:
     return ImageData(Split(pixels, labels), test, classes)
 
 
-def _members(archive: Path) -> dict[str, Member]:
+def _members(archive: Path, layout: Layout) -> dict[str, Member]:
     """Unpickle each member, by its name; nothing else may be in the archive."""
-    wanted = {f"{FOLDER}/{name}": name for name in (*TRAIN, TEST, META)}
-    harmless = {FOLDER, f"{FOLDER}/readme.html"}
+    names = (*layout.train, layout.test, layout.meta)
+    wanted = {f"{layout.folder}/{name}": name for name in names}
+    harmless = {layout.folder, f"{layout.folder}/{layout.ignored}"}
     found: dict[str, Member] = {}
     seen: set[str] = set()
     try:
@@ -105,15 +160,15 @@ def _members(archive: Path) -> dict[str, Member]:
     return found
 
 
-def _names(meta: Member) -> tuple[str, ...]:
-    names = meta.get("label_names")
+def _names(meta: Member, key: str) -> tuple[str, ...]:
+    names = meta.get(key)
     if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() for n in names):
-        raise Bad("label_names must be a list of names")
+        raise Bad(f"{key} must be a list of names")
     if len(names) < 2:
-        raise Bad(f"label_names must have at least 2 names, not {len(names)}")
+        raise Bad(f"{key} must have at least 2 names, not {len(names)}")
     for name, count in Counter(names).items():
         if count > 1:
-            raise Bad(f"label_names has {show_value(name)} twice")
+            raise Bad(f"{key} has {show_value(name)} twice")
     return tuple(names)
 
 
@@ -124,7 +179,7 @@ def _images_said(meta: Member) -> int | None:
     return said
 
 
-def _images(batch: Member, classes: int, expected: int | None) -> Split:
+def _images(batch: Member, key: str, classes: int, expected: int | None) -> Split:
     data = batch.get("data")
     if not isinstance(data, Array):
         raise Bad("data must be an array of bytes")
@@ -135,14 +190,14 @@ def _images(batch: Member, classes: int, expected: int | None) -> Split:
     count = data.shape[0]
     if expected is not None and count != expected:
         raise Bad(f"{show_value(count)} images, must be {expected}")
-    labels = batch.get("labels")
+    labels = batch.get(key)
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
-        raise Bad("labels must be a list of integers")
+        raise Bad(f"{key} must be a list of integers")
     for key, value in batch.items():  # file names, too
         if isinstance(value, list) and len(value) != count:
             raise Bad(f"{len(value)} {show_value(key)} for {show_value(count)} images")
     for label in labels:
         if not 0 <= label < classes:
-            raise Bad(f"labels has {show_value(label)}, must be 0 to {classes - 1}")
+            raise Bad(f"{key} has {show_value(label)}, must be 0 to {classes - 1}")
     pixels = torch.from_numpy(data.bytes().copy())  # the file's bytes can't be written to
     return Split(pixels.view(-1, 3, IMAGE_SIZE, IMAGE_SIZE), torch.tensor(labels))

@@ -1,31 +1,36 @@
 """Adapting a network to 32x32 images: its output stride, its BatchNorms, its first state."""
 
+from math import prod
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 INPUT_SIZE = 32  # pixels, both ways
+# ImageNet's networks have more than one pixel left of it, which pooling and attention may need.
+PROBE_SIZE = 64
 
 
 def adapt(
     network: nn.Module,
-    output_stride: int,
+    output_stride: int | None,
     bn_momentum: float,
     bn_eps: float,
     zero_init: bool | None = None,
 ) -> nn.Module:
     """Bring a network to an output stride and set its BatchNorms, in place.
 
-    The layers that halve the resolution are found by running the network once; those that see the
-    same resolution (the branches of one block) form one step. The first steps lose their stride
-    until the rest multiply to ``output_stride``.
+    The layers that lower the resolution (convolutions, pooling, blurring) are found by running the
+    network once; those that see the same resolution (the branches of one block) form one step. The
+    first steps lose their stride until the rest multiply to ``output_stride``.
 
     NOTE: only the layers' own ``stride`` changes. Whether a block has a residual connection is
     decided by torchvision when it is built, so a block that lost its stride gains none.
 
     Args:
-        network: Takes (B, 3, 32, 32).
-        output_stride: Input resolution over the last feature map's.
+        network: Takes (B, 3, H, W) of any size.
+        output_stride: Input resolution over the last feature map's; None leaves it.
         bn_momentum: New value of every BatchNorm.
         bn_eps: New value of every BatchNorm.
         zero_init: Let residual blocks begin as the identity.
@@ -34,21 +39,38 @@ def adapt(
         The same network.
 
     Raises:
-        ValueError: If the output stride is not a power of two or more than the network's own.
+        ValueError: If the output stride is none that the last steps multiply to.
     """
-    steps = _downsampling_steps(network)
-    reachable = [2**kept for kept in range(len(steps) + 1)]
-    if output_stride not in reachable:
-        raise ValueError(f"output_stride={output_stride}: must be {', '.join(map(str, reachable))}")
-    for layers in steps[: len(steps) - reachable.index(output_stride)]:
-        for layer in layers:
-            layer.stride = (1, 1) if isinstance(layer, nn.Conv2d) else 1
+    if output_stride is not None:
+        _lower_strides(network, output_stride)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum, module.eps = bn_momentum, bn_eps
     if zero_init:
         _silence_residuals(network)
     return network
+
+
+def _lower_strides(network: nn.Module, output_stride: int) -> None:
+    steps = _downsampling_steps(network)
+    strides = [_stride(layers[0]) for layers in steps]
+    reachable = [prod(strides[first:]) for first in range(len(steps), -1, -1)]
+    if output_stride not in reachable:
+        raise ValueError(f"output_stride={output_stride}: must be {', '.join(map(str, reachable))}")
+    for layers in steps[: len(steps) - reachable.index(output_stride)]:
+        for layer in layers:
+            windows = getattr(layer, "kernel_size", None) in (layer.stride, _stride(layer))
+            if windows and not isinstance(layer, nn.Conv2d):
+                layer.kernel_size = 1  # of a pool whose windows lie side by side
+            layer.stride = 1 if isinstance(layer.stride, int) else (1, 1)
+
+
+def _stride(layer: nn.Module) -> int:
+    """Tell a layer's stride, 1 where it has none; blocks may have one that they do not use."""
+    stride = getattr(layer, "stride", 1)
+    if any(True for _ in layer.children()):
+        return 1
+    return int(max(stride)) if isinstance(stride, tuple | list) else int(stride or 1)
 
 
 def _silence_residuals(network: nn.Module) -> None:
@@ -64,22 +86,19 @@ def _silence_residuals(network: nn.Module) -> None:
             nn.init.zeros_(norms[-1].weight)
 
 
-def _downsampling_steps(network: nn.Module) -> list[list[nn.Conv2d | nn.MaxPool2d]]:
-    """Group the layers of stride 2 by the resolution they see, the highest first."""
-    steps: dict[int, list[nn.Conv2d | nn.MaxPool2d]] = {}
+def _downsampling_steps(network: nn.Module) -> list[list[nn.Module]]:
+    """Group the layers with a stride by the resolution they see, the highest first."""
+    steps: dict[int, list[nn.Module]] = {}
 
     def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, nn.Conv2d | nn.MaxPool2d)
         steps.setdefault(inputs[0].shape[-1], []).append(layer)
 
     hooks = [
-        layer.register_forward_pre_hook(record)
-        for layer in network.modules()
-        if isinstance(layer, nn.Conv2d | nn.MaxPool2d) and layer.stride in (2, (2, 2))
+        layer.register_forward_pre_hook(record) for layer in network.modules() if _stride(layer) > 1
     ]
     training = network.training
     with torch.no_grad():
-        network.eval()(torch.zeros(1, 3, INPUT_SIZE, INPUT_SIZE))
+        network.eval()(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
     network.train(training)
     for hook in hooks:
         hook.remove()

@@ -1,4 +1,4 @@
-"""How big a backbone is: parameters and multiply-accumulates."""
+"""How big a backbone is, in the form that is executed: parameters and multiply-accumulates."""
 
 import copy
 
@@ -6,10 +6,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cifar_lightning.models.interfaces import reparameterized
+
 
 def count_parameters(network: nn.Module) -> int:
-    """Count the learnable parameters."""
-    return sum(parameter.numel() for parameter in network.parameters())
+    """Count the parameters."""
+    return sum(parameter.numel() for parameter in reparameterized(network).parameters())
 
 
 def count_macs(network: nn.Module, input_shape: tuple[int, ...] = (1, 3, 32, 32)) -> int:
@@ -21,7 +23,7 @@ def count_macs(network: nn.Module, input_shape: tuple[int, ...] = (1, 3, 32, 32)
         network: Left as it is; a copy on the CPU is run.
         input_shape: Of the one input tensor.
     """
-    clone = copy.deepcopy(network).cpu().eval()
+    clone = copy.deepcopy(reparameterized(network)).cpu().eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         clone(torch.zeros(input_shape))
     return int(counter.get_total_flops()) // 2

@@ -10,12 +10,15 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from cifar_lightning.benchmark.evaluate import calibration
 from cifar_lightning.config import components
 from cifar_lightning.data.images import Batch
+from cifar_lightning.models.interfaces import InitializedFromImages
 from cifar_lightning.training.distillation import Distillation
 from cifar_lightning.training.progress import log_epoch
 
 Stage = Literal["train", "val", "test"]
+INITIAL_IMAGES = 5000  # airbench's
 
 
 class ImageClassifier(LightningModule):
@@ -63,6 +66,16 @@ class ImageClassifier(LightningModule):
         self.distillation = distillation
         self._steps: dict[Stage, list[tuple[Tensor, Tensor, int]]]
         self._steps = {"train": [], "val": [], "test": []}
+
+    def setup(self, stage: str) -> None:
+        """Let a network that begins with its training images see some, unless weights are loaded.
+
+        Before the processes of a training run take over the first one's weights.
+        """
+        fresh = stage == "fit" and self.trainer.ckpt_path is None
+        if fresh and isinstance(self.backbone, InitializedFromImages):
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.backbone.initialize_from(calibration(data, INITIAL_IMAGES))
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.backbone(images)

@@ -5,7 +5,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 from cifar_lightning.system.environment import installation
 from cifar_lightning.variants.context import Forward, Unsupported, VariantContext, example_images
+from cifar_lightning.variants.folding import fold_batchnorms
 from cifar_lightning.variants.precision import matmul_precision
 
 MAX_EXPORT_ERROR = 1e-3  # of logits, between ONNX Runtime and torch in fp32
@@ -50,10 +50,7 @@ def use_int8(variant: VariantContext) -> None:
 
     start = time.perf_counter()
     folder = variant.folder()
-    network = variant.network
-    if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
-        network = fuse(network)
-    export_onnx(network, folder / "fp32.onnx")
+    export_onnx(variant.network, folder / "fp32.onnx")
     feeds = ({"images": batch.numpy()} for batch in variant.calibration().split(64))
     with silenced():
         quant_pre_process(folder / "fp32.onnx", folder / "ready.onnx", skip_symbolic_shape=True)
@@ -100,9 +97,12 @@ def export_onnx(network: nn.Module, path: Path) -> None:
     """Write ONNX with the weights inside, a free batch size, ``images`` in and ``logits`` out.
 
     What the exporter says beside it, such as the files on this machine that it traced, is left out.
+    BatchNorms are folded here, since nobody else folds one across a max-pool.
     """
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
+    with suppress(Unsupported):  # the exporter traces what can't be traced here
+        network = fold_batchnorms(network)
     # NOTE: torch.export reads the older `allow_tf32`, which raises while all switches are `ieee`.
     with silenced(), matmul_precision("tf32"):
         program = torch.onnx.export(

@@ -1,0 +1,34 @@
+"""Methods that a network may have beside ``forward``."""
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class InitializedFromImages(Protocol):
+    """A network whose first weights depend on the images that it will be trained on."""
+
+    def initialize_from(self, images: Tensor) -> None:
+        """Set them, once before the first step: see `ImageClassifier.setup`.
+
+        Args:
+            images: Normalised training images (N, 3, 32, 32).
+        """
+
+
+@runtime_checkable
+class Reparameterizable(Protocol):
+    """A network that is trained in another form than it is executed in."""
+
+    def reparameterized(self) -> nn.Module:
+        """Make the network that computes the same in evaluation, in its executed form."""
+
+
+def reparameterized(network: nn.Module) -> nn.Module:
+    """Give the form in which a network is executed: itself, unless it has another one.
+
+    Weights are saved in the trained form; latency, accuracy, size, parameters and MACs are those of
+    the executed one.
+    """
+    return network.reparameterized() if isinstance(network, Reparameterizable) else network
