@@ -30,7 +30,8 @@ def name_of(resolved, *overrides):
     ],
 )
 def test_every_configuration_is_instantiated(override, resolved, tmp_path):
-    settings, _ = resolved(override, "trainer.accelerator=cpu")
+    more = () if override != "model=timm" else ("model.name=test_resnet",)
+    settings, _ = resolved(override, "trainer.accelerator=cpu", *more)
     rules.check(settings)
     experiment = build(settings, tmp_path)
     assert experiment.trainer.max_epochs == settings["epochs"]
@@ -48,7 +49,7 @@ def test_d1_needs_its_teacher(resolved):
         resolved("experiment=d1")
 
 
-@pytest.mark.parametrize("option", ["cifar10", "imagefolder", "digits"])
+@pytest.mark.parametrize("option", ["cifar10", "cifar100", "imagefolder", "digits"])
 def test_every_data_configuration_is_instantiated(option, resolved, tmp_path):
     extra = ("data.name=mine", "data.root=there") if option == "imagefolder" else ()
     settings, _ = resolved(f"data={option}", *extra, "trainer.accelerator=cpu")

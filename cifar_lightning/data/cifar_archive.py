@@ -193,9 +193,9 @@ def _images(batch: Member, key: str, classes: int, expected: int | None) -> Spli
     labels = batch.get(key)
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
         raise Bad(f"{key} must be a list of integers")
-    for key, value in batch.items():  # file names, too
+    for name, value in batch.items():  # file names, too
         if isinstance(value, list) and len(value) != count:
-            raise Bad(f"{len(value)} {show_value(key)} for {show_value(count)} images")
+            raise Bad(f"{len(value)} {show_value(name)} for {show_value(count)} images")
     for label in labels:
         if not 0 <= label < classes:
             raise Bad(f"{key} has {show_value(label)}, must be 0 to {classes - 1}")
