@@ -54,7 +54,7 @@ def test_every_data_configuration_is_instantiated(option, resolved, tmp_path):
     extra = ("data.name=mine", "data.root=there") if option == "imagefolder" else ()
     settings, _ = resolved(f"data={option}", *extra, "trainer.accelerator=cpu")
     rules.check(settings)
-    assert build(settings, tmp_path).data.name in ("cifar10", "mine", "digits")
+    assert build(settings, tmp_path).data.name in ("cifar10", "cifar100", "mine", "digits")
 
 
 def composed(name, *overrides):

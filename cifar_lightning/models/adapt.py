@@ -65,7 +65,7 @@ def _lower_strides(network: nn.Module, output_stride: int) -> None:
             layer.stride = 1 if isinstance(layer.stride, int) else (1, 1)
 
 
-def _stride(layer: nn.Module) -> int:
+def _stride(layer: Any) -> int:
     """Tell a layer's stride, 1 where it has none; blocks may have one that they do not use."""
     stride = getattr(layer, "stride", 1)
     if any(True for _ in layer.children()):
@@ -86,9 +86,9 @@ def _silence_residuals(network: nn.Module) -> None:
             nn.init.zeros_(norms[-1].weight)
 
 
-def _downsampling_steps(network: nn.Module) -> list[list[nn.Module]]:
+def _downsampling_steps(network: nn.Module) -> list[list[Any]]:
     """Group the layers with a stride by the resolution they see, the highest first."""
-    steps: dict[int, list[nn.Module]] = {}
+    steps: dict[int, list[Any]] = {}
 
     def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         steps.setdefault(inputs[0].shape[-1], []).append(layer)

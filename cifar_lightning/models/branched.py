@@ -1,6 +1,7 @@
 """RepVGG: trained with parallel branches, executed as a chain of 3x3 convolutions."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,29 +32,36 @@ class Branches(nn.Module):
             self.branches.append(nn.Sequential(nn.BatchNorm2d(outputs)))
 
     def forward(self, features: Tensor) -> Tensor:
-        first, *others = (branch(features) for branch in self.branches)
+        total, *others = (branch(features) for branch in self.branches)
         for other in others:
-            first = first + other
-        return first
+            total = total + other
+        result: Tensor = total
+        return result
 
     def merged(self) -> nn.Conv2d:
         """Make the one 3x3 convolution that computes the same in evaluation."""
-        dense = self.branches[0][0]
-        merged = nn.Conv2d(dense.in_channels, dense.out_channels, 3, dense.stride, padding=1)
+        dense = next(module for module in self.modules() if isinstance(module, nn.Conv2d))
+        stride = dense.stride[0]
+        merged = nn.Conv2d(dense.in_channels, dense.out_channels, 3, stride, padding=1)
         assert merged.bias is not None
-        weights, biases = [], []
-        for *convs, norm in self.branches:
-            conv = convs[0] if convs else nn.Conv2d(*merged.weight.shape[:2], 1, bias=False)
-            if not convs:
-                nn.init.dirac_(conv.weight)
-            folded = fuse_conv_bn_eval(conv.eval(), norm.eval())
-            missing = 1 - folded.weight.shape[-1] // 2  # around a 1x1 kernel
-            weights.append(functional.pad(folded.weight, [missing] * 4))
-            biases.append(folded.bias)
         with torch.no_grad():
-            merged.weight.copy_(torch.stack(weights).sum(0))
-            merged.bias.copy_(torch.stack(biases).sum(0))
+            merged.weight.zero_()
+            merged.bias.zero_()
+            for branch in self.branches:
+                layers: list[Any] = list(branch.eval().children())
+                if len(layers) == 1:
+                    layers.insert(0, _identity(dense.out_channels))
+                folded = fuse_conv_bn_eval(*layers)
+                missing = 1 - folded.weight.shape[-1] // 2  # around a 1x1 kernel
+                merged.weight += functional.pad(folded.weight, [missing] * 4)
+                merged.bias += folded.bias
         return merged
+
+
+def _identity(channels: int) -> nn.Conv2d:
+    conv = nn.Conv2d(channels, channels, 1, bias=False).eval()
+    nn.init.dirac_(conv.weight)
+    return conv
 
 
 class RepVGG(nn.Sequential):

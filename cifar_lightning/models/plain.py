@@ -26,6 +26,9 @@ class CifarNet(nn.Sequential):
     The scale keeps the first logits small; it is part of the linear layer once that is trained.
     """
 
+    fc: nn.Linear
+    scale: Scale
+
     def initialize_from(self, images: Tensor) -> None:
         """Whiten the frozen stem, if there is one: its filters are the main components of patches.
 

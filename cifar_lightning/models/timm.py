@@ -1,6 +1,7 @@
 """Any network of timm's (PyTorch Image Models), adapted to 32x32 images."""
 
 import difflib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ def timm_network(
         raise ValueError(f"name={name}: timm has no such network{hint}")
     images = torch.zeros(1, 3, INPUT_SIZE, INPUT_SIZE)
     try:
-        network = timm.create_model(name, num_classes=num_classes, drop_rate=dropout)
+        network: Any = timm.create_model(name, num_classes=num_classes, drop_rate=dropout)
         adapt(network, output_stride, bn_momentum, bn_eps)
         network.eval()
         with torch.no_grad():
