@@ -48,7 +48,7 @@ def folded(network):
         ([nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), norm(8, -1)], 1),  # a minimum would be needed
         ([nn.Conv2d(3, 8, 3), WithActivation(8), nn.Conv2d(8, 8, 1), WithActivation(8)], 0),
         ([nn.Conv2d(3, 8, 3), nn.GELU(), norm(8, 0.1)], 1),
-        ([nn.Conv2d(3, 8, 3), norm(8, 0.1), norm(8, 0.1)], 1),
+        ([nn.Conv2d(3, 8, 3), norm(8, 0.1), norm(8, 0.1)], 0),
     ],
 )
 def test_batch_norms_are_folded_where_that_is_exact(layers, left):

@@ -12,6 +12,7 @@ from cifar_lightning.benchmark.load import load_backbone
 from cifar_lightning.config import components
 from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.errors import bad_value
+from cifar_lightning.models.interfaces import reparameterized
 from cifar_lightning.runs.candidate import Candidate, Role
 from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.measurement import recipe
@@ -76,13 +77,13 @@ class Source:
     folder: Path | None = None
 
     def build(self) -> nn.Module:
-        """Build the network, on the CPU."""
+        """Build the network as it is executed, on the CPU."""
         if self.folder is not None:
             return load_backbone(self.folder)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network: nn.Module = components.construct("model", self.candidate.model)
-        return network.eval()
+        return reparameterized(network.eval())
 
 
 def _candidate(

@@ -57,7 +57,8 @@ def fold_batchnorms(network: nn.Module) -> nn.Module:
         once = len(source.users) == 1 and calls[source.target] == calls[node.target] == 1
         if not isinstance(conv, nn.Conv2d) or not once:
             continue
-        traced.set_submodule(str(source.target), fuse_conv_bn_eval(conv, norm))
+        layers[str(source.target)] = folded = fuse_conv_bn_eval(conv, norm)
+        traced.set_submodule(str(source.target), folded)
         traced.set_submodule(str(node.target), nn.Sequential(*norm.children()))
         if not any(True for _ in norm.children()):
             node.replace_all_uses_with(node.args[0])
