@@ -1,12 +1,15 @@
+import os
 import shutil
 from dataclasses import replace
 
 import pytest
+from conftest import TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from cifar_lightning.comparison import tensorboard
 from cifar_lightning.runs.find import find_run
+from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import Run
 
@@ -123,3 +126,21 @@ def test_an_unfinished_run_gets_nothing(folder, tmp_path):
     replace(Run.load(folder), status="interrupted").save(folder)
     tensorboard.draw(folder)
     assert not (folder / "tensorboard").exists()
+
+
+def test_what_a_kill_left_undrawn_is_drawn_by_the_next_command(folder, command):
+    """A drawing is missing, or older than a measurement; one that is up to date stays."""
+    again = (*TINY, "epochs=1", "id=tiny", "benchmark.variants=[fp32,fused]")
+    run = RunFolder(folder)
+    for lost in (True, False, None):
+        (before,) = run.drawings()
+        if lost:
+            before.unlink()
+        elif lost is False:
+            os.utime(before, (0, 0))
+        assert run.is_undrawn() == (lost is not None)
+        ended = command(*again)
+        assert "is finished" in ended.out, ended.err
+        (after,) = run.drawings()
+        assert (after == before) == (lost is None)
+        assert "final/test_acc" in read(folder).Tags()["scalars"]

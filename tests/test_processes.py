@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, TINY
 from test_experiment import only_run
 
-from cifar_lightning.comparison import tensorboard
+from cifar_lightning.runs.folder import DRAWN
 from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import Run
 
@@ -36,7 +36,7 @@ def assert_one_row(folder):
     # What two processes counted together, and what one counted when it measured.
     assert row.test_acc == pytest.approx(run.test_acc, abs=1e-3)
     events = (folder / "tensorboard").glob("events*")
-    written = [path for path in events if path.suffix != tensorboard.SUFFIX]
+    written = [path for path in events if path.suffix != DRAWN]
     assert 1 <= len(written) <= 2  # fit's and test's
 
 

@@ -120,7 +120,7 @@ def publish_finished(cfg: DictConfig) -> bool:
         return False
     log.info("%s is finished; rerun=true would train it again", run.name)
     take_up(folder, run, config)
-    failures = publish(Path(config["outputs"]), [folder])
+    failures = publish(Path(config["outputs"]), [folder], draw=RunFolder(folder).is_undrawn())
     show_files(folder)
     if failures:
         raise RunFailed(f"{folder.name}: {'; '.join(failures)}")

@@ -13,13 +13,11 @@ from torch.utils.tensorboard.summary import hparams
 
 from cifar_lightning.comparison import changes, plots
 from cifar_lightning.runs.benchmark import BenchmarkRecord
-from cifar_lightning.runs.folder import RunFolder
+from cifar_lightning.runs.folder import DRAWN, RunFolder
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.results import RunResults
 from cifar_lightning.runs.run import MEGA, Run
 from cifar_lightning.system.event_files import Writer
-
-SUFFIX = ".results"  # of the file that is replaced; the curves are in others
 
 
 def draw(folder: Path) -> None:
@@ -41,10 +39,9 @@ def draw(folder: Path) -> None:
     shown.sort(key=lambda one: (one.variant != "fp32", one.threads))
     measured = [one for one in shown if one.status == "ok"]
     confusion = next((one.confusion for one in shown if one.confusion is not None), None)
-    target = RunFolder(folder).tensorboard
-    for earlier in target.glob(f"*{SUFFIX}"):
+    for earlier in RunFolder(folder).drawings():
         earlier.unlink(missing_ok=True)  # another process may be drawing, too
-    with Writer(str(target), filename_suffix=SUFFIX) as writer:
+    with Writer(str(RunFolder(folder).tensorboard), filename_suffix=DRAWN) as writer:
         main = measured[0] if measured else None
         figures = _figures(recorded.run, main)
         settings = dict(_flat(recorded.run))

@@ -61,11 +61,15 @@ def _key_error(error: OmegaConfError) -> UserError:
 
 
 def _type_error(error: ValidationError) -> UserError:
-    expected = {int: "an integer", float: "a number", bool: "true or false"}
+    expected = {
+        int: "an integer", float: "a number", bool: "true or false",
+        list[int]: "a list of integers, such as [1,2]",
+    }  # fmt: skip
+    key = str(error.full_key).partition("[")[0]  # an element's error is its list's
     for schema in SCHEMAS.values():
-        annotation = schema.__annotations__.get(str(error.full_key))
+        annotation = schema.__annotations__.get(key)
         if annotation in expected:
-            return bad_value(str(error.full_key), error.value, expected[annotation])
+            return bad_value(key, error.value, expected[annotation])
     return UserError(f"{error.full_key}: {one_line(error)}")
 
 

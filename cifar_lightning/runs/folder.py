@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Self
 
 RUNS = "runs"  # the folder of the runs in the outputs
+DRAWN = ".results"  # the ending of what TensorBoard shows beside the curves
 
 
 class RunFolder:
@@ -58,6 +59,16 @@ class RunFolder:
     def is_in(self, outputs: Path) -> bool:
         """Tell whether it is one of these outputs' runs, and not one that was moved elsewhere."""
         return self.path.resolve().parent == (outputs / RUNS).resolve()
+
+    def drawings(self) -> list[Path]:
+        """List what was drawn for TensorBoard out of the records; the curves are no part of it."""
+        return list(self.tensorboard.glob(f"*{DRAWN}"))
+
+    def is_undrawn(self) -> bool:
+        """Tell whether TensorBoard lacks a finished run's results, or a measurement is newer."""
+        drawn = [path.stat().st_mtime_ns for path in self.drawings()]
+        measured = [path.stat().st_mtime_ns for path in self.measurements.glob("*.json")]
+        return self.tensorboard.is_dir() and (not drawn or max(measured, default=0) > max(drawn))
 
     def measurement(self, variant: str, hardware: str, threads: int, protocol: str) -> Path:
         return self.measurements / f"{variant}@{hardware}-t{threads}-{protocol}.json"

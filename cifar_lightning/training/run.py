@@ -100,7 +100,7 @@ def _try_batches(experiment: Experiment) -> None:
         trainer.test(experiment.classifier, datamodule=experiment.data, verbose=False)
     if experiment.is_global_zero:
         log.info(
-            "fast_dev_run: training, validation and test work (%d batches of each); "
+            "fast_dev_run: training, validation and test work (batches of each: %d); "
             "nothing is kept: no run, no row, no checkpoint",
             trainer.num_training_batches,
         )
@@ -134,7 +134,7 @@ def _complete(experiment: Experiment, config: dict[str, Any], trained: bool) -> 
             )
     finally:
         failures += [f"measuring {one.variant}: {one.reason}" for one in measurements if one.failed]
-        failures += publish(outputs, [folder], draw=bool(measurements) or not trained)
+        failures += publish(outputs, [folder], draw=RunFolder(folder).is_undrawn())
     signals.check()  # what was measured until then is in the table
     show_files(folder)
     if failures:
