@@ -189,6 +189,18 @@ def test_p95_is_asked_for_alone_with_a_latency():
         Need(85, statistic="p95")
 
 
+def test_a_p95_of_too_few_calls_is_not_known():
+    """As in the table, where it is empty below 130 calls."""
+    need = Need(85, max_ms=99, statistic="p95")
+    few = leaderboard(entry("a", 90, 1.0), drift=0, rounds=43, calls=3)  # 129
+    assert few.entries[0].latency.p95_ms is None
+    assert choose(few, 1, need).eligible == []
+    assert "its p95 unknown: too few calls" in advice(replace(few, choices={
+        1: choose(few, 1, need)}), need)  # fmt: skip
+    enough = leaderboard(entry("a", 90, 1.0), drift=0, rounds=65, calls=2)
+    assert choose(enough, 1, need).eligible == [*enough.entries]
+
+
 def test_calls_that_are_missing_bound_nothing():
     run = a_run("a")
     found = leaderboard(entry("a", 90, 1.0))

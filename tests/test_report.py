@@ -2,6 +2,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 
@@ -109,6 +110,24 @@ def test_everything_is_written_and_said(reported, outputs):
     assert float(pair["speedup"]) == pytest.approx(0.5, rel=0.01)
     assert float(pair["slower_pct"]) == pytest.approx(300, rel=0.01)
     assert float(pair["slower_low_pct"]) < 300 < float(pair["slower_high_pct"])
+
+
+def test_the_table_for_people_fits_into_a_terminal(reported, outputs):
+    """Its ± is the verdict's; every further column is on the page and in table.csv."""
+    ended = reported("min_acc=85")
+    lines = [line for line in ended.out.splitlines() if line.startswith("| ")]
+    assert len(lines) == 5  # a header and four rows
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[0].count("|") <= 13
+    assert max(map(len, lines)) <= 170
+    taken = re.search(r"Take good int8 \((88.00 ± \d\.\d\d) %", ended.out)
+    assert taken is not None
+    (row,) = [line for line in lines if "good" in line and "int8" in line]
+    assert f" {taken.group(1)} " in row
+    assert row.endswith("| front           |")
+    page = (outputs / "report" / "index.html").read_text()
+    for header in ("Peak (MB)", "First call (ms)", "Lat. min (ms)", "MACs (M)", "Std over seeds"):
+        assert f">{header}</button>" in page
 
 
 def test_the_page_needs_nothing_else_and_trusts_no_name(reported, outputs):

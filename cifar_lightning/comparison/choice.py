@@ -8,6 +8,7 @@ from cifar_lightning.comparison.bootstrap import upper_end_ms
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Choice, Leaderboard
 from cifar_lightning.errors import bad_value
+from cifar_lightning.runs.latency import MIN_SAMPLES
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,10 @@ def _most_accurate(
 
 
 def bound_ms(entry: Entry, statistic: str) -> float:
-    """Compute what an entry's latency is surely below; infinite where its calls are missing."""
+    """Compute what an entry's latency is surely below; infinite where too few calls are there."""
     if not entry.timings.timed:
+        return math.inf
+    if statistic == "p95" and len(entry.timings.timed[0].calls_ms) < MIN_SAMPLES[95]:
         return math.inf
     return upper_end_ms(entry.timings.timed[0], statistic)
 

@@ -1,9 +1,10 @@
 """The columns of a leaderboard: what they hold, how people read them, and its table."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+from cifar_lightning.comparison.accuracy import SURE
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.errors import unknown_name
@@ -42,12 +43,13 @@ def _rank(found: tuple[int, bool]) -> str:
 
 
 def _accuracy(leaderboard: Leaderboard, entry: Entry) -> str:
-    std = entry.accuracy.std
-    return f"{entry.accuracy.mean:.2f}{'' if std is None else f' ± {std:.2f}'}"
+    """Write the mean, and how far it is sure, as the verdict does."""
+    reach = SURE * leaderboard.error(entry)
+    return f"{entry.accuracy.mean:.2f}{f' ± {reach:.2f}' if math.isfinite(reach) else ''}"
 
 
-def _error(leaderboard: Leaderboard, entry: Entry) -> float | None:
-    return _finite(leaderboard.error(entry))
+def _accuracy_over_seeds(leaderboard: Leaderboard, entry: Entry) -> str:
+    return f"{entry.accuracy.mean:.2f} ± {number(entry.accuracy.std, 2)}"
 
 
 def _relative(leaderboard: Leaderboard, entry: Entry) -> str:
@@ -111,6 +113,11 @@ def _pareto(leaderboard: Leaderboard, entry: Entry) -> str:
     return "front" if better is None else f"dominated by {better.name}"
 
 
+def _front_and_marks(leaderboard: Leaderboard, entry: Entry) -> str:
+    front = [] if entry in leaderboard.dominated_by else ["front"]
+    return ", ".join([*front, *entry.marks]) or "-"
+
+
 COLUMNS: dict[str, Column] = {
     "id": Column(lambda a, e: e.label, "ID", numeric=False),
     "model": Column(lambda a, e: e.network, "Network", numeric=False),
@@ -118,12 +125,14 @@ COLUMNS: dict[str, Column] = {
     "threads": Column(lambda a, e: e.threads or None, "Threads"),
     "seeds": Column(lambda a, e: len(e.group.runs), "Seeds", highest=True),
     "test_acc": Column(lambda a, e: e.accuracy.mean, "Acc. (%)", _accuracy, highest=True),
-    "test_acc_se": Column(_error, "Acc. SE", lambda a, e: number(_error(a, e), 2)),
-    "test_acc_std": Column(lambda a, e: e.accuracy.std),
+    "test_acc_se": Column(lambda a, e: _finite(a.error(e))),
+    "test_acc_std": Column(
+        lambda a, e: e.accuracy.std, "Std over seeds", lambda a, e: number(e.accuracy.std, 2)
+    ),
     "acc_rank": Column(
         lambda a, e: a.accuracy_rank(e)[0], "Acc. rank", lambda a, e: _rank(a.accuracy_rank(e))
     ),
-    "lat_rel": Column(lambda a, e: e.relative, "Relative latency (95 % interval)", _relative),
+    "lat_rel": Column(lambda a, e: e.relative, "Rel. latency (95 %)", _relative),
     "lat_rel_low": Column(lambda a, e: e.timings.relative.ratio[1]),
     "lat_rel_high": Column(lambda a, e: _finite(e.timings.relative.ratio[2])),
     "lat_rank": Column(
@@ -163,11 +172,25 @@ COLUMNS: dict[str, Column] = {
 }
 
 SHOWN = {name: column for name, column in COLUMNS.items() if column.header}
+# What fits into a terminal; the rest is on the page and in table.csv.
+SUMMARY = [
+    COLUMNS[name]
+    for name in (
+        "id", "model", "variant", "threads", "seeds", "test_acc", "lat_rel", "lat_rank",
+        "lat_mean_ms", "lat_p95_ms", "size_mb",
+    )
+] + [replace(COLUMNS["pareto"], header="Front and marks", text=_front_and_marks)]  # fmt: skip
+OVER_SEEDS = [
+    *(COLUMNS[name] for name in ("id", "model", "variant", "threads", "seeds")),
+    replace(COLUMNS["test_acc"], text=_accuracy_over_seeds),
+    *(COLUMNS[name] for name in ("lat_mean_ms", "lat_p95_ms")),
+]
 
 
-def table(leaderboard: Leaderboard, entries: Sequence[Entry], names: Iterable[str] = SHOWN) -> str:
+def table(
+    leaderboard: Leaderboard, entries: Sequence[Entry], columns: Sequence[Column] = SUMMARY
+) -> str:
     """Draw columns of a leaderboard in Markdown."""
-    columns = [COLUMNS[name] for name in names]
     rows = [[column.shown(leaderboard, entry) for column in columns] for entry in entries]
     numeric = [index for index, column in enumerate(columns) if column.numeric]
     return draw_table([str(column.header) for column in columns], rows, numeric)

@@ -55,19 +55,9 @@ def seeds_table(folders: Sequence[Path]) -> str:
     """Draw the means of those runs that differ only in the seed; empty if there are none."""
     from cifar_lightning.comparison.choice import Need  # numpy
     from cifar_lightning.comparison.collect import compare
-    from cifar_lightning.comparison.columns import table
+    from cifar_lightning.comparison.columns import OVER_SEEDS, table
     from cifar_lightning.comparison.records import Records
 
-    columns = (
-        "id",
-        "model",
-        "variant",
-        "threads",
-        "seeds",
-        "test_acc",
-        "lat_mean_ms",
-        "lat_p95_ms",
-    )
     compared = compare(Records([RunResults.read(folder) for folder in folders]), Need(min_acc=0))
     tables = []
     for leaderboard in compared.leaderboards:
@@ -78,7 +68,7 @@ def seeds_table(folders: Sequence[Path]) -> str:
             if len(group.runs) > 1
         ]
         if several:
-            tables.append(table(leaderboard, several, columns))
+            tables.append(table(leaderboard, several, OVER_SEEDS))
     return "\n".join(tables)
 
 

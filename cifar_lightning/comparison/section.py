@@ -18,6 +18,12 @@ from cifar_lightning.comparison.verdict import Verdict, verdict
 from cifar_lightning.runs.table import csv_text
 from cifar_lightning.system import escaping
 
+LEGEND = (
+    "± is 1.64 standard errors, by which accuracies are called surely different; relative latency "
+    "is in multiples of the reference's (ResNet-8, fp32); = marks ties. All columns are in "
+    "`table.csv` and on the page."
+)
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -155,7 +161,7 @@ def markdown(sections: Sequence[Section], comparison: Comparison) -> str:
             parts += [escaping.markdown(told.advice), escaping.markdown(told.pareto_front), ""]
             if told.command:
                 parts += [f"To know more: {escaping.markdown_code(told.command)}", ""]
-        parts += [table(section.leaderboard, section.entries)]
+        parts += [table(section.leaderboard, section.entries), LEGEND, ""]
         parts += _titled("", section.notes)
         dominated = [line for one in section.rankings for line in one.verdict.dominated]
         parts += _titled("Why not the others:", dominated)

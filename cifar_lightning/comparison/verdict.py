@@ -79,11 +79,14 @@ def _among_the_fastest(leaderboard: Leaderboard, choice: Choice) -> str:
         return "it is the fastest."
     others = ", ".join(one.name for one in choice.best if one is not choice.entry)
     slower = 100 * at_most_slower(leaderboard, choice)
-    bound = f"at most {slower:.1f} %" if math.isfinite(slower) else "nobody knows how much"
+    bound = (
+        f"it is at most {slower:.1f} % slower than the fastest"
+        if math.isfinite(slower)
+        else "nobody knows how much slower than the fastest it is"
+    )
     return (
-        f"none is surely faster, and it is {bound} slower than the fastest. Neither are these "
-        f"slower than any: {others}; of them all it is the most accurate, to 0.1 points the "
-        "smallest, then the fastest."
+        f"none is surely faster, and {bound}. It ties with {others}: of them all it is the most "
+        "accurate to 0.1 points, of those alike in that the smallest, then the fastest."
     )
 
 
@@ -102,7 +105,7 @@ def _unsure(leaderboard: Leaderboard, choice: Choice, least: float) -> Iterator[
 def _by_latency(leaderboard: Leaderboard, choice: Choice, need: Need) -> Iterator[str]:
     entry, what = choice.entry, f"{need.statistic} is surely below {need.max_ms:g} ms"
     highest = bound_ms(entry, need.statistic)
-    bound = f"at most {highest:.3f} ms" if math.isfinite(highest) else "unknown: calls are missing"
+    bound = f"at most {highest:.3f} ms" if math.isfinite(highest) else "unknown: too few calls"
     if not choice.eligible:
         yield (
             f"There is no row whose {what}; the nearest is {_figures(leaderboard, entry)}, its "
