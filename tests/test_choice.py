@@ -97,6 +97,9 @@ def test_nothing_is_eligible():
     told = advice(found)
     assert told.startswith("No row reaches 85 %; the most accurate is b fp32 (82.00 ± ")
     assert "which lacks 3.00 points." in told
+    # Of equally accurate ones the fastest is named, whatever was measured first.
+    alike = leaderboard(entry("a", 80, 3.0), entry("b", 80, 1.0))
+    assert choose(alike, 1, Need(85)).entry.label == "b"
 
 
 def test_what_is_not_surely_eligible_is_said():

@@ -76,3 +76,11 @@ def test_the_matrix_shows_shares_of_the_true_class():
 def test_networks_keep_their_colours():
     assert len({plots.color_of(name, "abc") for name in "abc"}) == 3
     assert plots.color_of("b", "abc") == plots.color_of("b", "cbab")
+
+
+def test_epochs_are_integers_also_where_there_is_one():
+    figure = plots.training_curves([plots.Curve("a", [1.0], [50.0])])
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]

@@ -42,7 +42,8 @@ def choose(leaderboard: Leaderboard, threads: int, need: Need) -> Choice:
         return _most_accurate(leaderboard, entries, need.max_ms, need.statistic)
     eligible = [entry for entry in entries if entry.accuracy.mean >= need.min_acc]
     if not eligible:
-        return Choice(max(entries, key=lambda entry: entry.accuracy.mean), [], [])
+        nearest = max(entries, key=lambda entry: (entry.accuracy.mean, -entry.relative))
+        return Choice(nearest, [], [])
     fastest = [
         entry
         for entry in eligible

@@ -113,9 +113,10 @@ def _pareto(leaderboard: Leaderboard, entry: Entry) -> str:
     return "front" if better is None else f"dominated by {better.name}"
 
 
-def _front_and_marks(leaderboard: Leaderboard, entry: Entry) -> str:
+def _rank_and_marks(leaderboard: Leaderboard, entry: Entry) -> str:
     front = [] if entry in leaderboard.dominated_by else ["front"]
-    return ", ".join([*front, *entry.marks]) or "-"
+    marks = [mark for mark in entry.marks if mark != "quick"]  # the heading says that
+    return ", ".join([_rank(leaderboard.latency_rank(entry)), *front, *marks])
 
 
 COLUMNS: dict[str, Column] = {
@@ -176,10 +177,10 @@ SHOWN = {name: column for name, column in COLUMNS.items() if column.header}
 SUMMARY = [
     COLUMNS[name]
     for name in (
-        "id", "model", "variant", "threads", "seeds", "test_acc", "lat_rel", "lat_rank",
-        "lat_mean_ms", "lat_p95_ms", "size_mb",
+        "id", "model", "variant", "threads", "seeds", "test_acc", "lat_rel", "lat_mean_ms",
+        "lat_p95_ms", "size_mb",
     )
-] + [replace(COLUMNS["pareto"], header="Front and marks", text=_front_and_marks)]  # fmt: skip
+] + [replace(COLUMNS["pareto"], header="Lat. rank", text=_rank_and_marks)]  # fmt: skip
 OVER_SEEDS = [
     *(COLUMNS[name] for name in ("id", "model", "variant", "threads", "seeds")),
     replace(COLUMNS["test_acc"], text=_accuracy_over_seeds),

@@ -130,7 +130,7 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
     for axes, label in ((left, "training loss"), (right, "validation accuracy (%)")):
         axes.set_prop_cycle(cycler(linestyle=("-", "--", ":", "-.")) * cycler(color=COLORS))
         axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     named = []
     for curve in curves:
         for axes, values in ((left, curve.train_loss), (right, curve.val_acc)):

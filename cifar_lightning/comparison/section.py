@@ -20,8 +20,8 @@ from cifar_lightning.system import escaping
 
 LEGEND = (
     "± is 1.64 standard errors, by which accuracies are called surely different; relative latency "
-    "is in multiples of the reference's (ResNet-8, fp32); = marks ties. All columns are in "
-    "`table.csv` and on the page."
+    "is in multiples of the reference's (ResNet-8, fp32); = marks ties, front the Pareto "
+    "front. All columns are in `table.csv` and on the page."
 )
 
 

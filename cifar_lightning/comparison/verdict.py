@@ -148,7 +148,7 @@ def _advantage(leaderboard: Leaderboard, better: Entry, entry: Entry) -> str:
     accurate = (
         f"{points:.2f} points more accurate"
         if leaderboard.above(better, entry)
-        else "not surely less accurate"
+        else "not less accurate"
     )
     found = leaderboard.difference(entry, better)
     fast = (
