@@ -124,7 +124,7 @@ def test_the_table_for_people_fits_into_a_terminal(reported, outputs):
     assert taken is not None
     (row,) = [line for line in lines if "good" in line and "int8" in line]
     assert f" {taken.group(1)} " in row
-    assert row.endswith("| 1, front   |")
+    assert row.endswith("| 1, front    |")
     page = (outputs / "report" / "index.html").read_text()
     for header in ("Peak (MB)", "First call (ms)", "Lat. min (ms)", "MACs (M)", "Std over seeds"):
         assert f">{header}</button>" in page
