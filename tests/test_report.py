@@ -415,9 +415,9 @@ def test_the_page_works_in_a_browser(reported, outputs, browser):
     browser.execute_script("arguments[0].scrollIntoView()", plot)
     point = browser.find_element(By.CSS_SELECTOR, ".plotly-graph-div .points path.point")
     ActionChains(browser).move_to_element(point).perform()
-    # On its way the pointer may meet another point.
+    # The first point is the first measurement's; on its way the pointer may meet another.
     WebDriverWait(browser, 10).until(
-        lambda b: "good int8" in b.find_element(By.CSS_SELECTOR, ".hoverlayer").text
+        lambda b: "good fp32" in b.find_element(By.CSS_SELECTOR, ".hoverlayer").text
     )
 
     fits = "return document.documentElement.scrollWidth <= window.innerWidth"
