@@ -125,6 +125,8 @@ def test_the_table_for_people_fits_into_a_terminal(reported, outputs):
     (row,) = [line for line in lines if "good" in line and "int8" in line]
     assert f" {taken.group(1)} " in row
     assert row.endswith("| 1, front    |")
+    assert "- good int8: taken\n" in ended.out
+    assert re.search(r"- good fp32: \+\d+\.\d \(\+\d+\.\d to \+\d+\.\d\)\n", ended.out)
     page = (outputs / "report" / "index.html").read_text()
     for header in ("Peak (MB)", "First call (ms)", "Lat. min (ms)", "MACs (M)", "Std over seeds"):
         assert f">{header}</button>" in page

@@ -162,6 +162,14 @@ def markdown(sections: Sequence[Section], comparison: Comparison) -> str:
             if told.command:
                 parts += [f"To know more: {escaping.markdown_code(told.command)}", ""]
         parts += [table(section.leaderboard, section.entries), LEGEND, ""]
+        slower = COLUMNS["slower_pct"]
+        parts += _titled(
+            "Slower than what is taken (%, with the interval that decides):",
+            [
+                f"{entry.name}: {slower.shown(section.leaderboard, entry)}"
+                for entry in section.entries
+            ],
+        )
         parts += _titled("", section.notes)
         dominated = [line for one in section.rankings for line in one.verdict.dominated]
         parts += _titled("Why not the others:", dominated)
