@@ -13,6 +13,7 @@ import torch
 from conftest import with_weights
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save
+from simulated import benchmark, of_run
 from test_results import MEASUREMENT, RUN, place
 
 from cifar_lightning.benchmark.load import build_network, load_backbone, load_data
@@ -23,6 +24,7 @@ from cifar_lightning.comparison.records import Records
 from cifar_lightning.deploy.classifier import load
 from cifar_lightning.deploy.export import FORMATS, Agreement, card
 from cifar_lightning.errors import UserError
+from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.completed import finished, show_files
 from cifar_lightning.runs.find import find_run
 from cifar_lightning.runs.folder import RunFolder
@@ -272,16 +274,25 @@ def test_what_is_said_beside_the_figures_has_types():
     good = json.loads(MEASUREMENT.to_json())
     good["notes"] = {"fusing_error": 1e-7, "onnxruntime": "1.32.0"}
     good["environment"]["flags"] = {"cudnn.benchmark": True, "threads": 1}
-    good["state"] = {"before": {"sm_mhz": 1980, "throttle_reasons": ["GpuIdle"]}, "after": {}}
     assert json.loads(Measurement.decoded(dump(good)).to_json()) == good
     for leaf, value in (
         (("notes", "fusing_error"), [1e-7]),
         (("environment", "flags", "threads"), {"one": 1}),
+    ):
+        with pytest.raises(ValueError, match=leaf[0]):
+            Measurement.decoded(dump(changed(good, leaf, value)))
+
+
+def test_what_a_benchmark_says_of_its_device_has_types():
+    good = json.loads(benchmark([(of_run(RUN), 1.0)]).to_json())
+    good["state"] = {"before": {"sm_mhz": 1980, "throttle_reasons": ["GpuIdle"]}, "after": {}}
+    assert json.loads(BenchmarkRecord.decoded(dump(good)).to_json()) == good
+    for leaf, value in (
         (("state", "before", "sm_mhz"), "fast"),
         (("state", "between"), {}),
     ):
         with pytest.raises(ValueError, match=leaf[0]):
-            Measurement.decoded(dump(changed(good, leaf, value)))
+            BenchmarkRecord.decoded(dump(changed(good, leaf, value)))
 
 
 def test_figures_that_contradict_each_other_are_refused():

@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from importlib import metadata
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT, TINY, call_once, with_weights
@@ -40,6 +41,7 @@ from cifar_lightning.runs.paired import difference
 from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import Run
 from cifar_lightning.runs.table import write_table
+from cifar_lightning.system import signals
 from cifar_lightning.system.devices import find_device
 from cifar_lightning.variants import registry
 from cifar_lightning.variants.context import Kind
@@ -209,6 +211,27 @@ def test_what_was_told_apart_once_and_not_again_is_one_candidate(again, outputs,
     assert "depends on the weights" not in ended.out
 
 
+def test_a_signal_in_the_second_benchmark_keeps_the_first(again, outputs, monkeypatch):
+    folder = folder_of(outputs, "A")
+    copy_as(folder, "twin", scaled(1.01))
+    monkeypatch.setattr(measuring, "told_apart", lambda record: {*keys_of(record)})
+    real, calls = measuring.time_here, []
+
+    def time_here(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            signals._handle(signal.SIGTERM, None)
+            signals.check()
+        return real(*arguments)
+
+    monkeypatch.setattr(measuring, "time_here", time_here)
+    earlier = len(records(outputs))
+    ended = again("run=A,twin")
+    assert (ended.status, ended.err) == (143, "error: interrupted\n")
+    (record,) = records(outputs)[earlier:]
+    assert only_measurement(folder).benchmark == record.id
+
+
 def keys_of(record):
     return [one.key for one in record.candidates]
 
@@ -306,6 +329,17 @@ def test_networks_are_ranked_before_there_is_a_run(tmp_path, call):
     assert ended.err.startswith("error: model=resnet9: no such option; did you mean resnet")
 
 
+def test_networks_that_a_device_can_not_run_are_rows_with_the_reason(tmp_path, call):
+    settings = (f"outputs={tmp_path / 'none'}", "protocol=quick", "device=cpu")
+    ended = call(measure_command.main, *settings, "model=[resnet8]", "variants=[tf32]")
+    assert ended.status == 0, ended.err
+    (line,) = [line for line in ended.out.splitlines() if "| resnet8 " in line]
+    assert line.split("|")[-2].strip() == "unsupported: needs a GPU"
+    assert "1 candidate and 3 references" in ended.out
+    (record,) = records(tmp_path / "none")
+    assert len(record.sessions[0].rounds) == 2  # there was nothing to relate to the references
+
+
 def test_all_runs(again, outputs):
     ended = again("run=all")
     assert ended.status == 0, ended.err
@@ -316,9 +350,12 @@ def test_all_runs(again, outputs):
     ended = again("run=all")
     assert ended.status == 2
     assert ended.err == (
-        f"error: run=all: must be used where there are finished runs; {outputs} has none\n"
+        f"error: run=all: must be used where there are finished runs; {outputs} has none "
+        "that can be measured here\n"
     )
     assert "left out" in ended.out
+    replace(Run.load(folder_of(outputs, "A")), status="failed").save(folder_of(outputs, "A"))
+    assert again("run=all").err.endswith(f"; {outputs} has no finished run\n")
 
 
 def test_runs_of_other_data_are_ranked_apart(again, outputs, image_folder):
@@ -494,7 +531,7 @@ def test_a_variant_that_fails_is_a_row_and_the_others_go_on(moment, again, outpu
         monkeypatch.setattr(session, "interleave", interleave)
     ended = again("run=A", "variants=[fused,fp32]")
     assert ended.status == 1
-    assert ended.err == "error: fused: failed: RuntimeError: no memory\n"
+    assert ended.err == f"error: {folder.name}, fused: failed: RuntimeError: no memory\n"
     found = {one.variant: one for one in map(Measurement.read, folder.glob("measurements/*"))}
     assert (found["fused"].status, found["fused"].reason) == (
         "failed",
@@ -610,7 +647,7 @@ def test_logits_that_are_no_numbers_are_no_result(again, outputs):
     with_weights(folder, lambda tensor: tensor * float("nan") if tensor.ndim else tensor)
     ended = again("run=A")
     assert ended.status == 1
-    assert ended.err == "error: fp32: failed: the logits are NaN or infinite\n"
+    assert ended.err == f"error: {folder.name}, fp32: failed: the logits are NaN or infinite\n"
     (row,) = rows_of(folder)
     assert (row.status, row.lat_mean_ms) == ("failed", None)
 
@@ -630,6 +667,27 @@ def test_a_kill_of_all_processes_loses_nothing(outputs):
         os.killpg(process.pid, signal.SIGKILL)
     assert path.read_bytes() == before
     assert [entry.name for entry in (outputs / "runs").iterdir() if entry.name == folder.name]
+
+
+def test_a_process_of_its_own_ends_with_a_killed_command(outputs):
+    arguments = "run=A", "processes=2", "device=cpu", f"outputs={outputs}"
+    with subprocess.Popen(
+        [sys.executable, "-m", "cifar_lightning.measure", *arguments],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        while b" interleaved rounds" not in process.stdout.readline():
+            assert process.poll() is None
+        while not (
+            children := [
+                one
+                for one in psutil.Process(process.pid).children()
+                if "spawn_main" in str(one.cmdline())
+            ]
+        ):
+            time.sleep(0.1)
+        time.sleep(1)
+        process.kill()
+        assert psutil.wait_procs(children, timeout=20)[1] == []
 
 
 BAD = {

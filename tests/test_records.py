@@ -10,6 +10,7 @@ from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.predictions import Predictions
 from cifar_lightning.runs.table import write_table
+from cifar_lightning.system import untrusted
 
 TRUE = np.zeros(1000, np.uint8)
 PREDICTED = (np.arange(1000) >= 900).astype(np.uint8)  # right on 900 of 1,000
@@ -62,6 +63,22 @@ def test_damaged_and_misnamed_benchmarks_are_left_out(outputs):
     a, b = found.entries
     assert found.slower(b, a)
     assert (a.timings.timed, a.latency.mean_ms > 0) == ((), True)
+
+
+def test_what_is_being_written_is_no_damage(outputs):
+    ready, _ = sorted((outputs / "benchmarks").iterdir())
+    measured = folder_of(outputs, "a").measurements
+    for folder in (ready.parent, measured):
+        (folder / ".cifar-lightning-7-next.json").write_text("{")
+    records = Records.read([outputs])
+    assert len(records.benchmarks) == 2
+    assert not records.damaged
+
+
+def test_records_of_benchmarks_may_be_larger_than_others(outputs):
+    path, _ = sorted((outputs / "benchmarks").iterdir())
+    path.write_bytes(path.read_bytes() + b" " * untrusted.MAX_BYTES)
+    assert not Records.read([outputs]).damaged
 
 
 def test_predictions_of_other_weights_or_machines_are_not_taken(outputs):

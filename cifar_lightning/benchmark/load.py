@@ -120,6 +120,7 @@ def find_measurable(outputs: Path, queries: Sequence[str], data: RunData) -> lis
         data(folder)
         load_backbone(folder)
     if [*queries] == ["all"]:
+        none = "no finished run"
         for folder, run in runs_of(outputs):
             if isinstance(run, str):
                 log.warning("%s", run)
@@ -129,9 +130,11 @@ def find_measurable(outputs: Path, queries: Sequence[str], data: RunData) -> lis
                     load_backbone(folder)
                     folders.append(folder)
                 except UserError as error:
+                    none = "none that can be measured here"
                     log.warning("left out: %s", error)
         if not folders:
-            raise bad_value("run", "all", f"used where there are finished runs; {outputs} has none")
+            allowed = f"used where there are finished runs; {outputs} has {none}"
+            raise bad_value("run", "all", allowed)
     sets: dict[tuple[str, str], list[str]] = {}
     for run in map(load_run, folders := list(dict.fromkeys(folders))):
         name = run.config["data"]["name"]

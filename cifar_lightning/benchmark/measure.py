@@ -27,12 +27,13 @@ from cifar_lightning.benchmark.processes import time_in_processes
 from cifar_lightning.benchmark.record import record_of, told_apart
 from cifar_lightning.benchmark.session import time_here
 from cifar_lightning.config.protocols import MIN_ROUNDS, PROTOCOLS
+from cifar_lightning.errors import Interrupted
 from cifar_lightning.runs.benchmark import BenchmarkRecord, measured_before
 from cifar_lightning.runs.folder import RUNS, RunFolder
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.system.devices import hardware_slug
 from cifar_lightning.system.files import check_inside, write_atomically
-from cifar_lightning.system.formatting import duration
+from cifar_lightning.system.formatting import counted, duration
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,16 @@ class Measured:
     @property
     def failed(self) -> list[str]:
         """What failed, a line each; what this device can't run is no failure."""
-        ones = [(one.variant, one.status, one.reason) for one in self.measurements]
-        ones += [(one.candidate.variant, one.status, one.reason) for one in self.failures]
-        return [f"{name}: failed: {reason}" for name, status, reason in ones if status == "failed"]
+        ones = [(one.run, one.variant, one.status, one.reason) for one in self.measurements]
+        ones += [
+            (one.candidate.label, one.candidate.variant, one.status, one.reason)
+            for one in self.failures
+        ]
+        return [
+            f"{whose}, {variant}: failed: {reason}"
+            for whose, variant, status, reason in ones
+            if status == "failed"
+        ]
 
 
 def measure_missing(
@@ -92,7 +100,7 @@ def measure_missing(
     records = measured_before(outputs, keys, hardware_slug(device), spec.protocol)
     known = [source for source in missing if source.candidate.key in records]
     if known:
-        log.info("%d of %d candidates were timed before", len(known), len(missing))
+        log.info("timed before: %d of %s", len(known), counted(len(missing), "candidate"))
     found = [
         made
         for source in known
@@ -141,7 +149,10 @@ def measure(
         # Noise does that once in a while, but hardly twice.
         split = {key: by_weights(group) for key, group in keyed(groups) if key in suspects}
         parts = [part for key, group in keyed(groups) for part in split.get(key, [group])]
-        again, more = _benchmark(parts, spec, device, outputs, data, processes, accuracies)
+        try:
+            again, more = _benchmark(parts, spec, device, outputs, data, processes, accuracies)
+        except Interrupted:
+            again, more = record, failures  # which tells no parts apart
         pairs = [[part[0].candidate.key for part in of_one[:2]] for of_one in split.values()]
         if any(again.tells_apart(*pair) for pair in pairs):
             groups, record, failures = parts, again, more
@@ -156,7 +167,9 @@ def measure(
                 )
     everyone = [source for group in groups for source in group]
     written = write_measurements(everyone, record, failures, accuracies)
-    return Measured(written, record, [one for one in failures if one.candidate.run is None])
+    # Each process has its own.
+    of_networks = {one.candidate.key: one for one in failures if one.candidate.run is None}
+    return Measured(written, record, [*of_networks.values()])
 
 
 def _benchmark(
@@ -173,9 +186,9 @@ def _benchmark(
     everyone = [*groups, *([source] for source in references(device))]
     shortest = protocol.warmup_s + protocol.expected_rounds * protocol.block_s
     log.info(
-        "%d candidates and 3 references in interleaved rounds (%s protocol): about %s and what "
+        "%s and 3 references in interleaved rounds (%s protocol): about %s and what "
         "their preparation takes, at most %s",
-        sum(group[0].candidate.role == "candidate" for group in groups),
+        counted(sum(group[0].candidate.role == "candidate" for group in groups), "candidate"),
         protocol.name,
         duration(processes * len(everyone) * shortest),
         duration(processes * len(everyone) * (protocol.warmup_max_s + protocol.budget_s)),

@@ -2,6 +2,8 @@
 
 import logging
 import multiprocessing
+import os
+import threading
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
@@ -98,6 +100,7 @@ def _measure(
     data_root: str | None,
 ) -> None:
     """Measure in a process of its own, and send what was found."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     answer: Timed | CifarLightningError
     with signals.handled(), signals.deferred():
@@ -107,3 +110,11 @@ def _measure(
         except CifarLightningError as error:
             answer = error
         sender.send(answer)
+
+
+def _end_with_parent() -> None:
+    """Measure no longer for a process that was killed: the device is others' then."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

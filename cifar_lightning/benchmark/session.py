@@ -138,6 +138,7 @@ def _rounds(
     """
     numbers = sorted(ready)
     ones = [ready[number] for number in numbers]
+    any_ranked = any(one.candidate.role == "candidate" for one in ones)
 
     def block(one: Ready, count: int, discarded: int) -> Block:
         with one.conditions():
@@ -150,7 +151,8 @@ def _rounds(
         def on_round(done: int, expected: int) -> bool:
             bar.total = expected
             bar.update(done - bar.n)
-            return signals.received() is None
+            # References alone are timed just for the record of what could not be.
+            return signals.received() is None and (any_ranked or done < MIN_KEPT)
 
         rounds, ended = interleave(
             [partial(block, one) for one in ones],

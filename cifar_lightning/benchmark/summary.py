@@ -1,5 +1,8 @@
 """What a benchmark says, as a table for people."""
 
+from collections.abc import Sequence
+
+from cifar_lightning.benchmark.prepare import Failure
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.latency import Relative
 from cifar_lightning.runs.table import draw_table, number
@@ -10,11 +13,15 @@ HEADER = (
 )  # fmt: skip
 
 
-def summary(record: BenchmarkRecord) -> str:
+def summary(record: BenchmarkRecord, failures: Sequence[Failure] = ()) -> str:
     """Draw the candidates of a benchmark, the fastest first, with its noise floor below.
 
     Those that can't be told apart have ranks that overlap: a rank counts those that are surely
     faster, with as many threads.
+
+    Args:
+        record: Of the benchmark.
+        failures: Candidates without figures, which come last.
     """
     timings = {number: record.timing(number) for number in range(len(record.candidates))}
     ranked = sorted(record.ranked, key=lambda one: timings[one].relative.centre)
@@ -39,6 +46,10 @@ def summary(record: BenchmarkRecord) -> str:
                 ", ".join(marks),
             )
         )
+    for failure in failures:
+        candidate, reason = failure.candidate, f"{failure.status}: {failure.reason}"
+        how = candidate.label, candidate.variant, str(candidate.threads)
+        rows.append(("-", *how, "-", "-", "-", reason))
     drawn = draw_table(HEADER, rows, {0, 3, 4, 5})
     reference = timings[record.number("reference")].latency.mean_ms
     floor = Relative.of(record.noise_floor)

@@ -33,8 +33,8 @@ def main(config: MeasureConfig) -> None:
     spec = BenchmarkSpec(config.variants, config.threads, config.protocol).checked()
     device, outputs = find_device(config.device), Path(config.outputs)
     data = RunData(config.data_root)
+    folders = find_measurable(outputs, config.run, data)  # a signal ends it at once
     with signals.deferred(), computing():
-        folders = find_measurable(outputs, config.run, data)
         sources = [
             made(variant, threads)
             for made in [
@@ -48,7 +48,7 @@ def main(config: MeasureConfig) -> None:
         if folders:
             failed += publish(outputs, folders, draw=True)
         if measured.record is not None:
-            log.info("\n%s", summary(measured.record))
+            log.info("\n%s", summary(measured.record, measured.failures))
     signals.check()
     if failed:
         raise RunFailed("\n".join(failed))

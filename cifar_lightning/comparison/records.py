@@ -16,6 +16,7 @@ from cifar_lightning.runs.predictions import Predictions
 from cifar_lightning.runs.results import RunResults
 from cifar_lightning.runs.run import left_out
 from cifar_lightning.system import untrusted
+from cifar_lightning.system.files import finished_files
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Records:
 
 def _benchmarks(outputs: Iterable[Path], damaged: list[str]) -> dict[str, BenchmarkRecord]:
     found = {}
-    for path in [path for one in outputs for path in sorted((one / BENCHMARKS).glob("*.json"))]:
+    for path in [path for one in outputs for path in finished_files(one / BENCHMARKS, ".json")]:
         try:
             record = BenchmarkRecord.read(path)
             if record.id != path.stem:

@@ -23,6 +23,7 @@ from cifar_lightning.runs.paired import (
 from cifar_lightning.runs.run import Moment, Name, Record
 from cifar_lightning.system import environment, untrusted
 from cifar_lightning.system.environment import DeviceState
+from cifar_lightning.system.files import finished_files
 
 BENCHMARKS = "benchmarks"  # the folder in the outputs
 ERROR = 0.05  # how often a verdict may call something slower that is not
@@ -49,6 +50,9 @@ class BenchmarkHead(Record):
     environment: Environment
     candidates: list[Candidate]
     state: Mapping[Literal["before", "after"], DeviceState]
+
+    # A hundred fast candidates, in as many rounds as their budget allows, have 20 million calls.
+    MAX_BYTES: ClassVar[int] = 512 * 2**20
 
     def check(self) -> None:
         roles = [one.role for one in self.candidates]
@@ -192,7 +196,7 @@ def measured_before(
         Records by the candidates' keys.
     """
     found: dict[str, BenchmarkRecord] = {}
-    for path in sorted((outputs / BENCHMARKS).glob("*.json"), reverse=True):
+    for path in reversed(finished_files(outputs / BENCHMARKS, ".json")):
         try:
             head = BenchmarkHead.read(path)
             new = {head.candidates[number].key for number in head.ranked} & {*keys} - {*found}

@@ -29,7 +29,7 @@ from cifar_lightning.runs.run import (
     left_out,
 )
 from cifar_lightning.system import environment
-from cifar_lightning.system.files import write_atomically
+from cifar_lightning.system.files import finished_files, write_atomically
 
 # What every timed measurement has.
 TIMED = ("benchmark", "latency", "relative", "rounds", "ended", "preempted")
@@ -173,7 +173,7 @@ class Measurement(Record):
     def read_all(cls, folder: Path, run: Run) -> tuple[list[Self], list[str]]:
         """Read all of a run; what is damaged or another's is left out, with a line that says so."""
         found, damaged = [], []
-        for path in sorted(RunFolder(folder).measurements.glob("*.json")):
+        for path in finished_files(RunFolder(folder).measurements, ".json"):
             try:
                 found.append(cls.read(path).check_place(path, run))
             except FileNotFoundError:

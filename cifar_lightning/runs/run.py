@@ -33,6 +33,7 @@ class Record:
     """What has a JSON form."""
 
     FREE: ClassVar[frozenset[str]] = frozenset()  # text for people, which nothing interprets
+    MAX_BYTES: ClassVar[int] = untrusted.MAX_BYTES
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -42,7 +43,7 @@ class Record:
             ValueError: If the file is not a record of this kind; the text says why, in one line.
             FileNotFoundError: If there is none.
         """
-        return cls.decoded(untrusted.read(path))
+        return cls.decoded(untrusted.read(path, cls.MAX_BYTES))
 
     @classmethod
     def decoded(cls, content: bytes | str) -> Self:

@@ -13,6 +13,7 @@ from cifar_lightning.runs.run import MEGA
 from cifar_lightning.runs.views import replace_views
 from cifar_lightning.system import escaping
 from cifar_lightning.system.files import check_replaceable, remove_unfinished
+from cifar_lightning.system.formatting import counted
 from cifar_lightning.system.locks import check_lock, locked
 
 Value = str | float | None  # of a cell
@@ -103,8 +104,8 @@ def number(value: float | None, digits: int) -> str:
 def _cells(row: Row) -> tuple[str, ...]:
     teacher = f" (taught by {row.teacher.rpartition('-')[2]})" if row.teacher else ""
     device = row.device or "-"
-    if row.device and row.clock == "perf_counter":
-        device += f", {row.threads} thread" + ("s" if row.threads != 1 else "")
+    if row.device and row.threads and row.clock == "perf_counter":
+        device += f", {counted(row.threads, 'thread')}"
     if row.protocol == "quick":
         device += " (quick)"
     if row.lat_converged is False:

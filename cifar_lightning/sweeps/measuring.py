@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cifar_lightning.errors import Interrupted, reason_of
 from cifar_lightning.sweeps.jobs import Failure, Job
+from cifar_lightning.system.formatting import counted
 from cifar_lightning.system.outcome import Outcome
 
 log = logging.getLogger(__name__)
@@ -18,12 +19,13 @@ def measure(jobs: Sequence[Job]) -> list[Failure]:
         The jobs whose measuring failed.
     """
     failures: list[Failure] = []
-    alike: dict[tuple[str, str], list[Job]] = {}
+    alike: dict[tuple[str, str, str], list[Job]] = {}
     for job in jobs:
         if job.config["benchmark"]["variants"]:
             device = str(job.config["trainer"].get("accelerator", "auto"))
-            alike.setdefault((job.benchmark, device), []).append(job)
-    for (_, accelerator), group in alike.items():
+            root = str(job.config["data"].get("root"))  # where all data of a benchmark lie
+            alike.setdefault((job.benchmark, device, root), []).append(job)
+    for (_, accelerator, _), group in alike.items():
         try:
             failures += _measured(group, accelerator)
         except Interrupted:
@@ -46,7 +48,7 @@ def _measured(jobs: Sequence[Job], accelerator: str) -> list[Failure]:
     settings = {key: one for key, one in config["benchmark"].items() if key != "_target_"}
     spec = BenchmarkSpec(**settings).checked("benchmark.")
     by_name = {job.folder.name: job for job in jobs}
-    log.info("measuring %d runs", len(by_name))
+    log.info("measuring %s", counted(len(by_name), "run"))
     found = measure_missing(
         [job.folder for job in by_name.values()],
         spec,

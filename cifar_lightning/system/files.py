@@ -108,6 +108,11 @@ def remove_unfinished(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def finished_files(folder: Path, suffix: str) -> list[Path]:
+    """List a folder's files of a kind by their names, but none that is being written."""
+    return sorted(path for path in folder.glob(f"*{suffix}") if not is_unfinished(path))
+
+
 def is_unfinished(path: Path) -> bool:
     """Tell whether a process of this project is, or was, writing a file: by its name and kind."""
     named = re.fullmatch(rf"{re.escape(_UNFINISHED)}\d+-.+", path.name, re.DOTALL)
