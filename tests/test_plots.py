@@ -2,7 +2,6 @@ import io
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation, Text
 from PIL import Image
 from simulated import NEED, entry, leaderboard
@@ -11,7 +10,7 @@ from cifar_lightning.comparison import plots, scatter
 
 
 def labels_of(figure):
-    FigureCanvasAgg(figure).draw()
+    figure.draw_without_rendering()
     return [child for child in figure.axes[0].texts if isinstance(child, Annotation)]
 
 
@@ -84,3 +83,21 @@ def test_epochs_are_integers_also_where_there_is_one():
     for axes in figure.axes:
         low, high = axes.get_xlim()
         assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
+
+
+def test_a_hundred_classes_have_names_that_do_not_overlap():
+    names = [f"class number {number}" for number in range(100)]
+    matrix = [[int(row == column) for column in range(100)] for row in range(100)]
+    for figure in (
+        plots.confusion_matrix(matrix, names),
+        plots.class_accuracies({"a": matrix}, names),
+    ):
+        figure.draw_without_rendering()
+        axes = figure.axes[0]
+        labels = [axes.xaxis, axes.yaxis] if len(figure.axes) == 2 else [axes.xaxis]
+        for axis in labels:
+            places = axis.get_ticklocs()
+            first, second = axes.transData.transform([(places[0],) * 2, (places[1],) * 2])
+            (tick, *_) = axis.get_ticklabels()
+            apart = abs(second - first).max() * 72 / figure.dpi
+            assert apart > tick.get_fontsize()

@@ -29,6 +29,7 @@ WIDTH = 8.0  # inches
 LATENCY_AXIS, ACCURACY_AXIS = "mean latency at batch 1 (ms)", "test accuracy (%)"
 Place = Literal["outside lower right", "outside lower center", "outside upper right"]
 MATRIX_LABELS_UP_TO = 20  # classes whose counts can be read in a confusion matrix
+NAMES_UP_TO = 30  # classes whose names have room at an axis; for more, figures are larger
 
 mpl.rc("svg", fonttype="none")  # text stays text: searchable, in the page's font
 mpl.rc("svg", hashsalt="cifar-lightning")  # the same figure gives the same file
@@ -144,7 +145,8 @@ def training_curves(curves: Sequence[Curve]) -> Figure:
 def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
     """Draw how often each true class (rows) is taken for each other one, in percent of the row."""
     count = len(confusion)
-    figure, axes = new_figure(WIDTH * 0.7, WIDTH * 0.8)
+    size = WIDTH * max(1.0, count / NAMES_UP_TO)
+    figure, axes = new_figure(size * 0.7, size * 0.8)
     axes.grid(visible=False)
     shares = [[100 * n / max(sum(row), 1) for n in row] for row in confusion]
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
@@ -169,7 +171,7 @@ def class_accuracies(
     confusions: Mapping[str, Sequence[Sequence[int]]], classes: Sequence[str]
 ) -> Figure:
     """Draw each class's accuracy under each of several labels."""
-    figure, axes = new_figure(3.6)
+    figure, axes = new_figure(3.6, WIDTH * max(1.0, len(classes) / NAMES_UP_TO))
     width = 0.8 / len(confusions)
     named = []
     for number, (label, confusion) in enumerate(confusions.items()):
