@@ -317,7 +317,7 @@ def test_processes_of_a_command_take_the_same_copy(tmp_path):
 def test_help_lists_the_groups(forked):
     done = start("--help")
     assert done.returncode == 0
-    for word in ("model: mobilenetv2", "optim: adamw, sgd", "label_smoothing", "output_stride"):
+    for word in ("model: cifarnet, mobilenetv2", "optim: adamw, sgd", "label_smoothing", "output_stride"):
         assert word in done.stdout
 
 
