@@ -55,7 +55,7 @@ BAD = {
     "model.width=wide": "model.width=wide: must be float",
     "model._target_=os.nothing": "model._target_=os.nothing: must be",
     "augment.crop.padding=-3": "augment.crop.padding=-3: must be 0 or more",
-    "augment.crop.mode=zeros": "augment.crop.mode=zeros: must be null, reflect or replicate",
+    "augment.crop.mode=zeros": "augment.crop.mode=zeros: must be reflect, replicate or null",
     "augment.crop.pad=3": "augment.crop.pad: no such key; did you mean padding?",
     "benchmark.protocol=slow": "benchmark.protocol=slow: must be full, quick",
     "benchmark.variants=[fp23]": "benchmark.variants=fp23: no such variant; did you mean fp32?",
@@ -317,7 +317,12 @@ def test_processes_of_a_command_take_the_same_copy(tmp_path):
 def test_help_lists_the_groups(forked):
     done = start("--help")
     assert done.returncode == 0
-    for word in ("model: cifarnet, mobilenetv2", "optim: adamw, sgd", "label_smoothing", "output_stride"):
+    for word in (
+        "model: cifarnet, mobilenetv2",
+        "optim: adamw, sgd",
+        "label_smoothing",
+        "output_stride",
+    ):
         assert word in done.stdout
 
 

@@ -256,7 +256,7 @@ def takes(number: float, names: list[str], flag: bool = False, limit: int | None
         ({"number": True, "names": ["a"]}, "part.number=True: must be float"),
         ({"number": 1, "names": "a"}, "part.names=a: must be list"),
         ({"number": 1, "names": [1]}, "part.names=[1]: must be list"),
-        ({"number": 1, "names": [], "limit": 1.5}, "part.limit=1.5: must be int | None"),
+        ({"number": 1, "names": [], "limit": 1.5}, "part.limit=1.5: must be int or null"),
         ({"names": []}, "part.number: needed by"),
     ],
 )

@@ -188,10 +188,7 @@ def check_component(name: str, node: Mapping[str, Any], given: tuple[str, ...] =
             allowed = [parameter for parameter in parameters if parameter not in given]
             raise unknown_name(f"{name}.{key}", "key", key, allowed)
         if not _fits(value, expected := parameters[key].annotation):
-            shown = getattr(expected, "__name__", str(expected)).replace("typing.", "")
-            if get_origin(expected) is Literal:
-                shown = ", ".join(map(str, get_args(expected)))
-            raise bad_value(f"{name}.{key}", value, shown)
+            raise bad_value(f"{name}.{key}", value, _told(expected))
     for key, parameter in parameters.items():
         needed = parameter.default is parameter.empty and not node.get("_partial_")
         if needed and key not in settings and key not in given:
@@ -220,6 +217,16 @@ def _takes_any(target: Any) -> bool:
     """Tell whether a function hands ``**kwargs`` on to what its signature does not name."""
     parameters = () if inspect.isclass(target) else inspect.signature(target).parameters.values()
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _told(annotation: Any) -> str:
+    """Tell what an annotation allows, as a user writes it."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " or ".join(map(_told, get_args(annotation)))
+    if get_origin(annotation) is Literal:
+        return ", ".join(map(str, get_args(annotation)))
+    name = str(getattr(annotation, "__name__", annotation)).replace("typing.", "")
+    return {"NoneType": "null"}.get(name, name)
 
 
 def _fits(value: Any, annotation: Any) -> bool:
