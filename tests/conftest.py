@@ -111,6 +111,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def no_signal_yet(monkeypatch):
+    """Forget a signal that an earlier test has sent."""
+    monkeypatch.setattr("cifar_lightning.system.signals._received", None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_is_settled_at_once() -> Iterator[None]:
     """Take the quick protocol's rounds in this process, but never more until figures settle."""
