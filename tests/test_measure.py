@@ -474,7 +474,7 @@ def test_a_kill_in_round_7_costs_nothing_but_itself(again, outputs):
 
 
 def test_two_benchmarks_wait_for_each_other(outputs):
-    """Rounds of both never overlap."""
+    """One of them says so, and both end well."""
     arguments = [f"outputs={outputs}", "protocol=quick", "device=cpu", "run=A"]
     command = [sys.executable, "-m", "cifar_lightning.measure", *arguments]
     both = [
@@ -482,7 +482,8 @@ def test_two_benchmarks_wait_for_each_other(outputs):
     ]
     told = [one.communicate()[0] for one in both]
     assert [one.returncode for one in both] == [0, 0]
-    assert sum("waiting for another measurement on this device" in text for text in told) == 1
+    # Both, where a benchmark of another test holds the device just then.
+    assert sum("waiting for another measurement on this device" in text for text in told) >= 1
 
 
 @pytest.mark.slow
