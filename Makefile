@@ -42,7 +42,7 @@ perf: setup ## measure input, overhead, training and start-up, on a quiet machin
 perf-long: setup ## time to 80 % and 85 % against the baseline recipe: about 2 hours, ARGS="data=..."
 	$(BIN)/python -m perf.time_to_accuracy experiment=b1_progressive epochs=18 $(ARGS)
 
-bench-latency: setup ## a hundred benchmarks: what is told apart, and what should be; 1.5 hours, the same command goes on
+bench-latency: setup ## a hundred benchmarks: what is told apart, and what should be; hours, the same command goes on
 	$(BIN)/python -m perf.ranking $(ARGS)
 
 report: setup ## compare all runs: tables, plots and outputs/report/index.html

@@ -1,6 +1,6 @@
 """Does a benchmark tell apart what differs, and only that? A hundred of them, on this machine.
 
-    python -m perf.ranking                     # 1.5 hours; the same command goes on
+    python -m perf.ranking                     # hours; the same command goes on
     python -m perf.ranking benchmarks=10       # fewer
     python -m perf.ranking folder=docs/results/ranking benchmarks=0    # only the tables
 
