@@ -39,7 +39,7 @@ def write_measurements(
         if source.folder is None:
             continue
         if key in failed:
-            measurement = _without_figures(source, record, failed[key].status, failed[key].reason)
+            measurement = _blank(source, record, failed[key].status, failed[key].reason)
         elif key not in timed:
             continue
         else:
@@ -71,7 +71,7 @@ def new_measurement(folder: Path, measurement: Measurement) -> bool:
     return False
 
 
-def _without_figures(
+def _blank(
     source: Source,
     record: BenchmarkRecord,
     status: Literal["ok", "unsupported", "failed"],
@@ -107,11 +107,11 @@ def _of(
     """Fill a run's measurement with what a benchmark says of its candidate."""
     found = accuracies.of(source)
     if isinstance(found, str):
-        return _without_figures(source, record, "failed", found)
+        return _blank(source, record, "failed", found)
     candidate, timing = record.candidates[number], record.timing(number)
     preempted = f"something else ran in {100 * timing.preempted:.0f} % of its blocks"
     return replace(
-        _without_figures(source, record, "ok", None),
+        _blank(source, record, "ok", None),
         status="disturbed" if timing.disturbed else "ok",
         reason=preempted if timing.disturbed else None,
         test_acc=found.test_acc,
