@@ -29,6 +29,7 @@ from cifar_lightning.runs.predictions import Predictions
 from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import Run
 from cifar_lightning.system.locks import alone
+from cifar_lightning.training.averaging import EMA
 from cifar_lightning.training.module import ImageClassifier
 
 COMMAND = (*TINY, "epochs=3", "batch_size=128", "optim.lr=0.2", "benchmark.variants=[]")
@@ -178,8 +179,8 @@ def test_a_continued_run_equals_an_uninterrupted_one(
     checkpoints = [
         torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (folder, other)
     ]
-    parts = ["state_dict", "optimizer_states", "lr_schedulers"]
-    parts += ["current_model_state", "averaging_state"] if workers else []
+    parts = ["global_step", "state_dict", "optimizer_states", "lr_schedulers"]
+    parts += [EMA.CURRENT] if workers else []
     for part in parts:
         torch.testing.assert_close(*(c[part] for c in checkpoints), rtol=0, atol=0)
     assert Run.load(folder).val_acc == Run.load(other).val_acc
@@ -539,7 +540,7 @@ def test_a_compiled_training_is_the_same_training(command, outputs, tmp_path):
 
 def test_the_averaged_weights_are_kept_and_tested(command, outputs, monkeypatch):
     """What is validated, chosen, tested and shipped is the average, computed here once more."""
-    decay, average = 0.95, {}
+    decay, average, lives = 0.95, {}, {}
     step = ImageClassifier.optimizer_step
 
     def followed(self, *arguments, **settings):
@@ -549,6 +550,7 @@ def test_the_averaged_weights_are_kept_and_tested(command, outputs, monkeypatch)
             average[name] = (
                 old * decay + value * (1 - decay) if value.is_floating_point() else value.clone()
             ).clone()
+        lives[self.current_epoch] = {k: v.clone() for k, v in self.backbone.state_dict().items()}
 
     monkeypatch.setattr(ImageClassifier, "optimizer_step", followed)
     # A high rate to the end keeps the weights far away from their average.
@@ -560,7 +562,7 @@ def test_the_averaged_weights_are_kept_and_tested(command, outputs, monkeypatch)
         key = name.removeprefix("backbone.")
         if name.startswith("backbone.") and value.is_floating_point():
             torch.testing.assert_close(value, average[key], rtol=1e-3, atol=1e-4)
-    live = last["current_model_state"]["backbone.classifier.3.weight"]
+    live = last[EMA.CURRENT]["backbone.classifier.3.weight"]
     assert not torch.equal(live, last["state_dict"]["backbone.classifier.3.weight"])
     best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     shipped = load_file(folder / "weights.safetensors")
@@ -575,9 +577,9 @@ def test_the_averaged_weights_are_kept_and_tested(command, outputs, monkeypatch)
     labels = {"val": train.labels[held_out], "test": test.labels}
     for split, found in (("val", run.val_acc), ("test", run.test_acc)):
         accuracies = []
-        for part in ("state_dict", "current_model_state"):
-            state = {k: v for k, v in chosen[part].items() if k.startswith("backbone.")}
-            network.load_state_dict({k.removeprefix("backbone."): v for k, v in state.items()})
+        averaged = {k.removeprefix("backbone."): v for k, v in chosen["state_dict"].items()}
+        for state in (averaged, lives[chosen["epoch"]]):
+            network.load_state_dict(state)
             with torch.no_grad():
                 right = network(data.normalize(images[split])).argmax(1) == labels[split]
             accuracies.append(100 * float(right.float().mean()))

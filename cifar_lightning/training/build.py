@@ -19,6 +19,7 @@ from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Run
 from cifar_lightning.training import callbacks, components
 from cifar_lightning.training.arguments import check_devices, check_trainer, validates
+from cifar_lightning.training.averaging import EMA
 from cifar_lightning.training.components import construct
 from cifar_lightning.training.loggers import build_loggers
 from cifar_lightning.training.module import ImageClassifier
@@ -105,7 +106,7 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         timer,
         *([Bar()] if node["enable_progress_bar"] else ()),
         *([callbacks.StepLimit()] if "max_steps" in node else ()),
-        *([callbacks.EMA(config["ema"])] if config["ema"] is not None else ()),
+        *([EMA(config["ema"])] if config["ema"] is not None else ()),
         *components.build_callbacks(config["callbacks"] or {}, validating),
         # Written after validation, best first: last.ckpt then knows the best one so far.
         *([best, last] if best else [last]),
@@ -119,7 +120,7 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         logger=build_loggers(config["logger"], folder),
         num_sanity_val_steps=0,
         # Whole checkpoints; and under SLURM no checkpoint in mid-epoch when time runs out.
-        plugins=[callbacks.AtomicCheckpointIO()]
+        plugins=[callbacks.AtomicCheckpointIO(paths.best)]
         + ([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []),
         use_distributed_sampler=False,
     )

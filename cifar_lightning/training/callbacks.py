@@ -1,4 +1,4 @@
-"""Callbacks of a training run: seeds, stopping, the NaN guard, checkpoints, EMA."""
+"""Callbacks of a training run: seeds, stopping, the NaN guard, checkpoints."""
 
 import io
 import math
@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cifar_lightning.data.images import epoch_seed
 from cifar_lightning.errors import NotFinite
 from cifar_lightning.system import signals
 from cifar_lightning.system.files import write_atomically
+from cifar_lightning.training.averaging import EMA
 
 
 class EpochSeed(Callback):
@@ -131,31 +130,24 @@ def _any_process(trainer: Trainer, flag: bool) -> bool:
     return bool(trainer.strategy.reduce_boolean_decision(flag, all=False))
 
 
-class EMA(WeightAveraging):
-    """Keeps an exponential average of the weights; it is validated, chosen, tested and shipped.
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Replaces a checkpoint only by one that is whole and on the disk.
 
     Args:
-        decay: The average's fraction of each new average; the rest is the weights after a step.
+        best: The one that is tested, and that no training run is continued from: it goes without
+            what only that needs, which is two thirds of it.
     """
 
-    def __init__(self, decay: float) -> None:
-        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
-
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        # NOTE: Lightning 2.6 loads the last step's weights over the average whenever a checkpoint
-        # is loaded; only a training run that continues goes on from those.
-        if trainer.state.fn == TrainerFn.FITTING:
-            super().on_load_checkpoint(trainer, pl_module, checkpoint)
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Replaces a checkpoint only by one that is whole and on the disk."""
+    def __init__(self, best: Path) -> None:
+        super().__init__()
+        self._best = best
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
+        if Path(path) == self._best:
+            resuming = {"optimizer_states", "lr_schedulers", EMA.CURRENT}
+            checkpoint = {key: one for key, one in checkpoint.items() if key not in resuming}
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         write_atomically(Path(path), buffer.getvalue())
