@@ -9,7 +9,7 @@ from torch import Tensor
 from cifar_lightning.benchmark.timing import Call, Stopwatch
 from cifar_lightning.runs.latency import Launches
 from cifar_lightning.variants.context import VariantContext
-from cifar_lightning.variants.pytorch import capture
+from cifar_lightning.variants.cuda_graph import capture
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,8 @@ def _replayed_ms(image: Tensor, prepared: VariantContext) -> float | None:
     if not prepared.eager:
         return None
     try:
-        graph, _ = capture(prepared.forward, image)
+        captured = capture(prepared.forward, image)
     except Exception as error:  # the measurement goes on; this only adds to it
         log.debug("the pass can't be captured", exc_info=error)
         return None
-    return Stopwatch(image.device).block(graph.replay, CALLS, discarded=CALLS).mean_ms
+    return Stopwatch(image.device).block(captured.replay, CALLS, discarded=CALLS).mean_ms

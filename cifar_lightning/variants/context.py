@@ -1,6 +1,7 @@
 """What a variant is made of, and what it gives."""
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -64,6 +65,20 @@ class VariantContext:
             for switch in self.switches:
                 stack.enter_context(switch())
             yield
+
+    def first_calls(self) -> None:
+        """Make and time the calls that compile, record or capture, in the mode of all later ones.
+
+        CUDA graphs of compiled networks are recorded by the second call and replayed by the third.
+        """
+        images = example_images(1, self.device)
+        start = time.perf_counter()
+        with torch.inference_mode():
+            for _ in range(3):
+                self.forward(images)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        self.preparation_s = time.perf_counter() - start
 
     def folder(self) -> Path:
         """Make a folder that ends with the variant."""

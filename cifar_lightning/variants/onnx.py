@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from cifar_lightning.system.environment import installation
 from cifar_lightning.variants.context import Forward, Unsupported, VariantContext, example_images
 from cifar_lightning.variants.folding import fold_batchnorms
-from cifar_lightning.variants.precision import matmul_precision
 
 MAX_EXPORT_ERROR = 1e-3  # of logits, between ONNX Runtime and torch in fp32
 
@@ -103,8 +102,7 @@ def export_onnx(network: nn.Module, path: Path) -> None:
 
     with suppress(Unsupported):  # the exporter traces what can't be traced here
         network = fold_batchnorms(network)
-    # NOTE: torch.export reads the older `allow_tf32`, which raises while all switches are `ieee`.
-    with silenced(), matmul_precision("tf32"):
+    with silenced():
         program = torch.onnx.export(
             network.cpu(),
             (example_images(2),),

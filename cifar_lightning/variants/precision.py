@@ -1,34 +1,56 @@
 """Switches of precision and algorithms, and the proof that fp32 is fp32."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from operator import attrgetter
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+Precision = Literal["ieee", "tf32"]
+
 IEEE_BELOW = 1e-5  # relative error of a convolution; TF32's is 1e-4 and more
 
-# NOTE: three switches, one by one. The global one has not reached convolutions in some releases,
-# and once all three are set, touching the older `allow_tf32` raises.
-_PRECISION_SWITCHES: tuple[Any, ...] = (
-    torch.backends.cudnn.conv,  # type: ignore[attr-defined]  # made at run time
-    torch.backends.cudnn.rnn,
-    torch.backends.cuda.matmul,
-)
+# NOTE: one by one, since the global switch has not reached convolutions in some releases. Those of
+# mkldnn are the CPU's.
+_SWITCHES: dict[str, Any] = {
+    name: attrgetter(name)(torch.backends)
+    for name in (
+        *("cudnn.conv", "cudnn.rnn", "cuda.matmul"),
+        *("mkldnn.conv", "mkldnn.rnn", "mkldnn.matmul"),
+    )
+}
 
 
 @contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
-    """Set how products of fp32 numbers are computed on a GPU, and restore it."""
-    before = [switch.fp32_precision for switch in _PRECISION_SWITCHES]
+def matmul_precision(precision: Precision) -> Iterator[None]:
+    """Set how products of fp32 numbers are computed, and restore it."""
+    older = _older_switch()
+    before = {name: switch.fp32_precision for name, switch in _SWITCHES.items()}
     try:
-        for switch in _PRECISION_SWITCHES:
-            switch.fp32_precision = precision
+        _set("high" if precision == "tf32" else "highest", dict.fromkeys(before, precision))
         yield
     finally:
-        for switch, value in zip(_PRECISION_SWITCHES, before, strict=True):
-            switch.fp32_precision = value
+        _set(older, before)
+
+
+def _older_switch() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # it contradicts the newer one, which somebody has set alone
+        return "high" if _SWITCHES["cuda.matmul"].fp32_precision == "tf32" else "highest"
+
+
+def _set(older: str, newer: Mapping[str, str]) -> None:
+    """Set all switches, the older ones first: they set newer ones, too.
+
+    Compilers and exporters read the older ones, which raises where these contradict the newer.
+    """
+    torch.set_float32_matmul_precision(older)
+    torch.backends.cudnn.allow_tf32 = newer["cudnn.conv"] == "tf32"
+    for name, precision in newer.items():
+        _SWITCHES[name].fp32_precision = precision
 
 
 @contextmanager
@@ -50,11 +72,8 @@ def fastest_algorithms() -> Iterator[None]:
 
 def flags() -> dict[str, str | bool | int]:
     """Tell every switch that decides how a network is computed, as it is now."""
-    conv, rnn, matmul = _PRECISION_SWITCHES
     return {
-        "cudnn.conv.fp32_precision": conv.fp32_precision,
-        "cudnn.rnn.fp32_precision": rnn.fp32_precision,
-        "cuda.matmul.fp32_precision": matmul.fp32_precision,
+        **{f"{name}.fp32_precision": switch.fp32_precision for name, switch in _SWITCHES.items()},
         "cudnn.benchmark": torch.backends.cudnn.benchmark,
         "cudnn.deterministic": torch.backends.cudnn.deterministic,
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
@@ -89,6 +108,16 @@ def convolution_error(device: torch.device) -> float:
     )
 
 
+def found(error: float) -> Precision:
+    """Tell what products of fp32 numbers were computed in, from `convolution_error`."""
+    return "ieee" if error < IEEE_BELOW else "tf32"
+
+
+def wanted(name: str) -> Precision:
+    """Tell what a variant's products of fp32 numbers are to be computed in."""
+    return "tf32" if "tf32" in name.split("+") else "ieee"
+
+
 def verify_precision(name: str, error: float) -> None:
     """See that fp32 was fp32 and TF32 was TF32.
 
@@ -99,7 +128,7 @@ def verify_precision(name: str, error: float) -> None:
     Raises:
         RuntimeError: If they contradict each other.
     """
-    found = "ieee" if error < IEEE_BELOW else "tf32"
-    wanted = "tf32" if "tf32" in name.split("+") else "ieee"
-    if found != wanted:
-        raise RuntimeError(f"a convolution ran in {found}, not {wanted} (error {error:.1e})")
+    if found(error) != wanted(name):
+        raise RuntimeError(
+            f"a convolution ran in {found(error)}, not {wanted(name)} (error {error:.1e})"
+        )

@@ -1,21 +1,14 @@
-"""PyTorch itself: fused BatchNorms, data types, memory format, compiled, captured."""
+"""PyTorch itself, called operation by operation: fused BatchNorms, data types, memory format."""
 
-import time
 from collections.abc import Callable
 from functools import partial
-from inspect import signature
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cifar_lightning.errors import chain, first_line_of
-from cifar_lightning.variants.context import Forward, Unsupported, VariantContext, example_images
+from cifar_lightning.variants.context import Unsupported, VariantContext, example_images
 from cifar_lightning.variants.folding import fold_batchnorms
 from cifar_lightning.variants.precision import matmul_precision
-
-# What Inductor raises where it has nothing, or nothing complete, to compile with.
-_NO_COMPILER = {"CppCompileError", "InvalidCxxCompiler", "TritonMissing", "GPUTooOldForTriton"}
 
 
 def fold_batchnorm(variant: VariantContext) -> None:
@@ -79,73 +72,6 @@ def use_channels_last(variant: VariantContext) -> None:
     variant.forward = lambda images: inner(images.contiguous(memory_format=torch.channels_last))
 
 
-def use_compile(variant: VariantContext) -> None:
-    """Compile with torch.compile: CUDA graphs within on a GPU, plain kernels on a CPU."""
-    # Each time from scratch, or the second preparation would be told as a quick one.
-    caches_off = torch.compiler.config.patch(force_disable_caches=True)  # type: ignore[attr-defined]
-    variant.preparing.enter_context(caches_off)
-    # Beyond eight networks of one class, what is compiled would be called eagerly in silence, and
-    # `torch.compiler.reset` would throw away the others. Versions of torch that can't keep them
-    # apart raise an error then.
-    apart: dict[str, Any] = {"fullgraph": True}
-    if "isolate_recompiles" in signature(torch.compile).parameters:
-        apart["isolate_recompiles"] = True
-    mode = "reduce-overhead" if variant.device.type == "cuda" else "default"
-    variant.forward = torch.compile(variant.forward, mode=mode, dynamic=False, **apart)
-    try:
-        _first_call(variant)
-    except Exception as error:
-        for link in chain(error):
-            if type(link).__name__ in _NO_COMPILER:
-                raise Unsupported(f"needs a compiler: {first_line_of(link)}") from error
-        raise
-
-
-def use_cuda_graph(variant: VariantContext) -> None:
-    """Capture the forward pass once for each shape of its input and replay it."""
-    variant.need_gpu()
-    inner = variant.forward
-    captured: dict[torch.Size, Forward] = {}
-
-    def forward(images: Tensor) -> Tensor:
-        if images.shape not in captured:
-            _, captured[images.shape] = capture(inner, images)
-        return captured[images.shape](images)
-
-    variant.forward = forward
-    variant.stack.callback(captured.clear)
-    _first_call(variant)
-
-
-def capture(forward: Forward, images: Tensor) -> tuple[torch.cuda.CUDAGraph, Forward]:
-    """Capture a forward pass for one shape of input.
-
-    Returns:
-        The graph, and a function that copies images to where it reads them and replays it.
-
-    Raises:
-        RuntimeError: If it does what can't be captured, such as waiting for the device.
-    """
-    with torch.cuda.device(images.device):
-        static = images.clone()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries set themselves up in the first calls
-            for _ in range(3):
-                forward(static)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            logits = forward(static)
-
-    def replay(images: Tensor) -> Tensor:
-        static.copy_(images)
-        graph.replay()
-        return logits
-
-    return graph, replay
-
-
 def _try_forward(variant: VariantContext) -> None:
     """Call the network once: whether a device computes in a type is best asked by doing it."""
     try:
@@ -155,14 +81,3 @@ def _try_forward(variant: VariantContext) -> None:
         if "not implemented" in str(error) or "not supported" in str(error):
             raise Unsupported(str(error).splitlines()[0]) from error
         raise
-
-
-def _first_call(variant: VariantContext) -> None:
-    """Make and time the call that compiles or captures, in the mode of all later ones."""
-    images = example_images(1, variant.device)
-    start = time.perf_counter()
-    with torch.inference_mode():
-        variant.forward(images)
-        if variant.device.type == "cuda":
-            torch.cuda.synchronize(variant.device)
-    variant.preparation_s = time.perf_counter() - start

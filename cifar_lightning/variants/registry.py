@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 from safetensors.torch import save
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cifar_lightning.errors import bad_value, unknown_name
 from cifar_lightning.system import environment
-from cifar_lightning.variants import onnx, pytorch
+from cifar_lightning.variants import compiled, cuda_graph, onnx, pytorch, tensorrt
 from cifar_lightning.variants.context import Kind, VariantContext
 from cifar_lightning.variants.precision import fastest_algorithms, matmul_precision
 
@@ -24,14 +24,24 @@ PARTS: dict[str, tuple[Kind, Callable[[VariantContext], None]]] = {
     "autocast_fp16": (Kind.PRECISION, pytorch.autocast_to(torch.float16)),
     "autocast_bf16": (Kind.PRECISION, pytorch.autocast_to(torch.bfloat16)),
     "channels_last": (Kind.MEMORY_FORMAT, pytorch.use_channels_last),
-    "compile": (Kind.RUNTIME, pytorch.use_compile),
-    "cuda_graph": (Kind.RUNTIME, pytorch.use_cuda_graph),
+    "compile": (Kind.RUNTIME, compiled.use_compile),
+    "compile_max_autotune": (Kind.RUNTIME, compiled.use_max_autotune),
+    "cuda_graph": (Kind.RUNTIME, cuda_graph.use_cuda_graph),
+    "tensorrt": (Kind.RUNTIME, tensorrt.use_tensorrt),
     "onnx": (Kind.RUNTIME, onnx.use_onnx),
     "int8": (Kind.RUNTIME, onnx.use_int8),
 }
 
 # ONNX Runtime lays out memory itself, and is given the network in fp32.
 _ALONE = {"onnx", "int8"}
+
+_ONNX_PACKAGES = ["onnxruntime", "onnxruntime-gpu", "onnxscript"]
+# What executes a part, beside torch.
+_PACKAGES = {
+    "onnx": _ONNX_PACKAGES,
+    "int8": _ONNX_PACKAGES,
+    "tensorrt": ["torch-tensorrt", "tensorrt-cu13"],
+}
 
 
 def check(name: str, key: str = "variants") -> str:
@@ -65,9 +75,7 @@ def check(name: str, key: str = "variants") -> str:
 
 def engines(variant: str) -> dict[str, str]:
     """Tell the versions of what executes a variant, as far as they are installed."""
-    packages = ["torch"]
-    if _ALONE.intersection(variant.split("+")):
-        packages += ["onnxruntime", "onnxruntime-gpu", "onnxscript"]
+    packages = ["torch", *chain.from_iterable(_PACKAGES.get(p, []) for p in variant.split("+"))]
     return {name: found for name in packages if (found := environment.version(name)) is not None}
 
 
