@@ -261,10 +261,11 @@ def test_plots_show_names_as_text():
         plots.confusion_matrix(confusion, HOSTILE),
         plots.class_accuracies(dict.fromkeys(HOSTILE, confusion), HOSTILE),
     ):
-        drawn = "".join(ElementTree.fromstring(plots.svg(figure)).itertext())
+        drawing = plots.Drawing.of(figure)
+        drawn = "".join(ElementTree.fromstring(drawing.svg).itertext())
         assert [name for name in expected if name not in drawn] == []
         assert not obeyed(drawn)
-        assert plots.png(figure).startswith(b"\x89PNG")
+        assert drawing.png.startswith(b"\x89PNG")
 
 
 def test_predictions_of_hostile_names(tmp_path, finished_run, call):

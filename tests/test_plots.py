@@ -58,10 +58,12 @@ def figures():
 
 @pytest.mark.parametrize("figure", figures())
 def test_every_figure_can_be_drawn(figure):
-    drawn = Image.open(io.BytesIO(plots.png(figure)))
+    drawing = plots.Drawing.of(figure)
+    drawn = Image.open(io.BytesIO(drawing.png))
     assert drawn.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
     assert np.asarray(drawn.convert("L")).std() > 5
-    inline = plots.svg(figure, inline=True)
+    assert drawing.svg.startswith("<?xml")
+    inline = drawing.inline
     assert inline.startswith("<svg")
     assert plots.INK not in inline
     assert "<dog>" not in inline

@@ -1,12 +1,11 @@
 """The report's page, which needs no network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 import plotly.graph_objects as go
 from markupsafe import Markup, escape
-from matplotlib.figure import Figure
 from plotly.offline import get_plotlyjs
 
 from cifar_lightning.comparison import plots, scatter
@@ -100,7 +99,8 @@ def _hover(leaderboard: Leaderboard, entry: Entry) -> str:
 def page(
     sections: Sequence[Section],
     comparison: Comparison,
-    details: dict[str, tuple[str, Figure]],
+    headings: Mapping[str, str],
+    drawings: Mapping[str, plots.Drawing],
     need: Need,
 ) -> str:
     """Make the self-contained page.
@@ -108,7 +108,8 @@ def page(
     Args:
         sections: One for each leaderboard.
         comparison: For the rows that are not ranked.
-        details: File names of further figures, each with its heading and drawing.
+        headings: Of further figures, by the names of their files.
+        drawings: All figures that are drawn, by the names of their files.
         need: What was asked for.
     """
     templates = jinja2.Environment(
@@ -124,8 +125,8 @@ def page(
         ),
     )
 
-    def drawn(figure: Figure) -> Markup:
-        return Markup(plots.svg(figure, inline=True))  # matplotlib escapes text
+    def drawn(name: str) -> Markup:
+        return Markup(drawings[name].inline)  # matplotlib escapes text
 
     return templates.get_template("report.html.jinja").render(
         overall=overall(sections),
@@ -145,12 +146,12 @@ def page(
                 "reproductions": section.reproductions,
                 "baseline": section.leaderboard.baseline[1].name,
                 "rows": [_row(section, entry) for entry in section.entries],
-                "distributions": section.distributions and drawn(section.distributions),
+                "distributions": section.distributions and drawn(section.latency_plot),
             }
             for number, section in enumerate(sections)
         ],
         columns=[(column.header, column.numeric) for column in SHOWN.values()],
-        details=[(heading, drawn(figure)) for heading, figure in details.values()],
+        details=[(heading, drawn(name)) for name, heading in headings.items()],
         unranked=unranked_lines(comparison),
         code=environment.code().commit,
         plotly=Markup(get_plotlyjs()),

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import matplotlib as mpl
 import numpy as np
@@ -207,23 +207,23 @@ def named_images(images: Sequence[np.ndarray[Any, Any]], names: Sequence[str]) -
     return figure
 
 
-def png(figure: Figure) -> bytes:
-    """Draw a figure as PNG on white."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=160, facecolor="white")
-    return stream.getvalue()
+@dataclass(frozen=True)
+class Drawing:
+    """A figure as files show it."""
 
+    svg: str
+    png: bytes
 
-def svg(figure: Figure, inline: bool = False) -> str:
-    """Draw a figure as SVG.
+    @classmethod
+    def of(cls, figure: Figure) -> Self:
+        """Draw a figure as SVG, and as PNG on white."""
+        svg, png = io.StringIO(), io.BytesIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+        figure.set_layout_engine("none")  # keep what has been found: it takes as long as drawing
+        figure.savefig(png, format="png", dpi=160, facecolor="white")
+        return cls(svg.getvalue(), png.getvalue())
 
-    Args:
-        figure: What to draw.
-        inline: For a place in an HTML page: without XML's prologue, in the page's text colour.
-    """
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
-    text = stream.getvalue()
-    if not inline:
-        return text
-    return text[text.index("<svg") :].replace(INK, "currentColor")
+    @property
+    def inline(self) -> str:
+        """SVG for a place in an HTML page: without XML's prologue, in the page's text colour."""
+        return self.svg[self.svg.index("<svg") :].replace(INK, "currentColor")

@@ -123,7 +123,9 @@ def write_report(
     figures = {name: figure for name, (_, figure) in details.items()}
     for section in sections:
         figures |= section.figures
-    for name, figure in figures.items():
-        files |= {f"{name}.png": plots.png(figure), f"{name}.svg": plots.svg(figure)}
-    files["index.html"] = page(sections, comparison, details, need)
+    drawings = {name: plots.Drawing.of(figure) for name, figure in figures.items()}
+    for name, drawing in drawings.items():
+        files |= {f"{name}.png": drawing.png, f"{name}.svg": drawing.svg}
+    headings = {name: heading for name, (heading, _) in details.items()}
+    files["index.html"] = page(sections, comparison, headings, drawings, need)
     replace_views(to, files, REPORT_DIGESTS)

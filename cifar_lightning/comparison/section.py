@@ -63,7 +63,12 @@ class Section:
         """The plots by the names of their files."""
         slug = self.leaderboard.conditions.slug
         found = {f"accuracy-latency-{slug}-t{one.threads}": one.scatter for one in self.rankings}
-        return found | ({f"latency-{slug}": self.distributions} if self.distributions else {})
+        return found | ({self.latency_plot: self.distributions} if self.distributions else {})
+
+    @property
+    def latency_plot(self) -> str:
+        """The name of the file that shows the distributions."""
+        return f"latency-{self.leaderboard.conditions.slug}"
 
     @classmethod
     def of(cls, leaderboard: Leaderboard, sort: str, need: Need) -> Self:
