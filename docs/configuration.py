@@ -141,9 +141,9 @@ def page() -> str:
     lines = [HEAD, "## Top level", "", *table(CONF / "train.yaml", "")]
     for group, words in GROUPS.items():
         lines += [f"## {group}", "", words, ""]
-        for path in sorted((CONF / group).glob("[!_]*.yaml")):
+        for path in sorted((CONF / group).rglob("[!_]*.yaml")):
             about = purpose(path)
-            lines += [f"### `{group}={path.stem}`", "", *([about, ""] if about else [])]
+            lines += [f"### `{group}={path.relative_to(CONF / group).with_suffix('')}`", "", *([about, ""] if about else [])]
             if group == "experiment":
                 lines += ["```yaml", *_settings(path), "```", ""]
             else:
