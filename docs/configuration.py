@@ -142,8 +142,8 @@ def page() -> str:
     for group, words in GROUPS.items():
         lines += [f"## {group}", "", words, ""]
         for path in sorted((CONF / group).rglob("[!_]*.yaml")):
-            about = purpose(path)
-            lines += [f"### `{group}={path.relative_to(CONF / group).with_suffix('')}`", "", *([about, ""] if about else [])]
+            about, option = purpose(path), path.relative_to(CONF / group).with_suffix("")
+            lines += [f"### `{group}={option}`", "", *([about, ""] if about else [])]
             if group == "experiment":
                 lines += ["```yaml", *_settings(path), "```", ""]
             else:
