@@ -1,6 +1,10 @@
+import gc
 import sys
-from contextlib import ExitStack
+import weakref
+from contextlib import ExitStack, nullcontext
 from functools import cache, partial
+from operator import attrgetter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +13,9 @@ from torch import nn
 from cifar_lightning import models
 from cifar_lightning.errors import UserError
 from cifar_lightning.models.interfaces import reparameterized
-from cifar_lightning.variants import context, precision, registry
+from cifar_lightning.variants import compiled, context, precision, registry, tensorrt
 from cifar_lightning.variants.context import Kind, Unsupported
+from cifar_lightning.variants.cuda_graph import CapturedGraph
 from cifar_lightning.variants.precision import flags
 from cifar_lightning.variants.registry import PARTS, check, prepare
 
@@ -44,13 +49,17 @@ TOLERANCE = {
     "autocast_fp16": 0.02,
     "int8": 0.25,
 }
-GPU = pytest.param(
-    "cuda",
-    marks=[
-        pytest.mark.gpu,
-        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    ],
+NEEDS_GPU = (
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
 )
+GPU = pytest.param("cuda", marks=NEEDS_GPU)
+
+
+def on_a_gpu(test):
+    for mark in NEEDS_GPU:
+        test = mark(test)
+    return test
 
 
 def network(name="mobilenet_v3_small", seed=0):
@@ -98,7 +107,8 @@ def test_logits_are_the_backbones(variant, device):
     try:
         found, size, _ = prepared_once(variant, device)
     except Unsupported as reason:
-        if device == "cpu" or variant.split("+")[-1] not in ("onnx", "int8"):
+        refusals = {"onnx": "onnxruntime-gpu", "int8": "is quantized for the CPU"}
+        if device == "cpu" or refusals.get(variant, "?") not in str(reason):
             raise AssertionError(f"{variant} runs on a {device}: {reason}") from reason
         return
     for ours, theirs in zip(found, expected, strict=True):
@@ -107,16 +117,163 @@ def test_logits_are_the_backbones(variant, device):
     assert size > 0
 
 
-@pytest.mark.parametrize("variant", ["tf32", "cuda_graph", "fp16+cuda_graph", "fused+cuda_graph"])
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_logits_on_a_gpu(variant):
-    images = torch.randn(1, 3, 32, 32), torch.randn(100, 3, 32, 32), torch.randn(1, 3, 32, 32)
+@pytest.mark.parametrize(
+    "name", ["resnet_cifar", "cifarnet", "repvgg", "shufflenet_v2", "mobilenet_v3_small"]
+)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "tf32",
+        "cuda_graph",
+        "tf32+cuda_graph",
+        "autocast_fp16+cuda_graph",
+        "fused+fp16+channels_last+cuda_graph",
+        "fused+bf16+channels_last+cuda_graph",
+    ],
+)
+@on_a_gpu
+def test_logits_on_a_gpu(variant, name):
+    """Also where a graph is replayed for another image, and for another number of them."""
+    images = *IMAGES, torch.randn(1, 3, 32, 32), IMAGES[0]
     with torch.no_grad():
-        expected = [network()(batch) for batch in images]
-    found, _ = logits_of(variant, network(), images, torch.device("cuda"))
+        expected = [network(name)(batch) for batch in images]
+    found, _ = logits_of(variant, network(name), images, torch.device("cuda"))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_close(ours, theirs, 0.1 if "bf16" in variant else 0.02)
+    assert not torch.equal(found[0], found[2])
+
+
+class Waits(nn.Module):
+    """A network that can't be captured, since the CPU waits for the device in it."""
+
+    def __init__(self, wait):
+        super().__init__()
+        self.linear, self.wait = nn.Linear(3 * 32 * 32, 10), wait
+
+    def forward(self, images):
+        logits = self.linear(images.flatten(1))
+        self.wait(logits)
+        return logits
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda logits: logits.sum().item(),  # told before anything is captured
+        lambda logits: torch.cuda.synchronize(),  # ends the capture
+    ],
+)
+@on_a_gpu
+def test_after_a_failed_capture_the_device_is_as_before(wait):
+    device = torch.device("cuda")
+    with pytest.raises(RuntimeError, match=r"synchronizing|captur"):
+        logits_of("cuda_graph", Waits(wait), IMAGES, device)
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.cuda.get_sync_debug_mode() == 0
+    assert torch.rand(3, device=device).sum().item() > 0
+    with torch.no_grad():
+        expected = network()(IMAGES[0])
+    (found,), _ = logits_of("cuda_graph", network(), IMAGES[:1], device)
+    assert_close(found, expected, 1e-3)
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+
+
+def test_a_graphs_replay_keeps_the_memory_that_it_reads():
+    replays = []
+    graph = SimpleNamespace(replay=lambda: replays.append(1))
+    images, logits = torch.zeros(1, 3, 32, 32), torch.zeros(1, 10)
+    captured = CapturedGraph(graph, nn.Identity(), images, logits)
+    given = torch.ones(1, 3, 32, 32)
+    assert captured(given) is logits
+    assert torch.equal(images, given)
+    replay, memory = captured.replay, [weakref.ref(images), weakref.ref(logits)]
+    del captured, images, logits
+    gc.collect()
+    replay()
+    assert len(replays) == 2
+    assert all(one() is not None for one in memory)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "fused+fp16+channels_last+compile",
+        "tf32+compile",
+        "compile_max_autotune",
+        "tensorrt",
+        "fused+fp16+tensorrt",
+    ],
+)
+@on_a_gpu
+def test_compiled_logits_on_a_gpu(variant):
+    images = IMAGES[0], torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = [network("repvgg")(batch) for batch in images]
+    try:
+        found, prepared = logits_of(variant, network("repvgg"), images, torch.device("cuda"))
+    except Unsupported as reason:
+        if "tensorrt" not in variant or "pip install 'torch-tensorrt==" not in str(reason):
+            raise
+        pytest.skip(str(reason))
     for ours, theirs in zip(found, expected, strict=True):
         assert_close(ours, theirs, 0.02)
+    assert not torch.equal(*found)
+    assert prepared.notes.get("cudagraphs") == (None if "tensorrt" in variant else "yes")
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("skipped", ["", "skipping cudagraphs due to cpu device (arg0)"])
+def test_whether_a_compiled_network_runs_as_cuda_graphs_is_noted(recorded, skipped, monkeypatch):
+    """Inductor says it in its log and its counters alone."""
+    from torch._dynamo.utils import counters
+    from torch._inductor.cudagraph_utils import log_cudagraph_skip_and_bump_counter
+
+    def compile_forward(variant, mode):
+        assert mode == "reduce-overhead"
+        counters["inductor"]["cudagraph_recorded_non_static_inputs"] += recorded
+        if skipped:
+            log_cudagraph_skip_and_bump_counter(skipped)
+
+    monkeypatch.setattr(compiled, "compile_forward", compile_forward)
+    variant = SimpleNamespace(device=torch.device("cuda"), notes={})
+    compiled.use_compile(variant)
+    reason = skipped or ("" if recorded else "none was recorded")
+    assert variant.notes == {"cudagraphs": f"no: {reason}" if reason else "yes"}
+
+
+@pytest.mark.parametrize("missing", ["Failed to find C compiler. Please specify via CC", None])
+def test_a_missing_compiler_of_tritons_is_no_failure(missing, monkeypatch):
+    from torch._inductor.exc import InductorError
+
+    def broken(forward, **how):
+        def call(images):
+            raise InductorError(RuntimeError(missing or "out of memory"), None)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    refusal = pytest.raises(Unsupported, match=r"needs a compiler: .*find C compiler")
+    with (
+        refusal if missing else pytest.raises(InductorError),
+        prepare("compile", Small(4).eval(), CPU, calibration),
+    ):
+        pass
+
+
+def test_tensorrt_computes_as_the_switches_say(tmp_path, monkeypatch):
+    """A stand-in's test: TensorRT itself needs a GPU."""
+    asked = []
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", SimpleNamespace())
+    monkeypatch.setattr(tensorrt, "compile_forward", lambda variant, **how: asked.append(how))
+    variant = SimpleNamespace(need_gpu=lambda: None, folder=lambda: tmp_path)
+    for name in ("ieee", "tf32"):
+        with precision.matmul_precision(name):
+            tensorrt.use_tensorrt(variant)
+    assert {how["backend"] for how in asked} == {"torch_tensorrt"}
+    assert [how["options"]["disable_tf32"] for how in asked] == [True, False]
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
+    with pytest.raises(Unsupported, match="needs torch_tensorrt: pip install 'torch-tensorrt==2"):
+        tensorrt.use_tensorrt(variant)
 
 
 def test_an_incomplete_compiler_is_told_by_its_first_error(tmp_path):
@@ -149,6 +306,7 @@ def test_compiled_logits(variant, device):
     for ours, theirs in zip(found, expected, strict=True):
         assert_close(ours, theirs, 0.02 if "fp16" in variant else 1e-4)
     assert prepared.preparation_s > 0
+    assert prepared.notes.get("cudagraphs") == (None if device == "cpu" else "yes")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -255,14 +413,85 @@ def test_all_but_tf32_is_true_fp32():
     assert precision.convolution_error(CPU) < 1e-5
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def older_switches():
+    """Read what compilers and exporters read, which raises where newer switches contradict it."""
+    backends = torch.backends
+    matmul = torch.get_float32_matmul_precision()
+    return matmul, backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("wanted", ["ieee", "tf32"])
+@pytest.mark.parametrize(
+    ("before", "value"),
+    [
+        *(("set_float32_matmul_precision", one) for one in ("highest", "high", "medium")),
+        *(("cudnn.allow_tf32", one) for one in (False, True)),
+        *(("cuda.matmul.allow_tf32", one) for one in (False, True)),
+    ],
+)
+def test_no_older_switch_contradicts_the_newer_ones(wanted, before, value):
+    """Whatever a user has set: all agree within, and are as before after it."""
+    at_first = {key: flag for key, flag in flags().items() if "precision" in key}
+    older = older_switches()
+    try:
+        if before == "set_float32_matmul_precision":
+            torch.set_float32_matmul_precision(value)
+        else:
+            owner, _, name = before.rpartition(".")
+            setattr(attrgetter(owner)(torch.backends), name, value)
+        set_by_user = flags(), older_switches()
+        for error in (None, KeyboardInterrupt):
+            with (
+                pytest.raises(error) if error else nullcontext(),
+                precision.matmul_precision(wanted),
+            ):
+                inside = {flag for key, flag in flags().items() if "precision" in key}
+                assert inside == {wanted}
+                tf32 = wanted == "tf32"
+                assert older_switches() == ("high" if tf32 else "highest", tf32, tf32)
+                if error:
+                    raise error
+            assert (flags(), older_switches()) == set_by_user
+    finally:
+        torch.set_float32_matmul_precision(older[0])
+        torch.backends.cudnn.allow_tf32 = older[1]
+        for key, flag in at_first.items():
+            attrgetter(key.rpartition(".")[0])(torch.backends).fp32_precision = flag
+    assert older_switches() == older
+
+
+def test_a_contradiction_of_a_users_switches_is_no_error():
+    """Whoever sets the newer switch alone has an older one that can't be read."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        with precision.matmul_precision("ieee"):
+            assert older_switches() == ("highest", False, False)
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("variant", ["fp32", "fused", "channels_last", "bf16", "autocast_bf16"])
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_older_switches_can_be_read_within_a_variant(variant, device):
+    with prepare(variant, network(), torch.device(device), calibration) as prepared:
+        older = older_switches()
+        with prepared.switched():
+            assert older_switches() == ("highest", False, False)
+        assert older_switches() == older
+
+
+@on_a_gpu
 def test_the_proof_tells_fp32_from_tf32():
     device = torch.device("cuda")
     with prepare("fp32", network(), device, calibration) as prepared, prepared.switched():
-        assert precision.convolution_error(device) < 1e-5
+        assert precision.found(precision.convolution_error(device)) == "ieee"
     with prepare("tf32", network(), device, calibration) as prepared, prepared.switched():
-        assert precision.convolution_error(device) > 1e-5
+        assert precision.found(precision.convolution_error(device)) == "tf32"
+        assert older_switches() == ("high", True, True)
 
 
 def test_a_variants_flags_never_leak_into_another(monkeypatch):
@@ -323,6 +552,8 @@ def test_ten_compiled_networks_of_one_class_stay_compiled_side_by_side():
 
 
 def test_a_wrong_precision_is_found_out():
+    assert precision.found(1e-6) == precision.wanted("fused+fp16") == "ieee"
+    assert precision.found(3e-4) == precision.wanted("tf32+cuda_graph") == "tf32"
     precision.verify_precision("fp32", 1e-7)
     precision.verify_precision("fused+tf32", 1e-3)
     with pytest.raises(RuntimeError, match="ran in tf32, not ieee"):
@@ -355,6 +586,7 @@ def test_names_are_put_in_order():
         ("", "variants=: no such variant"),
         ("fp16+bf16", "variants=fp16+bf16: must be one of fp16 and bf16"),
         ("compile+cuda_graph", "variants=compile+cuda_graph: must be one of"),
+        ("tensorrt+compile", "variants=tensorrt+compile: must be one of"),
         ("onnx+fp16", "variants=onnx+fp16: must be onnx without fp16"),
         ("int8+onnx", "variants=int8+onnx: must be one of"),
         (
@@ -370,7 +602,9 @@ def test_names_that_make_no_sense(name, message):
     assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize("variant", ["tf32", "cuda_graph", "fp16+cuda_graph"])
+@pytest.mark.parametrize(
+    "variant", ["tf32", "cuda_graph", "fp16+cuda_graph", "compile_max_autotune", "fp16+tensorrt"]
+)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tells what a machine without a GPU says")
 def test_what_needs_a_gpu_says_so(variant):
     with (
