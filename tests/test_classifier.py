@@ -1,5 +1,6 @@
 from functools import partial
 
+import pytest
 import torch
 from lightning import Trainer
 from torch import nn
@@ -44,6 +45,22 @@ def test_checkpoint_keys_do_not_depend_on_how_it_is_computed():
     plain = classifier(small()).state_dict().keys()
     assert classifier(small(), channels_last=True).state_dict().keys() == plain
     assert classifier(small(), compile=True).state_dict().keys() == plain
+
+
+@pytest.mark.parametrize(("mode", "asked"), [(True, "default"), ("max-autotune", "max-autotune")])
+def test_only_training_is_compiled(mode, asked, monkeypatch):
+    calls = []
+
+    def compiled(function, mode):
+        calls.append(mode)
+        return lambda images: calls.append("run") or function(images)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    module, images = classifier(small(), compile=mode), torch.rand(2, 3, 32, 32)
+    assert module.train()(images).shape == (2, 10)
+    assert calls == [asked, "run"]
+    assert module.eval()(images).shape == (2, 10)
+    assert calls == [asked, "run"]
 
 
 def test_channels_last_gives_the_same_logits():

@@ -30,11 +30,26 @@ def name_of(resolved, *overrides):
     ],
 )
 def test_every_configuration_is_instantiated(override, resolved, tmp_path):
-    more = () if override != "model=timm" else ("model.name=test_resnet",)
-    settings, _ = resolved(override, "trainer.accelerator=cpu", *more)
+    on_cpu = ("data.device=cpu", "compile=false")
+    more = {
+        "model=timm": ("model.name=test_resnet",),
+        "experiment=best": on_cpu,
+        "experiment=gpu": on_cpu,
+    }
+    settings, _ = resolved(override, "trainer.accelerator=cpu", *more.get(override, ()))
     rules.check(settings)
     experiment = build(settings, tmp_path)
     assert experiment.trainer.max_epochs == settings["epochs"]
+
+
+def test_any_preset_is_trained_on_a_gpu(resolved):
+    alone, _ = resolved("experiment=fast94")
+    both, choices = resolved("experiment=[fast94,gpu]")
+    assert both["compile"] == "reduce-overhead"
+    assert (both["data"]["device"], both["trainer"]["accelerator"]) == ("gpu", "gpu")
+    same = resolved("experiment=fast94", "precision=bf16-mixed")
+    assert identity.run_name(both, choices) == identity.run_name(*same)
+    assert both["optim"] == alone["optim"] | {"fused": True}
 
 
 @pytest.mark.parametrize("path", sorted((schema.CONF_DIR / "experiment").glob("*.yaml")), ids=str)
@@ -108,6 +123,7 @@ def test_names_are_stable(resolved):
         "benchmark.threads=[1,2]",
         "channels_last=false",
         "compile=true",
+        "compile=reduce-overhead",
         "rerun=true",
         "data.root=elsewhere",
         "data.num_workers=2",

@@ -105,6 +105,16 @@ def test_what_can_not_work_is_refused_with_the_reason(name, resolved, tmp_path):
             "callbacks.early_stopping.monitor=acc: must be train/loss",
         ),
         (("callbacks=early_stopping", "+callbacks.early_stopping.patient=3"), "mean patience"),
+        (("compile=reduce-overhead",), "false or true: CUDA graphs need a GPU"),
+        (("compile=fast",), "compile=fast: must be false, true, default, reduce-overhead, max-"),
+        (
+            ("compile=max-autotune", "+trainer.accumulate_grad_batches=2"),
+            "compile=max-autotune: must be false or true where trainer.accumulate_grad_batches",
+        ),
+        (
+            ("precision=16-mixed", "+optim.fused=true", "+trainer.gradient_clip_val=1"),
+            "gradient_clip_val=1: must be null where precision=16-mixed and optim.fused",
+        ),
         (("logger=wandb",), "logger=wandb: needs the package wandb: pip install wandb"),
         (("logger=[tensorboard,mlflow]",), "logger=mlflow: needs the package mlflow"),
     ],

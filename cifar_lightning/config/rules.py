@@ -18,6 +18,8 @@ from cifar_lightning.system.untrusted import Unreadable, check_plain, convert
 Colours = Annotated[list[float], Meta(min_length=3, max_length=3)]
 Deviations = Annotated[list[Annotated[float, Meta(gt=0)]], Meta(min_length=3, max_length=3)]
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of torch.compile; on a GPU by CUDA graphs
+COMPILE_MODES = ("default", *GRAPH_MODES)
 
 # Keys that follow another one, by interpolation in conf/: that one alone is to be set.
 DERIVED_KEYS = {
@@ -61,6 +63,10 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "label_smoothing": _BELOW_ONE,
     "ema": (lambda v: v is None or _number(lambda n: 0 < n < 1)(v), "null, or above 0 and below 1"),
     "precision": (lambda v: v in PRECISIONS, ", ".join(PRECISIONS)),
+    "compile": (
+        lambda v: isinstance(v, bool) or v in COMPILE_MODES,
+        f"false, true, {', '.join(COMPILE_MODES)}",
+    ),
     "id": (
         lambda v: v is None or bool(re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,63}", str(v), re.ASCII)),
         "up to 64 letters, digits and ._+-, a letter or digit first",
@@ -137,6 +143,14 @@ def check(config: Mapping[str, Any]) -> None:
     trainer = config.get("trainer", {})
     if trainer.get("deterministic") and trainer.get("benchmark"):
         raise bad_value("trainer.benchmark", "true", "false or null where trainer.deterministic")
+    scaled = config.get("optim", {}).get("fused") and config.get("precision") == "16-mixed"
+    if scaled and trainer.get("gradient_clip_val"):  # the optimizer's kernel undoes the scaling
+        allowed = "null where precision=16-mixed and optim.fused"
+        raise bad_value("trainer.gradient_clip_val", trainer["gradient_clip_val"], allowed)
+    if trainer.get("accumulate_grad_batches", 1) > 1 and config["compile"] in GRAPH_MODES:
+        # torch's issue 169545: the graph's next run overwrites the gradients of the one before.
+        allowed = "false or true where trainer.accumulate_grad_batches is above 1"
+        raise bad_value("compile", config["compile"], allowed)
 
 
 def _check_rules(config: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ class TrainConfig:
     ema: float | None = MISSING
     label_smoothing: float = MISSING
     channels_last: bool = MISSING
-    compile: bool = MISSING
+    compile: bool | str = MISSING
     id: str | None = MISSING
     outputs: str = MISSING
     rerun: bool = MISSING

@@ -63,6 +63,7 @@ def _key_error(error: OmegaConfError) -> UserError:
 def _type_error(error: ValidationError) -> UserError:
     expected = {
         int: "an integer", float: "a number", bool: "true or false",
+        bool | str: "true, false or the name of a mode",
         list[int]: "a list of integers, such as [1,2]",
     }  # fmt: skip
     key = str(error.full_key).partition("[")[0]  # an element's error is its list's

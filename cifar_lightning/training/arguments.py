@@ -98,5 +98,7 @@ def check_devices(config: Mapping[str, Any]) -> None:
             raise bad_value("trainer.devices", devices, f"{started}, what torchrun started a node")
     if on_cpu and config["data"].get("device") == "gpu":
         raise bad_value("data.device", "gpu", "cpu: the training has no GPU")
+    if on_cpu and config["compile"] == "reduce-overhead":
+        raise bad_value("compile", "reduce-overhead", "false or true: CUDA graphs need a GPU")
     if on_cpu and config["precision"] == "16-mixed":
         raise bad_value("precision", "16-mixed", "32-true or bf16-mixed on a CPU")

@@ -144,6 +144,7 @@ def silence_lightning() -> None:
         ".*smaller than the logging interval.*",
         ".*could not find the monitored key.*",  # in an epoch without validation
         ".*LeafSpec.*",
+        ".*TensorFloat32 tensor cores.*",  # torch.compile's; precision= decides
         ".*sync_dist=True.*",  # the metrics are over all processes already
     ):
         warnings.filterwarnings("ignore", message)

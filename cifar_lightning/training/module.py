@@ -36,7 +36,9 @@ class ImageClassifier(LightningModule):
         scheduler: Called with the optimizer and ``total_steps``; stepped once per optimizer step.
         label_smoothing: Of the training loss; validation and test losses go without.
         channels_last: Memory format while training.
-        compile: Compile the backbone for training.
+        compile: Train with the backbone compiled; a mode of `torch.compile`, or True for
+            ``default``. Validation and testing go without: for them alone it would be compiled
+            once more, and for batches of other sizes again.
         distillation: Mixes a teacher into the training loss.
     """
 
@@ -48,7 +50,7 @@ class ImageClassifier(LightningModule):
         scheduler: Callable[..., LRScheduler] | None = None,
         label_smoothing: float = 0.0,
         channels_last: bool = False,
-        compile: bool = False,
+        compile: bool | str = False,
         distillation: Distillation | None = None,
     ) -> None:
         super().__init__()
@@ -57,9 +59,11 @@ class ImageClassifier(LightningModule):
             backbone = cast(nn.Module, components.construct("model", model))
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.backbone = backbone.to(memory_format=memory_format)
+        self._compiled: Callable[[Tensor], Tensor] | None = None
         if compile:
-            # In place: unlike torch.compile(backbone) it leaves the checkpoint's keys alone.
-            self.backbone.compile()
+            # A function, no module, so the checkpoint's keys stay as they are.
+            mode = "default" if compile is True else compile
+            self._compiled = torch.compile(self.backbone.forward, mode=mode)
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.label_smoothing = label_smoothing
@@ -78,7 +82,8 @@ class ImageClassifier(LightningModule):
             self.backbone.initialize_from(calibration(data, INITIAL_IMAGES))
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.backbone(images)
+        compiled = self._compiled if self.training else None
+        logits: Tensor = (compiled or self.backbone)(images)
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
