@@ -1,158 +1,189 @@
 """Latency of every backbone in every GPU variant, on random weights and images.
 
-    make gpu-check
+    python -m perf.gpu_check [--backbones a,b] [--variants x,y] [--protocol quick] [--json FILE]
 
-Needs no data set and installs nothing: torch, torchvision, scipy, psutil, msgspec, PyYAML and
-safetensors as the machine has them, and pytest with hypothesis for the tests that follow. Prints a
-Markdown table with the card's name. Accuracy is not looked at: the weights are random.
+Needs no data set and installs nothing: torch, torchvision, numpy, psutil, msgspec, PyYAML, tqdm and
+safetensors as the machine has them. Prints a Markdown table row by row, and keeps it as JSON after
+every benchmark. Accuracy is not looked at: the weights are random.
 """
 
 from __future__ import annotations
 
-import random
 import statistics
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
-from importlib import import_module
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-import yaml
-from torch import Tensor, nn
 
-from cifar_lightning.benchmark.contention import device_lock, device_state
-from cifar_lightning.benchmark.rounds import interleave, warm_up
+from cifar_lightning.benchmark.launches import time_launches
 from cifar_lightning.benchmark.timing import Stopwatch
 from cifar_lightning.config.protocols import PROTOCOLS, Protocol
-from cifar_lightning.runs.blocks import Block
-from cifar_lightning.runs.latency import LatencyStats
+from cifar_lightning.runs.latency import LatencyStats, Launches, Relative
 from cifar_lightning.runs.paired import difference
-from cifar_lightning.variants import context, precision, registry
+from cifar_lightning.variants import precision, registry
+from cifar_lightning.variants.context import Kind, example_images
+from perf.gpu_networks import (
+    Builder,
+    Outcome,
+    Timed,
+    failed,
+    in_rounds,
+    prepare,
+    undisturbed,
+    warmed_up,
+)
+from perf.gpu_table import Table, arguments, run
 
-CONF = Path(__file__).resolve().parent.parent / "conf" / "model"
-# Each part alone, and those that make a network faster with those that launch it faster.
-_PAIRS = [f"{a}+{b}" for a in ("fused", "fp16") for b in ("compile", "cuda_graph")]
-VARIANTS = tuple(dict.fromkeys(["fp32", *registry.PARTS, *_PAIRS]))  # fp32 is the baseline
+BASELINE = "fp32"  # which the others are relative to
+FAST = "fused+fp16+channels_last"
+# Each part alone, what makes a network faster with what launches it faster, and all of it together.
+VARIANTS = (
+    BASELINE,
+    f"{FAST}+cuda_graph",
+    "fused+bf16+channels_last+cuda_graph",
+    "tf32+cuda_graph",
+    "fused+cuda_graph",
+    "fp16+cuda_graph",
+    *(part for part in registry.PARTS if part != BASELINE),
+    f"{FAST}+compile",
+    "fused+compile",
+    "fp16+compile",
+)
+AHEAD = 4  # so many backbones come in their quick variants before the first one in its slow ones
 
 
-def backbones() -> dict[str, Callable[[], nn.Module]]:
-    """Collect what the files in `conf/model` build, for 10 classes; not what needs a name first."""
-    found: dict[str, Callable[[], nn.Module]] = {}
-    for path in sorted(CONF.glob("*.yaml")):
-        node = yaml.safe_load(path.read_text())
-        if "???" in node.values():
-            continue
-        module, _, name = node.pop("_target_").rpartition(".")
-        build = getattr(import_module(module), name)
-        found[path.stem] = partial(build, **node | {"num_classes": 10})
-    return found
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """A variant that can be timed.
+@dataclass(frozen=True, kw_only=True)
+class Row(Outcome):
+    """The figures of a variant of a backbone.
 
     Attributes:
-        block: Times calls of it.
-        typical_ms: About how long one takes.
-        error: See `precision.convolution_error`.
+        wall_ms: Mean of the same calls by the wall clock, synchronisation included.
+        relative: To fp32 of the same rounds.
+        precision_error: See `precision.convolution_error`.
+        preempted: Fraction of its blocks.
     """
 
-    block: Callable[[int, int], Block]
-    typical_ms: float
-    preparation_s: float | None
-    error: float
+    latency: LatencyStats | None = None
+    wall_ms: float | None = None
+    launches: Launches | None = None
+    relative: Relative | None = None
+    first_call_ms: float | None = None
+    preparation_s: float | None = None
+    precision_error: float | None = None
+    rounds: int | None = None
+    preempted: float | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
-def rows(device: torch.device, protocol: Protocol) -> Iterator[str]:
-    """Yield a line of the table for each backbone and variant.
+COLUMNS = {
+    "Backbone": ("backbone", ""),
+    "Variant": ("variant", ""),
+    "Mean (ms)": ("latency.mean_ms", ".3f"),
+    "p95 (ms)": ("latency.p95_ms", ".3f"),
+    "Wall (ms)": ("wall_ms", ".3f"),
+    "Enqueue (ms)": ("launches.enqueue_ms", ".3f"),
+    "Device (ms)": ("launches.device_ms", ".3f"),
+    "Replay (ms)": ("launches.graph_ms", ".3f"),
+    "Relative": ("relative.centre", ".3f"),
+    "First call (ms)": ("first_call_ms", ".1f"),
+    "Prep. (s)": ("preparation_s", ".1f"),
+    "Error": ("precision_error", ".0e"),
+    "": ("remark", ""),
+}
 
-    A backbone's variants are timed in interleaved rounds, relative to the first one.
+
+def parts_of_work(backbones: Sequence[str], variants: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Cut the work into benchmarks, so that a run that is cut off has the most telling ones.
+
+    Variants that take seconds to prepare are one benchmark of a backbone, those that take minutes
+    another, which comes later. The baseline is in each.
     """
-    image = torch.rand(1, 3, 32, 32, device=device)
-    for label, build in backbones().items():
-        ready: dict[str, _Ready] = {}
-        with ExitStack() as stack:
-            for name in VARIANTS:
-                torch.manual_seed(0)
-                try:
-                    ready[name] = _prepare(stack, name, build().eval(), image, protocol)
-                except context.Unsupported as reason:
-                    yield f"| {label} | {name} | - | - | - | - | - | - | {reason} |"
-                except Exception as failure:  # the other variants are measured all the same
-                    line = f"{type(failure).__name__}: {failure}".splitlines()[0]
-                    yield f"| {label} | {name} | - | - | - | - | - | - | {line} |"
-            ones = [*ready.values()]
-            rounds, ended = interleave(
-                [one.block for one in ones],
-                [one.typical_ms for one in ones],
-                0,
-                protocol,
-                random.Random(0),
-            )
-        for number, (name, one) in enumerate(ready.items()):
-            blocks = [each.blocks[number] for each in rounds]
-            stats = LatencyStats.from_samples([ms for block in blocks for ms in block.calls_ms])
-            wall = statistics.fmean(ms for block in blocks for ms in block.walls_ms)
-            ours, first = ([each.blocks[n].mean_ms for each in rounds] for n in (number, 0))
-            p95 = "-" if stats.p95_ms is None else f"{stats.p95_ms:.3f}"
-            preparation = "-" if one.preparation_s is None else f"{one.preparation_s:.1f}"
-            yield (
-                f"| {label} | {name} | {stats.mean_ms:.3f} | {p95} | {wall:.3f} "
-                f"| {difference(ours, first).ratio[0]:.2f} | {preparation} | {one.error:.0e} "
-                f"| {'' if ended == 'converged' else 'not converged'} |"
-            )
+    units = [
+        (place + AHEAD * slowness, backbone, chosen)
+        for place, backbone in enumerate(backbones)
+        for slowness in range(3)
+        if (chosen := [one for one in variants if _slowness(one) == slowness])
+    ]
+    units.sort(key=lambda unit: unit[0])
+    return [(backbone, list(dict.fromkeys([BASELINE, *chosen]))) for _, backbone, chosen in units]
 
 
-def _prepare(
-    stack: ExitStack, name: str, network: nn.Module, image: Tensor, protocol: Protocol
-) -> _Ready:
-    watch, latest = Stopwatch(image.device), list[float]()
-    with ExitStack() as own:
-        prepared = own.enter_context(
-            registry.prepare(name, network, image.device, lambda: torch.rand(64, 3, 32, 32))
+def _slowness(variant: str) -> int:
+    """Tell whether its preparation takes seconds, some of them more, or minutes."""
+    engines = {part for part in variant.split("+") if registry.PARTS[part][0] == Kind.RUNTIME}
+    return 0 if engines <= {"cuda_graph"} else 1 if engines <= {"compile"} else 2
+
+
+def rows(
+    backbone: str,
+    build: Builder,
+    variants: Sequence[str],
+    device: torch.device,
+    protocol: Protocol,
+) -> Iterator[Row]:
+    """Time variants of a backbone in interleaved rounds; the first one is the baseline."""
+    watch, image = Stopwatch(device), example_images(1, device)
+    ones: list[Timed] = []
+    found: dict[str, tuple[Launches | None, float]] = {}
+    with ExitStack() as stack:
+        for variant in variants:
+            network = prepare(stack, backbone, build, variant, device)
+            if isinstance(network, Outcome):
+                yield Row(**vars(network))
+                continue
+            try:
+                one = warmed_up(network, network.pass_of(image), watch, protocol)
+                with network.conditions():
+                    launches = None
+                    if device.type == "cuda":
+                        launches = time_launches(one.call, image, network.prepared)
+                    found[variant] = launches, precision.convolution_error(device)
+                ones.append(one)
+            except Exception as error:  # the other variants are measured all the same
+                yield Row(**vars(failed(backbone, variant, error, device)))
+        timed, rounds, ended, lost = in_rounds(ones, protocol)
+    for one, cause in lost:
+        yield Row(**vars(failed(backbone, one.network.variant, cause, device)))
+    baseline = next((n for n, one in enumerate(timed) if one.network.variant == BASELINE), None)
+    for place, one in enumerate(timed):
+        blocks = [each.blocks[place] for each in rounds]
+        ours, first = ([each.blocks[n].mean_ms for each in rounds] for n in (place, baseline or 0))
+        walls = [ms for block in blocks for ms in block.walls_ms]
+        launches, precision_error = found[one.network.variant]
+        yield Row(
+            backbone=backbone,
+            variant=one.network.variant,
+            latency=LatencyStats.from_samples([ms for block in blocks for ms in block.calls_ms]),
+            wall_ms=statistics.fmean(walls) if walls else None,
+            launches=launches,
+            relative=None if baseline is None else Relative.of(difference(ours, first)),
+            first_call_ms=one.first_call_ms,
+            preparation_s=one.network.prepared.preparation_s,
+            precision_error=precision_error,
+            rounds=len(rounds),
+            ended=ended,
+            preempted=statistics.fmean(block.preempted for block in blocks),
+            notes=dict(one.network.prepared.notes),
         )
-
-        def block(count: int, discarded: int) -> Block:
-            with prepared.switched(), torch.inference_mode():
-                return watch.block(lambda: prepared.forward(image), count, discarded)
-
-        def take(count: int) -> list[float]:
-            nonlocal latest
-            latest = block(count, 0).calls_ms
-            return latest
-
-        warm_up(take, protocol)
-        with prepared.switched():
-            error = precision.convolution_error(image.device)
-        precision.verify_precision(name, error)
-        stack.push(own.pop_all())
-    return _Ready(block, statistics.median(latest), prepared.preparation_s, error)
 
 
 def main() -> None:
     """Print the table, or say why not."""
-    if not torch.cuda.is_available():
-        print("error: there is no GPU that torch can use here", file=sys.stderr)
-        sys.exit(2)
-    protocol = sys.argv[1] if len(sys.argv) > 1 else "full"
-    if protocol not in PROTOCOLS:
-        print(f"error: {protocol}: must be {', '.join(PROTOCOLS)}", file=sys.stderr)
-        sys.exit(2)
-    device = torch.device("cuda:0")
-    print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, {protocol} protocol")
-    print(f"state before: {device_state(device)}\n")
-    columns = ("Mean (ms)", "p95 (ms)", "Wall (ms)", "Relative", "Prep. (s)", "Conv. error")
-    print(f"| Backbone | Variant | {' | '.join(columns)} | |")
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
-    with device_lock(device):
-        for row in rows(device, PROTOCOLS[protocol]):
-            print(row, flush=True)
-    print(f"\nstate after: {device_state(device)}")
+    told = arguments(__doc__, VARIANTS)
+    title = f"Backbones and variants ({told.protocol} protocol)"
+    table = Table(title, COLUMNS, told.json)
+    with undisturbed(told.device):
+        table.begin(told.device)
+        for backbone, variants in parts_of_work([*told.backbones], told.variants):
+            build, protocol = told.backbones[backbone], PROTOCOLS[told.protocol]
+            table.fill(rows(backbone, build, variants, told.device, protocol))
+            if any(map(_slowness, variants)):
+                # Torch compiles a function for eight networks, and these are needed no more.
+                torch.compiler.reset()
+        table.end(told.device)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
