@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+OUT ?= outputs/gpu
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
@@ -32,9 +33,9 @@ test: setup ## run the fast tests
 test-slow: setup ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-gpu-check: ## on a machine with a GPU: gpu tests and latencies, with the torch that is there
-	PYTHONPATH=. $(PYTHON) perf/gpu_check.py $(ARGS)
-	$(PYTHON) -m pytest -m gpu tests/test_company.py tests/test_latency.py tests/test_variants.py
+gpu-check: ## on a machine with a GPU: gpu tests, then latencies: ARGS="--backbones resnet8 --protocol full"
+	LIMIT=0 perf/gpu_steps.sh 1 $(OUT)
+	LIMIT=0 perf/gpu_steps.sh 2 $(OUT) $(ARGS)
 
 perf: setup ## measure input, overhead, training and start-up, on a quiet machine: about 20 minutes
 	for part in input overhead startup throughput busy; do $(BIN)/python -m perf.$$part 2>/dev/null || exit 1; done

@@ -76,6 +76,14 @@ class Row(Outcome):
     preempted: float | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def remark(self) -> str:
+        marks = [super().remark]
+        if self.precision_error is not None:
+            found = precision.found(self.precision_error)
+            marks += [f"computed in {found}"] if found != precision.wanted(self.variant) else []
+        return ", ".join(marks)
+
 
 COLUMNS = {
     "Backbone": ("backbone", ""),
@@ -89,7 +97,7 @@ COLUMNS = {
     "Relative": ("relative.centre", ".3f"),
     "First call (ms)": ("first_call_ms", ".1f"),
     "Prep. (s)": ("preparation_s", ".1f"),
-    "Error": ("precision_error", ".0e"),
+    "Precision error": ("precision_error", ".0e"),
     "": ("remark", ""),
 }
 

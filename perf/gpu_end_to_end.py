@@ -25,7 +25,7 @@ from cifar_lightning.benchmark.timing import Call, Stopwatch
 from cifar_lightning.config.protocols import PROTOCOLS, Protocol
 from cifar_lightning.runs.latency import LatencyStats
 from cifar_lightning.variants.context import example_images
-from cifar_lightning.variants.pytorch import capture
+from cifar_lightning.variants.cuda_graph import capture
 from perf.gpu_networks import (
     CONF,
     Builder,
@@ -105,7 +105,7 @@ def ways(network: Network, device: torch.device) -> Iterator[tuple[Way, Call]]:
     if device.type == "cuda" and network.prepared.eager:
         classes = torch.empty(1, dtype=torch.int64, device=device)
         with network.conditions():
-            graph, _ = capture(lambda _: classes.copy_(classify(pixels)), pixels)
+            graph = capture(lambda _: classes.copy_(classify(pixels)), pixels)
 
         def captured() -> int:
             pixels.copy_(host, non_blocking=True)
