@@ -50,6 +50,26 @@ def test_the_split_does_not_depend_on_the_training_seed():
     assert torch.equal(digits(seed=0).indices["val"], digits(seed=1).indices["val"])
 
 
+@pytest.mark.parametrize(
+    ("device", "trained_on", "pinned"),
+    [("cpu", "cpu", False), ("cpu", "cuda", True), ("cpu", None, False)],
+)
+def test_memory_is_pinned_where_a_gpu_trains(device, trained_on, pinned, monkeypatch):
+    """On the CPU of a machine with a GPU, pinning would open a context there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    module = digits(device=device)
+    if trained_on is not None:
+        module.trainer = SimpleNamespace(
+            strategy=SimpleNamespace(root_device=torch.device(trained_on)),
+            fit_loop=SimpleNamespace(
+                epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0))
+            ),
+            global_rank=0,
+            world_size=1,
+        )
+    assert module.loader("train").pin_memory == pinned
+
+
 def batches(**settings):
     defaults = {"indices": torch.arange(103), "batch_size": 10, "shuffle": True, "seed": 0}
     return IndexBatches(**defaults | settings)

@@ -90,6 +90,7 @@ def test_from_the_command_to_the_row(command, outputs):
     run = Run.load(folder)
     assert run.status == "finished"
     assert run.code.commit
+    assert run.fp32_precision is None  # which is of GPUs
     (path,) = (folder / "measurements").iterdir()
     measurement = Measurement.read(path)
     assert measurement.status in ("ok", "disturbed")  # by what else the machine does

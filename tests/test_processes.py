@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, TINY
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from safetensors.torch import load_file
 from test_experiment import only_run
 
+from cifar_lightning.errors import Interrupted, NotFinite
 from cifar_lightning.runs.folder import DRAWN
 from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import Run
+from cifar_lightning.training.callbacks import GracefulShutdown
 
 # The second process has one batch less to evaluate: 179 of 359 images.
 TWO = (*TINY, "epochs=2", "batch_size=64", "trainer.devices=2", "data.eval_batch_size=179")
@@ -100,3 +103,45 @@ def test_torchrun_with_another_number(command, outputs, monkeypatch):
     ended = command(*TWO)
     assert ended.status == 2
     assert ended.err.startswith("error: trainer.devices=2: must be 4, what torchrun started")
+
+
+class OtherProcess:
+    """The trainer of one of two processes; the other one's flags are added to its own."""
+
+    world_size, num_training_batches, current_epoch = 2, 120, 0
+
+    def __init__(self, *flags):
+        self.flags, self.exchanged, self.strategy = torch.tensor(flags), 0, self
+        self.root_device = torch.device("cpu")
+
+    def reduce(self, counts, reduce_op):
+        assert reduce_op == "sum"
+        self.exchanged += 1
+        return counts + self.flags
+
+    def train(self):
+        watch, loss = GracefulShutdown(), {"loss": torch.tensor(1.0)}
+        watch.on_train_epoch_start(self, None)
+        for batch in range(self.num_training_batches):
+            self.batch = batch
+            watch.on_train_batch_end(self, None, loss, None, batch)
+        watch.on_train_epoch_end(self, None)
+
+
+def test_processes_agree_every_50_steps():
+    other = OtherProcess(0, 0)
+    other.train()
+    assert other.exchanged == 3  # and at the end of the epoch
+    for flags, error, message in (
+        ((0, 1), Interrupted, "interrupted"),
+        ((1, 0), NotFinite, "not finite in another process in epoch 1, step 50 of 120"),
+    ):
+        other = OtherProcess(*flags)
+        with pytest.raises(error, match=message):
+            other.train()
+        assert (other.batch, other.exchanged) == (49, 1)
+
+
+def test_lightning_lets_processes_agree_on_a_signal_in_one_place():
+    """It would at every batch; a release in which that has another name is noticed here."""
+    assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)

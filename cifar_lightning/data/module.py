@@ -157,9 +157,9 @@ class ImageDataModule(LightningDataModule, ABC):
         """Make the loader of one split; its batches are uint8."""
         training = split == "train"
         trainer: Any = self.trainer
-        place = torch.device("cpu")
-        if self.device == "gpu" and trainer is not None:
-            place = trainer.strategy.root_device
+        cpu = torch.device("cpu")
+        target = trainer.strategy.root_device if trainer is not None else cpu
+        place = target if self.device == "gpu" else cpu
         images, labels = self._placed("test" if split == "test" else "train", place)
         sampler = IndexBatches(
             self.indices[split].to(place),
@@ -184,7 +184,8 @@ class ImageDataModule(LightningDataModule, ABC):
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available() and place.type == "cpu",
+            # Where a GPU trains: pinning opens a context on it, which a CPU has no use for.
+            pin_memory=target.type == "cuda" and place.type == "cpu",
             # Its own, so that making an iterator draws nothing from the global one.
             generator=torch.Generator().manual_seed(self.seed),
         )

@@ -70,6 +70,14 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Fp32Precision:
+    """How a GPU multiplies fp32 numbers: in fp32 (``ieee``), or rounded to TF32."""
+
+    convolution: Literal["ieee", "tf32"]
+    matmul: Literal["ieee", "tf32"]
+
+
+@dataclass(frozen=True)
 class Run(Record):
     """One training: what was asked for, where it ran, and what came out.
 
@@ -83,6 +91,7 @@ class Run(Record):
         train_seconds: Time in training and validation, over all continuations.
         classes: Their names, in the order of the network's outputs.
         weights: SHA-256 of the file of the best weights.
+        fp32_precision: What was on while a GPU trained; None for other devices.
     """
 
     name: Name
@@ -103,6 +112,7 @@ class Run(Record):
     train_seconds: Seconds | None = None
     classes: list[str] = field(default_factory=list)
     weights: Digest | None = None
+    fp32_precision: Fp32Precision | None = None
 
     FREE: ClassVar[frozenset[str]] = frozenset({"error", "classes"})
 

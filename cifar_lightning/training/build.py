@@ -99,7 +99,6 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         callbacks.EpochSeed(config["seed"]),
         callbacks.RunState(folder.name),
         callbacks.GracefulShutdown(),
-        callbacks.TerminateOnNaN(),
         TrainingImages(),
         MisclassifiedImages(),
         Estimate(),

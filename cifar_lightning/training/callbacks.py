@@ -1,4 +1,4 @@
-"""Callbacks of a training run: seeds, stopping, the NaN guard, checkpoints."""
+"""Callbacks of a training run: seeds, early ends, checkpoints."""
 
 import io
 import math
@@ -60,39 +60,24 @@ class StepLimit(Callback):
 
 
 class GracefulShutdown(Callback):
-    """Ends the work after the current batch when a signal has come.
+    """Ends the work when a signal has come, or when the training loss became NaN or infinite.
 
     Nothing is saved then: the end of the last finished epoch is where it goes on.
+
+    A device is waited for only now and then, so losses are looked at together. One process looks
+    for signals after each batch; several, which wait for each other then, together with the losses.
     """
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        signals.take_over()
-
-    on_test_start = on_train_start
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if _any_process(trainer, signals.received() is not None):
-            raise signals.error()
-
-    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        # Several processes have different numbers of these batches, and could not agree.
-        if trainer.world_size == 1:
-            signals.check()
-
-    def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self.on_validation_batch_end(trainer)
-
-
-class TerminateOnNaN(Callback):
-    """Ends a training run whose loss became NaN or infinite.
-
-    The losses are looked at together, so the device is waited for only now and then.
-    """
-
-    EVERY = 50  # steps
+    EVERY = 50  # batches
 
     def __init__(self) -> None:
         self._losses: list[Tensor] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        signals.take_over()
+        # NOTE: Lightning 2.6 lets all processes agree on SIGTERM at every batch, though the signal
+        # is ours by now.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._losses = []
@@ -101,19 +86,34 @@ class TerminateOnNaN(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._losses.append(outputs["loss"].detach())
+        if trainer.world_size == 1:
+            signals.check()
         if len(self._losses) == self.EVERY:
             self._look(trainer, batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._look(trainer, int(trainer.num_training_batches))
+        if self._losses:
+            self._look(trainer, int(trainer.num_training_batches))
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        # Several processes have different numbers of these batches, and could not agree.
+        if trainer.world_size == 1:
+            signals.check()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        signals.take_over()
+
+    def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.on_validation_batch_end(trainer)
 
     def _look(self, trainer: Trainer, batches: int) -> None:
-        if not self._losses:
-            return
-        losses = torch.stack(self._losses).tolist()
+        losses: list[float] = torch.stack(self._losses).tolist()
         self._losses = []
         bad = [index for index, loss in enumerate(losses) if not math.isfinite(loss)]
-        if _any_process(trainer, bool(bad)):
+        diverged, stopped = _in_any_process(trainer, bool(bad), signals.received() is not None)
+        if stopped:
+            raise signals.error()
+        if diverged:
             loss = losses[bad[0]] if bad else "not finite in another process"
             step = batches - len(losses) + bad[0] + 1 if bad else batches
             raise NotFinite(
@@ -123,11 +123,12 @@ class TerminateOnNaN(Callback):
             )
 
 
-def _any_process(trainer: Trainer, flag: bool) -> bool:
-    """Let all processes of a training run know when it is so in one of them."""
+def _in_any_process(trainer: Trainer, *flags: bool) -> list[bool]:
+    """Let all processes of a training run know, by one exchange, what is so in one of them."""
     if trainer.world_size == 1:
-        return flag
-    return bool(trainer.strategy.reduce_boolean_decision(flag, all=False))
+        return [*flags]
+    counts = torch.tensor(flags, dtype=torch.int32, device=trainer.strategy.root_device)
+    return [count > 0 for count in trainer.strategy.reduce(counts, reduce_op="sum").tolist()]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -16,7 +16,7 @@ from cifar_lightning.models.complexity import count_macs, count_parameters
 from cifar_lightning.runs.completed import changes_since
 from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.run import MEGA, Run, read_weights
+from cifar_lightning.runs.run import MEGA, Fp32Precision, Run, read_weights
 from cifar_lightning.runs.table import check_table
 from cifar_lightning.system import environment
 from cifar_lightning.system.devices import device_name
@@ -100,6 +100,7 @@ def prepare_run(
             machine=environment.machine(device, torch.get_num_threads()),
             params=params,
             macs=macs,
+            fp32_precision=_fp32_precision(experiment.device),
         )
     )
     if before is not None:
@@ -110,6 +111,18 @@ def prepare_run(
     remove_unfinished(RunFolder(folder).checkpoints)
     start.record.save(folder)
     return start
+
+
+def _fp32_precision(device: torch.device) -> Fp32Precision | None:
+    """Tell how fp32 numbers are multiplied in training; Lightning leaves torch's switches alone."""
+    if device.type != "cuda":
+        return None
+    has_tf32 = torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere
+    switches: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    found: list[Literal["ieee", "tf32"]] = [
+        "tf32" if has_tf32 and switch.fp32_precision == "tf32" else "ieee" for switch in switches
+    ]
+    return Fp32Precision(*found)
 
 
 def _start_over(path: Path, reason: str) -> UserError:
