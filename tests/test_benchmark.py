@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from test_results import MACHINE, MEASUREMENT
+from test_results import MACHINE
 
 from cifar_lightning.benchmark.prepare import Failure
 from cifar_lightning.benchmark.record import record_of, told_apart
@@ -210,7 +210,12 @@ def test_weights_that_matter_are_told(ms, apart):
     assert not again.tells_apart(owned[0].key, "0" * 16)
 
 
-def test_a_measurement_says_what_its_benchmark_does():
-    assert MEASUREMENT.converged
-    assert not replace(MEASUREMENT, ended="stopped").converged
-    assert replace(MEASUREMENT, ended=None).converged is None
+def test_who_has_not_converged_is_told_for_each_candidate():
+    """One interval that stayed wide, and too few rounds, which nobody has enough of."""
+    wide, narrow = candidate(), candidate(label="b", model={"depth": 20})
+    rounds = [(2.0 + 0.5 * (n % 2), 3.0, 1.0, 1.0, 2.0) for n in range(300)]
+    made = record(wide, narrow, sessions=[session(*rounds, ended="time")])
+    assert [made.timing(number).converged for number in (0, 1)] == [False, True]
+    assert {made.timing(number).ended for number in (0, 1)} == {"time"}
+    short = record(wide, narrow, sessions=[session(*rounds), session(*rounds[:20])])
+    assert not short.timing(1).converged

@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from cifar_lightning.cli import report as report_command
 from cifar_lightning.comparison.columns import COLUMNS, in_order
 from cifar_lightning.runs.latency import Relative
+from cifar_lightning.system.formatting import relative
 
 EVIL = "<script>alert(1)</script>"
 
@@ -89,7 +90,8 @@ def test_everything_is_written_and_said(reported, outputs):
         "- pair fp32 [2 changes at once]: model.name good → pair; epochs 3 → 7. Accuracy -9.50 "
         in ended.out
     )
-    assert "Noise floor of benchmark 2026-01-01T00-00-00-abcd: the reference's double" in ended.out
+    ending = "Benchmark 2026-01-01T00-00-00-abcd ended by its rule after 100 rounds. Its noise"
+    assert f"{ending} floor: the reference's double" in ended.out
     again = "python -m cifar_lightning.measure run=good 'variants=[int8]'"
     assert f"was not recorded)` (commit abc, torch 2), then `{again}` (commit abc" in ended.out
     assert "rough tf32 on A | CPU is unsupported: needs a GPU" in ended.out
@@ -170,6 +172,31 @@ def test_several_outputs_are_one_report(call, outputs, tmp_path):
     )
     assert "Overall answer (A | CPU on " in (tmp_path / "to" / "index.html").read_text()
     assert (tmp_path / "to" / "index.html").exists()
+
+
+def test_commands_say_where_the_runs_are(call, outputs, tmp_path, monkeypatch):
+    """As the report was told; a path of this machine is not passed on, only printed."""
+    here, other = outputs.rename(tmp_path / "my outputs"), tmp_path / "other"
+    run = a_run("far", epochs=4)
+    place(other, run, measured(run, device="Another CPU", hardware="x"))
+    folder = place(here, near := a_run("near", epochs=5), measured(near, acc=95, truth=0.5))
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "overrides.yaml").write_text("[model=resnet8, outputs=elsewhere]")
+    told = "the commands above need outputs="
+    for said, where in (("my outputs", tmp_path), (here, tmp_path), (here, tmp_path.parent)):
+        monkeypatch.chdir(where)
+        ended = call(report_command.main, f"outputs=[{said},{other}]", f"to={tmp_path / 'to'}")
+        assert ended.status == 0, ended.err
+        shown = relative(here)
+        assert f"python train.py model=resnet8 seed=0 'outputs='\"'\"'{shown}" in ended.out
+        assert f" run=near 'variants=[fp32]' 'outputs='\"'\"'{shown}'\"'\"''`" in ended.out
+        assert f" run=far 'variants=[fp32]' outputs={relative(other)}`" in ended.out
+        assert told not in ended.out
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    ended = call(report_command.main, f"outputs=[{here},{other}]", f"to={tmp_path / 'to'}")
+    assert f"{told}{here} or outputs={other}\n" in ended.out
+    assert str(tmp_path) not in (tmp_path / "to" / "report.md").read_text()
 
 
 def test_the_most_accurate_within_a_latency(reported, outputs):

@@ -102,6 +102,7 @@ MEASUREMENT = Measurement(
     relative=Relative(1.5, 1.49, 1.51),
     rounds=126,
     ended="converged",
+    converged=True,
     preempted=0.1,
 )
 

@@ -127,6 +127,7 @@ def _of(
         relative=timing.relative,
         rounds=timing.rounds,
         ended=timing.ended,
+        converged=timing.converged,
         preempted=timing.preempted,
         preparation_s=candidate.preparation_s,
         first_call_ms=candidate.first_call_ms,

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
-from cifar_lightning.config.protocols import MIN_ROUNDS, Protocol
+from cifar_lightning.config.protocols import Protocol
 from cifar_lightning.runs.blocks import Block, Round
 from cifar_lightning.runs.latency import Ended
 from cifar_lightning.runs.paired import difference
@@ -130,17 +130,7 @@ def rounds_needed(
         reference: The number of the candidate that latencies are relative to.
         protocol: What it asks for.
     """
-    done = len(means[reference])
-    needed = float(max(done, MIN_ROUNDS))
-    needed = max(needed, done * protocol.calls / min(calls))
-    for number, of_one in enumerate(means):
-        if number == reference:
-            continue
-        found = difference(of_one, means[reference])
-        reach = max(found.high - found.centre, found.centre - found.low)
-        if math.isinf(reach):
-            needed = max(needed, 2 * done)
-        elif reach > (narrow := math.log1p(protocol.tolerance)):
-            needed = max(needed, done * (reach / narrow) ** 2)
-        needed = max(needed, protocol.independent_rounds * found.tau)
-    return math.ceil(needed)
+    return max(
+        difference(of_one, means[reference]).rounds_needed(calls[number], protocol)
+        for number, of_one in enumerate(means)
+    )

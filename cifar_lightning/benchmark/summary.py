@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from cifar_lightning.benchmark.prepare import Failure
 from cifar_lightning.runs.benchmark import BenchmarkRecord
-from cifar_lightning.runs.latency import Relative
+from cifar_lightning.runs.latency import ENDED_BY, Relative
 from cifar_lightning.runs.table import draw_table, number
 
 HEADER = (
@@ -30,7 +30,7 @@ def summary(record: BenchmarkRecord, failures: Sequence[Failure] = ()) -> str:
         candidate, timing = record.candidates[one], timings[one]
         rivals = record.rivals(one) if one in ranked else []
         marks = ["disturbed"] if timing.disturbed else []
-        marks += [] if timing.ended == "converged" else ["not converged"]
+        marks += [] if timing.converged else ["not converged"]
         marks += ["by its weights"] if candidate.by_weights else []
         marks += [] if one in ranked else ["second reference"]
         rank = 1 + sum(record.slower(one, other) for other in rivals)
@@ -53,11 +53,12 @@ def summary(record: BenchmarkRecord, failures: Sequence[Failure] = ()) -> str:
     drawn = draw_table(HEADER, rows, {0, 3, 4, 5})
     reference = timings[record.number("reference")].latency.mean_ms
     floor = Relative.of(record.noise_floor)
-    rounds, protocol = timings[ranked[0] if ranked else 0].rounds, record.protocol
+    rounds = timings[ranked[0] if ranked else 0].rounds
     return (
-        f"{drawn}\n{rounds} rounds ({protocol} protocol), benchmark {record.id}; "
-        f"the reference, ResNet-8, takes {reference:.3f} ms. Noise floor: its double differs from "
-        f"it by {100 * (floor.centre - 1):+.2f} % ({interval(floor)})."
+        f"{drawn}\nBenchmark {record.id} ended by {ENDED_BY[record.ended]} after {rounds} rounds "
+        f"({record.protocol} protocol); the reference, ResNet-8, takes {reference:.3f} ms. "
+        f"Noise floor: its double differs from it by {100 * (floor.centre - 1):+.2f} % "
+        f"({interval(floor)})."
     )
 
 

@@ -45,7 +45,7 @@ def main(config: ReportConfig) -> None:
     sections = [
         Section.of(leaderboard, config.sort, need) for leaderboard in comparison.leaderboards
     ]
-    details = draw_details(comparison, records.runs, config.detail)
+    details = draw_details(comparison, records, config.detail)
     to = Path(config.to) if config.to else outputs[0] / "report"
     check_inside(outputs[0], to)
     text = markdown(sections, comparison)
@@ -56,5 +56,7 @@ def main(config: ReportConfig) -> None:
             raise
         raise UserError(f"to={to}: {error.strerror}: {error.filename}") from error
     log.info("\n%s", text)
+    if elsewhere := [str(path) for path in outputs if relative(path).is_absolute()]:
+        log.info("the commands above need outputs=%s", " or outputs=".join(elsewhere))
     left_out = f"; {len(records.damaged)} damaged, left out" if records.damaged else ""
     log.info("%s%s", relative((to / "index.html").absolute()), left_out)

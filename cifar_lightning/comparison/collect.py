@@ -103,6 +103,7 @@ def _entries(groups: Groups, records: Records, where: Mapping[str, Sequence[Time
                 right=right if len(right) == len(runs) else (),
                 note=notes[candidate, seeds],
                 overrides=records.overrides.get(runs[0].name),
+                folder=records.folders[runs[0].name],
             )
         )
     return [

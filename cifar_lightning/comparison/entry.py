@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Self
 
 from cifar_lightning.comparison.accuracy import Accuracy, Right
@@ -26,6 +27,7 @@ class Group:
         right: Of each run, which test images it classified correctly; empty if that is not known.
         note: What tells it from one whose variant was made by another recipe or engine.
         overrides: What the first run's command said; None if that is not known.
+        folder: Of the first run.
     """
 
     label: str
@@ -34,6 +36,7 @@ class Group:
     right: tuple[Right, ...] = ()
     note: str = ""
     overrides: Sequence[str] | None = None
+    folder: Path = Path()
 
     @property
     def variant(self) -> str:
@@ -186,7 +189,7 @@ class Entry:
         one = self.measurement
         found = {
             "disturbed": one.status == "disturbed",
-            "not converged": not one.converged,
+            "not converged": one.converged is False,
             "quick": one.protocol == "quick",
         }
         return [mark for mark, holds in found.items() if holds]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -36,6 +37,11 @@ class Records:
     right: Mapping[tuple[str, str], Right] = field(default_factory=dict)
     overrides: Mapping[str, Sequence[str]] = field(default_factory=dict)
     damaged: Sequence[str] = ()
+
+    @cached_property
+    def folders(self) -> dict[str, Path]:
+        """The runs' folders by their names."""
+        return {one.run.name: one.folder for one in self.runs if one.run is not None}
 
     @classmethod
     def read(cls, outputs: Sequence[Path]) -> Self:

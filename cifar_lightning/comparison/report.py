@@ -11,10 +11,10 @@ from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.collect import Comparison, places_of, plainest
 from cifar_lightning.comparison.leaderboard import Place
 from cifar_lightning.comparison.page import page
+from cifar_lightning.comparison.records import Records
 from cifar_lightning.comparison.section import Section, table_csv
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.results import RunResults
 from cifar_lightning.runs.views import replace_views
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def detailed(comparison: Comparison, query: str | None) -> Place | None:
 
 
 def draw_details(
-    comparison: Comparison, recorded: Sequence[RunResults], query: str | None
+    comparison: Comparison, records: Records, query: str | None
 ) -> dict[str, tuple[str, Figure]]:
     """Draw what belongs to runs rather than to a ranking."""
     details = {}
@@ -85,8 +85,7 @@ def draw_details(
         for group in entry.groups
         for run in group.runs
     }
-    folders = {one.run.name: one.folder for one in recorded if one.run is not None}
-    curves = [read_curve(folders[name], label) for name, label in shown.items()]
+    curves = [read_curve(records.folders[name], label) for name, label in shown.items()]
     known = [curve for curve in curves if curve is not None]
     if known:
         details["curves"] = "Training", plots.training_curves(known)

@@ -4,13 +4,19 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
+
+from hydra.core.override_parser.types import Quote, QuotedString
 
 from cifar_lightning.comparison.entry import Entry, Group
 from cifar_lightning.config.components import MACHINE
+from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Versions
 from cifar_lightning.system import environment, escaping
+from cifar_lightning.system.formatting import relative
 
+DEFAULT_OUTPUTS = Path("outputs")  # conf's
 ELSEWHERE = {*MACHINE, "outputs", "rerun"}  # keys whose values are of the machine that it ran on
 
 
@@ -51,12 +57,13 @@ def train_command(group: Group) -> str:
             )  # quotes that a shell has no use for
             kept.append(escaping.without_secrets(plain))
     several = ["-m"] if len(group.runs) > 1 else []
-    return _written(["python", "train.py", *several, *kept, f"seed={seeds}"])
+    said = _said_outputs(_outputs(group))
+    return _written(["python", "train.py", *several, *kept, f"seed={seeds}", *said])
 
 
 def measure_command(entries: Sequence[Entry]) -> str:
     """Write the command that measures entries together: in fresh processes if they were before."""
-    first = entries[0].measurement
+    first, outputs = entries[0].measurement, _outputs(entries[0].group)
     threads = sorted({entry.measurement.threads for entry in entries})
     there = [{one.benchmark.id for one in entry.timings.timed} for entry in entries]
     again = len(entries) > 1 and set.intersection(*there)
@@ -65,11 +72,12 @@ def measure_command(entries: Sequence[Entry]) -> str:
             "python",
             "-m",
             "cifar_lightning.measure",
-            f"run={_listed(_query(entry.group) for entry in entries)}",
+            f"run={_listed(_query(entry.group, outputs) for entry in entries)}",
             f"variants=[{_listed(entry.variant for entry in entries)}]",
             *([f"threads=[{_listed(map(str, threads))}]"] if threads != [1] else []),
             *([f"protocol={first.protocol}"] if first.protocol != "full" else []),
             *(["processes=3"] if again else []),
+            *_said_outputs(outputs),
         ]
     )
 
@@ -78,9 +86,29 @@ def _listed(names: Iterable[str]) -> str:
     return ",".join(dict.fromkeys(names))
 
 
-def _query(group: Group) -> str:
-    """Name one run, so that it is found: by its ID if no other has that."""
-    run = group.runs[0]
+def _outputs(group: Group) -> Path | None:
+    """Tell where its runs are; None where that is a path of this machine, which is not passed on."""
+    outputs = relative(RunFolder(group.folder).outputs)
+    return None if outputs.is_absolute() else outputs
+
+
+def _said_outputs(outputs: Path | None) -> list[str]:
+    if outputs in (None, DEFAULT_OUTPUTS):
+        return []
+    return [f"outputs={_hydra_quoted(str(outputs))}"]
+
+
+def _hydra_quoted(text: str) -> str:
+    """Quote what Hydra would read as more than a text, such as a comma."""
+    plain = re.fullmatch(r"[\w./-]+", text)
+    return text if plain else QuotedString(text, Quote.single).with_quotes()
+
+
+def _query(group: Group, outputs: Path | None) -> str:
+    """Name one run, so that it is found: by its ID if no other has that, elsewhere by its folder."""
+    run, here = group.runs[0], _outputs(group)
+    if here not in (None, outputs):
+        return _hydra_quoted(str(relative(group.folder)))
     return run.label if len(group.runs) == 1 and group.label == run.label else run.name
 
 

@@ -15,6 +15,7 @@ from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.comparison.reproduce import Reproduction
 from cifar_lightning.comparison.verdict import Verdict, verdict
+from cifar_lightning.runs.latency import ENDED_BY
 from cifar_lightning.runs.table import csv_text
 from cifar_lightning.system import escaping
 
@@ -99,9 +100,11 @@ def _notes(leaderboard: Leaderboard) -> Iterator[str]:
     }
     for name, record in records.items():
         centre, low, high = (100 * (ratio - 1) for ratio in record.noise_floor.ratio)
+        rounds = min(len(session.rounds) for session in record.sessions)
         yield (
-            f"Noise floor of benchmark {name}: the reference's double, which is the same network, "
-            f"differed from it by {centre:+.2f} % ({low:+.2f} to {high:+.2f})."
+            f"Benchmark {name} ended by {ENDED_BY[record.ended]} after {rounds} rounds. Its noise "
+            f"floor: the reference's double, which is the same network, differed from it by "
+            f"{centre:+.2f} % ({low:+.2f} to {high:+.2f})."
         )
     if missing := [entry.name for entry in leaderboard.entries if not entry.timings.timed]:
         yield (

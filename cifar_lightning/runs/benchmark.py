@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
-from cifar_lightning.config.protocols import PROTOCOL_VERSION
+from cifar_lightning.config.protocols import PROTOCOL_VERSION, PROTOCOLS
 from cifar_lightning.runs.blocks import Block, Session, Timing
 from cifar_lightning.runs.candidate import REFERENCES, Candidate, Role
 from cifar_lightning.runs.latency import Ended, LatencyStats, Relative
@@ -167,6 +167,15 @@ class BenchmarkRecord(BenchmarkHead):
         order: tuple[Ended, ...] = ("stopped", "time", "converged")
         return next(one for one in order if one in endings)
 
+    def converged(self, number: int) -> bool:
+        """Tell whether a candidate got what the protocol asks for, whatever others lacked."""
+        protocol, reference = PROTOCOLS[self.protocol], self.number("reference")
+        return all(
+            self._within(number, reference, one, None).rounds_needed(one.calls(number), protocol)
+            <= len(one.rounds)
+            for one in self.sessions
+        )
+
     def timing(self, number: int) -> Timing:
         """Sum up a candidate's blocks."""
         blocks = [*self.blocks(number)]
@@ -176,6 +185,7 @@ class BenchmarkRecord(BenchmarkHead):
             relative=Relative.of(self.relative(number)),
             rounds=len(blocks),
             ended=self.ended,
+            converged=self.converged(number),
             preempted=statistics.fmean(block.preempted for block in blocks),
             wall=LatencyStats.from_samples(walls) if walls else None,
         )

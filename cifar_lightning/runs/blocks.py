@@ -80,6 +80,10 @@ class Session:
         """List a candidate's block means, one a round."""
         return [one.blocks[number].mean_ms for one in self.rounds]
 
+    def calls(self, number: int) -> int:
+        """Count a candidate's calls."""
+        return sum(len(one.blocks[number].calls_ms) for one in self.rounds)
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -89,6 +93,7 @@ class Timing:
     relative: Relative
     rounds: int
     ended: Ended
+    converged: bool
     preempted: float
     wall: LatencyStats | None
 

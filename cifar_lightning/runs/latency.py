@@ -16,7 +16,10 @@ from cifar_lightning.runs.paired import Difference
 Milliseconds = Annotated[float, Meta(ge=0)]
 Seconds = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
-Ended = Literal["converged", "time", "stopped"]  # by its rule, its budget, a signal
+Ended = Literal["converged", "time", "stopped"]
+ENDED_BY: dict[Ended, str] = {
+    "converged": "its rule", "time": "its time limit", "stopped": "a signal",
+}  # fmt: skip
 # The fewest samples from which a percentile is told: 99 % confidence (MLPerf LoadGen) and a margin
 # of about the distance to 100 %. The figures for 95 and 99 are those of docs/latency.md.
 MIN_SAMPLES = {50: 1, 90: 65, 95: 130, 99: 662}

@@ -86,7 +86,9 @@ class Measurement(Record):
         latency: None if it was not timed.
         relative: The latency over the reference's.
         rounds: Number of the benchmark's rounds.
-        ended: Why it stopped.
+        ended: Why the benchmark stopped.
+        converged: Whether its own interval became as narrow as the protocol asks; None if it was
+            not timed.
         preempted: Fraction of the candidate's blocks in whose place something else ran.
         preparation_s: What happens once: compiling, capturing, exporting, calibrating.
         first_call_ms: Of the first call after that.
@@ -122,6 +124,7 @@ class Measurement(Record):
     relative: Relative | None = None
     rounds: Annotated[int, Meta(ge=1)] | None = None
     ended: Ended | None = None
+    converged: bool | None = None
     preempted: Annotated[float, Meta(ge=0, le=1)] | None = None
     preparation_s: Seconds | None = None
     first_call_ms: Milliseconds | None = None
@@ -227,11 +230,6 @@ class Measurement(Record):
         if self.launches is None or self.latency is None:
             return None
         return self.latency.mean_ms > LAUNCH_BOUND_ABOVE * self.launches.device_ms
-
-    @property
-    def converged(self) -> bool | None:
-        """Whether its intervals became as narrow as the protocol asks; None if it was not timed."""
-        return None if self.ended is None else self.ended == "converged"
 
     @property
     def configuration(self) -> tuple[str, str, int]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Self
 
+from cifar_lightning.config.protocols import MIN_ROUNDS, Protocol
+
 RESOLUTION = math.log(1.01)  # below 1 % there are no differences
 CONFIDENCE = 0.95
 
@@ -46,6 +48,26 @@ class Difference:
     def ratio(self) -> tuple[float, float, float]:
         """Centre, low and high as ratios of latencies."""
         return math.exp(self.centre), math.exp(self.low), math.exp(self.high)
+
+    def rounds_needed(self, calls: int, protocol: Protocol) -> int:
+        """Estimate how many rounds it takes until the protocol is content; `n` if it is.
+
+        Args:
+            calls: How many the first one has had in these rounds.
+            protocol: What it asks for.
+        """
+        needed = max(
+            self.n,
+            MIN_ROUNDS,
+            self.n * protocol.calls / calls,
+            protocol.independent_rounds * self.tau,
+        )
+        reach = max(self.high - self.centre, self.centre - self.low)
+        if math.isinf(reach):
+            needed = max(needed, 2 * self.n)
+        elif reach > (narrow := math.log1p(protocol.tolerance)):
+            needed = max(needed, self.n * (reach / narrow) ** 2)
+        return math.ceil(needed)
 
 
 def two_sided(level: float = CONFIDENCE) -> float:
