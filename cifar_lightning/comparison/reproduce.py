@@ -87,7 +87,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _outputs(group: Group) -> Path | None:
-    """Tell where its runs are; None where that is a path of this machine, which is not passed on."""
+    """Tell where its runs are; None where that is a path of this machine, never passed on."""
     outputs = relative(RunFolder(group.folder).outputs)
     return None if outputs.is_absolute() else outputs
 
@@ -105,7 +105,7 @@ def _hydra_quoted(text: str) -> str:
 
 
 def _query(group: Group, outputs: Path | None) -> str:
-    """Name one run, so that it is found: by its ID if no other has that, elsewhere by its folder."""
+    """Name one run, so that it is found: by its ID if no other has that, else its name or folder."""
     run, here = group.runs[0], _outputs(group)
     if here not in (None, outputs):
         return _hydra_quoted(str(relative(group.folder)))
