@@ -105,7 +105,7 @@ def _hydra_quoted(text: str) -> str:
 
 
 def _query(group: Group, outputs: Path | None) -> str:
-    """Name one run, so that it is found: by its ID if no other has that, else its name or folder."""
+    """Name a run so that it is found: by its ID if no other has that, else its name or folder."""
     run, here = group.runs[0], _outputs(group)
     if here not in (None, outputs):
         return _hydra_quoted(str(relative(group.folder)))
