@@ -24,10 +24,12 @@ from cifar_lightning.benchmark.evaluate import evaluate
 from cifar_lightning.benchmark.load import load_backbone, load_data
 from cifar_lightning.data.digits import DigitsDataModule
 from cifar_lightning.runs.benchmark import BenchmarkRecord
+from cifar_lightning.runs.completed import finished
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.predictions import Predictions
 from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import Run
+from cifar_lightning.system import environment
 from cifar_lightning.system.locks import alone
 from cifar_lightning.training.averaging import EMA
 from cifar_lightning.training.module import ImageClassifier
@@ -320,6 +322,19 @@ def test_measuring_later(command, monkeypatch, trained):
     assert later.status == 0, later.err
     (row,) = rows_of(folder)
     assert row.lat_mean_ms > 0
+
+
+def test_a_gpu_has_rows_of_its_own(command, monkeypatch, trained, resolved):
+    """What was measured on a CPU is missing where there is a GPU, if that is what would train."""
+    assert command(*COMMAND, MEASURED).status == 0
+    assert Measurement.exists(trained, "fp32", 1, "quick")
+    assert not Measurement.exists(trained, "fp32", 1, "quick", on_gpu=True)
+    auto, _ = resolved(*COMMAND, MEASURED, "trainer.accelerator=auto")
+    on_cpu, _ = resolved(*COMMAND, MEASURED)
+    for driver, left in (Path("/nowhere"), False), (Path("/dev/null"), True):
+        monkeypatch.setattr(environment, "GPU_DRIVERS", (driver,))
+        assert (finished(trained, auto) is None) == left
+        assert finished(trained, on_cpu) is not None
 
 
 def test_what_is_asked_of_a_finished_run(command, outputs, monkeypatch):

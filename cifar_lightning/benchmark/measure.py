@@ -87,11 +87,12 @@ def measure_missing(
     Raises:
         Interrupted: If a signal came before there was anything to keep.
     """
+    on_gpu = device.type == "cuda"
     missing = [
         of_run(folder, variant, threads)
         for folder in folders
         for variant, threads in spec.combinations(device)
-        if not Measurement.exists(folder, variant, threads, spec.protocol)
+        if not Measurement.exists(folder, variant, threads, spec.protocol, on_gpu=on_gpu)
     ]
     if not missing:
         return []

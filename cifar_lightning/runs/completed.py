@@ -32,11 +32,12 @@ def finished(folder: Path, config: Mapping[str, Any]) -> Run | None:
     except (FileNotFoundError, ValueError):
         return None
     benchmark = config["benchmark"]
-    on_cpu = run.machine.device == run.machine.processor.title
+    # With a driver but no GPU, torch finds that nothing is left to do.
+    on_gpu = config["trainer"].get("accelerator") != "cpu" and environment.has_gpu_driver()
     measured = all(
-        Measurement.exists(folder, variant, threads, benchmark["protocol"])
+        Measurement.exists(folder, variant, threads, benchmark["protocol"], on_gpu=on_gpu)
         for variant in benchmark["variants"]
-        for threads in (benchmark["threads"] if on_cpu else benchmark["threads"][:1])
+        for threads in (benchmark["threads"][:1] if on_gpu else benchmark["threads"])
     )
     if run.status != "finished" or not measured:
         return None

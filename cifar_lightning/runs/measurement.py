@@ -186,8 +186,10 @@ class Measurement(Record):
         return found, damaged
 
     @classmethod
-    def exists(cls, folder: Path, variant: str, threads: int, protocol: str) -> bool:
-        """Tell whether a run has it, on any hardware and by this or the full protocol.
+    def exists(
+        cls, folder: Path, variant: str, threads: int, protocol: str, *, on_gpu: bool = False
+    ) -> bool:
+        """Tell whether a run has it, on any CPU or any GPU and by this or the full protocol.
 
         One that failed, was stopped by a signal, or is of an earlier recipe or protocol, is none;
         parts may come in any order.
@@ -198,6 +200,7 @@ class Measurement(Record):
             return False
         return any(
             one.threads == threads
+            and (one.clock == "cuda_event") == on_gpu
             and one.protocol in (protocol, "full")
             and one.recipe == recipe(variant)
             and one.protocol_version == PROTOCOL_VERSION

@@ -20,6 +20,8 @@ PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "
 VECTORS = ("amx_tile", "avx512f", "avx2", "avx", "sse4_2", "sve2", "sve", "asimd", "neon", "vsx")
 CPU_INFO = Path("/proc/cpuinfo")
 BOARD = Path("/proc/device-tree/model")
+# Of NVIDIA's driver: on Linux, on Windows' Linux, on Jetson.
+GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/nvhost-gpu"))
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -150,6 +152,11 @@ def machine(device: str | None = None, threads: int | None = None) -> Machine:
     """Describe the computer."""
     system = f"{platform.system()} {platform.machine()}"
     return Machine(system, processor(), usable_cores(), device, threads)
+
+
+def has_gpu_driver() -> bool:
+    """Tell whether there may be a GPU for CUDA, without torch, which knows but takes seconds."""
+    return any(path.exists() for path in GPU_DRIVERS)
 
 
 @cache
