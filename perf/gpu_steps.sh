@@ -32,21 +32,20 @@ limited() {
     return "$status"
 }
 
-# Train a preset; keep its record, its row, and its folder in parts of a size that travels.
+# Train; keep the record, the rows, and the outputs in parts of a size that travels, by a name.
 trained() {
-    local seconds=$1 preset=$2 outputs status
+    local seconds=$1 name=$2 outputs status
     shift 2
     outputs=${OUTPUTS:-$(mktemp -d)}
-    limited "$seconds" "$preset" "$python" train.py "experiment=$preset" trainer.accelerator=gpu \
-        data.device=gpu benchmark=quick "outputs=$outputs" \
+    limited "$seconds" "$name" "$python" train.py benchmark=quick "outputs=$outputs" \
         ${DATA:+"data.root=$DATA"} ${MD5:+"data.md5=$MD5"} "$@"
     status=$?
     if [ -d "$outputs/runs" ]; then
-        cp "$outputs"/runs/*/run.json "$out/$preset.json"
-        [ -f "$outputs/results.csv" ] && cp "$outputs/results.csv" "$out/$preset.csv"
+        cp "$outputs"/runs/*/run.json "$out/$name.json"
+        [ -f "$outputs/results.csv" ] && cp "$outputs/results.csv" "$out/$name.csv"
         # Checkpoints are for going on.
         tar -C "$outputs" $([ "$status" -eq 0 ] && echo --exclude=checkpoints) -cz . |
-            split -b 15M -d -a 1 - "$out/$preset.tar.gz."
+            split -b 15M -d -a 1 - "$out/$name.tar.gz."
     fi
     return "$status"
 }
@@ -73,6 +72,9 @@ case $step in
         --json "$out/end_to_end.json" "$@"
     ;;
 5) limited 180 training "$python" -m perf.throughput device=gpu "$@" ;;
-6) trained 360 fast94 "benchmark.variants=[fp32,fused+fp16+channels_last+cuda_graph]" "$@" ;;
-7) trained 540 best "benchmark.variants=[]" "$@" ;;
+6)
+    trained 360 fast94 "experiment=[fast94,gpu]" \
+        "benchmark.variants=[fp32,fused+fp16+channels_last+cuda_graph]" "$@"
+    ;;
+7) trained 540 best experiment=best "benchmark.variants=[]" "$@" ;;
 esac

@@ -378,8 +378,8 @@ def steps(tmp_path):
         ("3", "batches", ["-m perf.gpu_batches --json ", "/batches.json -x"]),
         ("4", "end_to_end", ["-m perf.gpu_end_to_end --protocol quick --json ", ".json -x"]),
         ("5", "training", ["-m perf.throughput device=gpu -x"]),
-        ("6", "fast94", ["train.py experiment=fast94 trainer.accelerator=gpu ", " -x"]),
-        ("7", "best", ["train.py experiment=best trainer.accelerator=gpu ", " -x"]),
+        ("6", "fast94", ["train.py benchmark=quick outputs=", " experiment=[fast94,gpu] ", " -x"]),
+        ("7", "best", ["train.py benchmark=quick outputs=", " experiment=best ", " -x"]),
     ],
 )
 def test_each_step_is_a_command_whose_output_is_kept(steps, tmp_path, number, name, words):
