@@ -26,6 +26,7 @@ from perf.gpu_networks import (
     Network,
     Outcome,
     failed,
+    forget_compiled,
     prepare,
     synchronize,
     undisturbed,
@@ -39,7 +40,7 @@ VARIANTS = ("fp32", "fused+fp16+channels_last+cuda_graph", "compile")
 FIRST_CALLS = 5  # compile, record and replay
 WARM_S = 0.2
 CHUNK_S = 0.01  # of calls between two looks at clock and counter
-WINDOW_S, WINDOWS = 0.6, 2
+WINDOW_S, WINDOWS = 0.5, 2
 
 
 @dataclass(frozen=True)
@@ -137,38 +138,37 @@ class Point:
 
     def warm_up(self) -> None:
         """Make the calls that prepare something, and find out how many fit into a chunk."""
-        self._calls(FIRST_CALLS)
-        begin, calls = time.perf_counter(), 0
-        while (elapsed := time.perf_counter() - begin) < WARM_S:
-            self._calls(self.chunk)
-            calls += self.chunk
+        with self.network.conditions():
+            self._calls(FIRST_CALLS)
+            begin, calls = time.perf_counter(), 0
+            while (elapsed := time.perf_counter() - begin) < WARM_S:
+                self._calls(self.chunk)
+                calls += self.chunk
         self.chunk = max(1, round(calls * CHUNK_S / elapsed))
 
     def measure(self, energy: Energy) -> None:
         """Make calls for the time of a window."""
-        self._calls(self.chunk)
         moved = list[tuple[int, float]]()  # after how many calls the counter stood where
-        begin, calls = time.perf_counter(), 0
-        while (elapsed := time.perf_counter() - begin) < WINDOW_S:
+        with self.network.conditions():
             self._calls(self.chunk)
-            calls += self.chunk
-            joules = energy.joules()
-            if joules is not None and (not moved or joules != moved[-1][1]):
-                moved.append((calls, joules))
+            begin, calls = time.perf_counter(), 0
+            while (elapsed := time.perf_counter() - begin) < WINDOW_S:
+                self._calls(self.chunk)
+                calls += self.chunk
+                joules = energy.joules()
+                if joules is not None and (not moved or joules != moved[-1][1]):
+                    moved.append((calls, joules))
         self.calls, self.seconds = self.calls + calls, self.seconds + elapsed
         self.windows.append(calls * len(self.images) / elapsed)
         if len(moved) > 2:  # the first reading is none of a counter that has just moved
             (first_calls, first), (last_calls, last) = moved[1], moved[-1]
-            self.joules, self.joules_calls = (
-                self.joules + last - first,
-                self.joules_calls + last_calls - first_calls,
-            )
+            self.joules += last - first
+            self.joules_calls += last_calls - first_calls
 
     def _calls(self, count: int) -> None:
-        with self.network.conditions():
-            for _ in range(count):
-                self.network.prepared.forward(self.images)
-            synchronize(self.images.device)
+        for _ in range(count):
+            self.network.prepared.forward(self.images)
+        synchronize(self.images.device)
 
     @property
     def row(self) -> Row:
@@ -234,6 +234,8 @@ def main() -> None:
         for variants in filter(None, kinds):
             for backbone, build in told.backbones.items():
                 table.fill(rows(backbone, build, variants, energy, told.device))
+                if any(map(compiled, variants)):
+                    forget_compiled()
         table.end(told.device)
 
 

@@ -29,6 +29,7 @@ from perf.gpu_networks import (
     Outcome,
     Timed,
     failed,
+    forget_compiled,
     in_rounds,
     prepare,
     undisturbed,
@@ -188,8 +189,7 @@ def main() -> None:
             build, protocol = told.backbones[backbone], PROTOCOLS[told.protocol]
             table.fill(rows(backbone, build, variants, told.device, protocol))
             if any(map(_slowness, variants)):
-                # Torch compiles a function for eight networks, and these are needed no more.
-                torch.compiler.reset()
+                forget_compiled()
         table.end(told.device)
 
 

@@ -60,7 +60,7 @@ case $step in
     # Only files with such tests: others may need packages that are not there.
     mapfile -t files < <(grep -lE 'mark\.gpu' tests/test_*.py)
     limited 180 tests "$python" -m pytest -m "gpu and not slow" "${parallel[@]}" -rs \
-        --durations=10 --continue-on-collection-errors "$@" "${files[@]}"
+        --durations=10 --junitxml="$out/tests.xml" --continue-on-collection-errors "$@" "${files[@]}"
     ;;
 2)
     limited 530 variants "$python" -m perf.gpu_check --protocol quick \
@@ -68,7 +68,7 @@ case $step in
     ;;
 3) limited 180 batches "$python" -m perf.gpu_batches --json "$out/batches.json" "$@" ;;
 4)
-    limited 60 end_to_end "$python" -m perf.gpu_end_to_end --protocol quick \
+    limited 90 end_to_end "$python" -m perf.gpu_end_to_end --protocol quick \
         --json "$out/end_to_end.json" "$@"
     ;;
 5) limited 180 training "$python" -m perf.throughput device=gpu "$@" ;;
