@@ -3,10 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 OUT ?= outputs/gpu
+DATA ?= data
 INSTALLED := .venv/.installed
+# The study's networks, and those on or near its front, which have three seeds.
+STUDY := plain16 plain24 plain32 cifarnet16 cifarnet32 cifarnet64 repvgg resnet8 resnet20 \
+	shufflenetv2_half mobilenetv3_half mobilenetv3 mobilenetv4
+FRONT := plain16 plain24 plain32 cifarnet16 resnet8
+presets = experiment=$(subst $() ,$(comma),$(addprefix study/,$(1)))
+comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train test test-slow gpu-check perf perf-long bench-latency report docs lint tensorboard clean
+.PHONY: help setup demo train test test-slow gpu-check perf perf-long bench-latency study report docs lint tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -45,6 +52,13 @@ perf-long: setup ## time to 80 % and 85 % against the baseline recipe: about 2 h
 
 bench-latency: setup ## a hundred benchmarks: what is told apart, and what should be; hours, the same command goes on
 	$(BIN)/python -m perf.ranking $(ARGS)
+
+study: setup ## the project's answer: 13 networks, 30 minutes of 2 cores each, then one benchmark; goes on where it was
+	$(BIN)/python train.py -m $(call presets,$(STUDY)) 'benchmark.variants=[]' outputs=outputs/study data.root=$(DATA) $(ARGS)
+	$(BIN)/python train.py -m $(call presets,$(FRONT)) seed=1,2 'benchmark.variants=[]' outputs=outputs/study data.root=$(DATA) $(ARGS)
+	for threads in 1 2; do $(BIN)/python -m cifar_lightning.measure run=all 'variants=[fp32,fused,onnx,int8]' \
+		"threads=[$$threads]" outputs=outputs/study data_root=$(DATA) || exit 1; done
+	$(BIN)/python -m cifar_lightning.report min_acc=85 outputs=outputs/study
 
 report: setup ## compare all runs: tables, plots and outputs/report/index.html
 	$(BIN)/python -m cifar_lightning.report $(ARGS)
