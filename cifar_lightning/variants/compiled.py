@@ -5,14 +5,14 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from inspect import signature
 from io import StringIO
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cifar_lightning.errors import chain, first_line_of
-from cifar_lightning.variants.context import Unsupported, VariantContext
+from cifar_lightning.variants.context import Forward, Unsupported, VariantContext
 
 # What Inductor and Triton raise where there is nothing, or nothing complete, to compile with: types
 # of errors, or words of their texts where the type says nothing or a process of theirs raised it.
@@ -53,13 +53,7 @@ def compile_forward(variant: VariantContext, **how: Any) -> None:
     # Each time from scratch, or the second preparation would be told as a quick one.
     caches_off = torch.compiler.config.patch(force_disable_caches=True)  # type: ignore[attr-defined]
     variant.preparing.enter_context(caches_off)
-    # Beyond eight networks of one class, what is compiled would be called eagerly in silence, and
-    # `torch.compiler.reset` would throw away the others. Versions of torch that can't keep them
-    # apart raise an error then.
-    apart: dict[str, Any] = {"fullgraph": True, "dynamic": False}
-    if "isolate_recompiles" in signature(torch.compile).parameters:
-        apart["isolate_recompiles"] = True
-    variant.forward = torch.compile(variant.forward, **apart, **how)
+    variant.forward = torch.compile(_own(variant.forward), fullgraph=True, dynamic=False, **how)
     try:
         with warnings.catch_warnings():
             for message in _EXPECTED_WARNINGS:
@@ -70,6 +64,21 @@ def compile_forward(variant: VariantContext, **how: Any) -> None:
             if _NO_COMPILER.search(f"{type(link).__name__}: {link}"):
                 raise Unsupported(f"needs a compiler: {first_line_of(link)}") from error
         raise
+
+
+def _own(forward: Forward) -> Forward:
+    """Make a function whose code object no other variant has.
+
+    torch.compile counts what it has compiled by code object, which networks of one class share, and
+    parts of one kind: beyond eight it would call them eagerly, and `fullgraph` makes that an error.
+    `torch.compiler.reset` would throw away the others.
+    """
+
+    def call(images: Tensor) -> Tensor:
+        return forward(images)
+
+    call.__code__ = call.__code__.replace()
+    return call
 
 
 class _Messages(logging.Handler):
