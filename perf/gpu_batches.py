@@ -26,7 +26,6 @@ from perf.gpu_networks import (
     Network,
     Outcome,
     failed,
-    forget_compiled,
     prepare,
     synchronize,
     undisturbed,
@@ -234,8 +233,6 @@ def main() -> None:
         for variants in filter(None, kinds):
             for backbone, build in told.backbones.items():
                 table.fill(rows(backbone, build, variants, energy, told.device))
-                if any(map(compiled, variants)):
-                    forget_compiled()
         table.end(told.device)
 
 

@@ -29,7 +29,6 @@ from perf.gpu_networks import (
     Outcome,
     Timed,
     failed,
-    forget_compiled,
     in_rounds,
     prepare,
     undisturbed,
@@ -188,8 +187,6 @@ def main() -> None:
         for backbone, variants in parts_of_work([*told.backbones], told.variants):
             build, protocol = told.backbones[backbone], PROTOCOLS[told.protocol]
             table.fill(rows(backbone, build, variants, told.device, protocol))
-            if any(map(_slowness, variants)):
-                forget_compiled()
         table.end(told.device)
 
 

@@ -144,11 +144,6 @@ def failed(backbone: str, variant: str, error: BaseException, device: torch.devi
     return Outcome(backbone=backbone, variant=variant, status="failed", reason=reason_of(error))
 
 
-def forget_compiled() -> None:
-    """Let all go that torch.compile has made: it makes a function for eight networks at most."""
-    torch.compiler.reset()
-
-
 def synchronize(device: torch.device) -> None:
     """Wait until a GPU has done what was asked of it."""
     if device.type == "cuda":
