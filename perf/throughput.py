@@ -1,6 +1,7 @@
 """Images a second of training: our command's parts against the baseline recipe, the same network.
 
     python -m perf.throughput ["model=resnet8" "model=mobilenetv3 model.output_stride=8" ...]
+    python -m perf.throughput device=gpu ["experiment=best" ...]
 
 Each argument is a network, as `train.py` is told it. `perf/baseline.py` says what the baseline
 recipe is. Whole epochs, of fewer images than CIFAR-10's. Ours trains in one process with all
@@ -8,6 +9,9 @@ threads, and in two with half of them each (`trainer.devices=2 trainer.strategy=
 number of images a step. Beside them, in the same rounds, a product of large matrices shows what the
 machine can do: a training step takes 6 floating-point operations a multiply-accumulate of the
 network, 2 forward and 4 backward.
+
+On a GPU: steps a second of whole presets, executed in several ways, interleaved. A first epoch of
+each compiles and warms up; its time is printed as soon as it is over.
 """
 
 from __future__ import annotations
@@ -25,11 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 
 from cifar_lightning.models.complexity import count_macs
 from cifar_lightning.runs import resolve
 from cifar_lightning.system.cores import usable_cores
+from cifar_lightning.system.devices import device_name
 from cifar_lightning.training.build import Experiment
 from perf.baseline import Baseline, baseline_loader, prepare, random_images
 from perf.input import Images
@@ -47,6 +52,15 @@ NETWORKS = (
 )
 MATRIX, PRODUCTS = 2048, 20  # their size both ways, and how many a round
 CORES = usable_cores()
+PRESETS = ("experiment=[fast94,gpu]", "experiment=best")
+WARM, STEPS, GPU_ROUNDS = 10, 60, 3  # of an epoch on a GPU, in which graphs are recorded anew
+EXECUTIONS = {
+    "eager, contiguous": ("compile=false", "channels_last=false"),
+    "eager": ("compile=false", "channels_last=true"),
+    "CUDA graphs": ("compile=reduce-overhead", "channels_last=true"),
+    "compiled": ("compile=default", "channels_last=true"),
+    "CUDA graphs, contiguous": ("compile=reduce-overhead", "channels_last=false"),
+}
 MATRIX_PRODUCT = f"product of {MATRIX}x{MATRIX} matrices"
 ONE_OF_TWO = "--one-of-two"  # what `ours_in_two` tells the processes it starts
 
@@ -70,11 +84,17 @@ def ours(network: str, processes: int = 1) -> float:
     """Train an epoch as our command does; return images per second of all processes together."""
     with tempfile.TemporaryDirectory() as folder:
         experiment, config = prepared(network, folder, processes)
-        names = ("_target_", "root", "mirrors", "md5", "connect_timeout")
-        shared = {key: value for key, value in config["data"].items() if key not in names}
-        data = Images(**shared, count=IMAGES)
-        data.augment = experiment.data.augment
+        data = images_for(experiment, config, IMAGES)
         return _speed(experiment.trainer, experiment.classifier, datamodule=data)
+
+
+def images_for(experiment: Experiment, config: dict[str, Any], count: int) -> Images:
+    """Make random images that are batched and augmented as the experiment's."""
+    names = ("_target_", "root", "mirrors", "md5", "connect_timeout")
+    shared = {key: value for key, value in config["data"].items() if key not in names}
+    data = Images(**shared, count=count)
+    data.augment = experiment.data.augment
+    return data
 
 
 def ours_in_two(network: str) -> float:
@@ -124,9 +144,72 @@ def _speed(trainer: Trainer, module: LightningModule, **data: Any) -> float:
     return 1000 * BATCH / watch.ms
 
 
+class WarmSteps(Callback):
+    """Times an epoch's steps but for the first ones; comes after all other callbacks."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx + 1 == WARM:
+            self._begin = self._now()
+        elif batch_idx + 1 == STEPS:
+            self.rate = (STEPS - WARM) / (self._now() - self._begin)
+
+    @staticmethod
+    def _now() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+class OnGpu:
+    """Trains one epoch a call, on random images that lie on the GPU, as `train.py` would.
+
+    Args:
+        preset: As `train.py` is told it.
+        execution: Further settings.
+        folder: For checkpoints.
+    """
+
+    def __init__(self, preset: str, execution: tuple[str, ...], folder: str) -> None:
+        given = [*preset.split(), "data.val_fraction=0", *execution, "epochs=1"]
+        self.experiment, config = prepare(given, folder)
+        self.data = images_for(self.experiment, config, STEPS * config["batch_size"])
+        self.watch = WarmSteps()
+        self.experiment.trainer.callbacks.append(self.watch)  # type: ignore[attr-defined]
+
+    def __call__(self) -> float:
+        """Return steps per second."""
+        trainer = self.experiment.trainer
+        trainer.fit(self.experiment.classifier, datamodule=self.data)
+        trainer.fit_loop.max_epochs = trainer.current_epoch + 1
+        return self.watch.rate
+
+
+def on_gpu(presets: list[str]) -> None:
+    """Print a table for each preset."""
+    device = torch.device("cuda")
+    for preset in presets:
+        print(f"## Training on {device_name(device)}: {preset}\n", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            sides: dict[str, Callable[[], float]] = {}
+            for name, execution in EXECUTIONS.items():
+                begin = time.perf_counter()
+                sides[name] = OnGpu(preset, execution, f"{folder}/{len(sides)}")
+                rate, taken = sides[name](), time.perf_counter() - begin
+                print(f"- {name}: {rate:.0f} steps/s, after {taken:.0f} s", flush=True)
+            print(f"\n{table(interleave(sides, GPU_ROUNDS), 'steps/s', 0, 'eager')}")
+            print(conditions(GPU_ROUNDS), flush=True)
+
+
 def main() -> None:
     """Print a table for each network."""
     resolve.register()
+    if sys.argv[1:2] == ["device=gpu"]:
+        if not torch.cuda.is_available():
+            print("error: device=gpu: there is no GPU that torch can use here", file=sys.stderr)
+            sys.exit(2)
+        on_gpu(sys.argv[2:] or [*PRESETS])
+        return
     if sys.argv[1:2] == [ONE_OF_TWO]:
         ours(sys.argv[2], processes=2)  # warms up, as the other sides are after a round
         speed = ours(sys.argv[2], processes=2)
