@@ -1,7 +1,7 @@
 import gc
 import sys
 import weakref
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, partial
 from operator import attrgetter
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from cifar_lightning.errors import UserError
 from cifar_lightning.models.interfaces import reparameterized
 from cifar_lightning.variants import compiled, context, precision, registry, tensorrt
 from cifar_lightning.variants.context import Kind, Unsupported
-from cifar_lightning.variants.cuda_graph import CapturedGraph
+from cifar_lightning.variants.cuda_graph import CapturedGraph, capture
 from cifar_lightning.variants.precision import flags
 from cifar_lightning.variants.registry import PARTS, check, prepare
 
@@ -170,12 +170,63 @@ def test_after_a_failed_capture_the_device_is_as_before(wait):
         logits_of("cuda_graph", Waits(wait), IMAGES, device)
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert torch.cuda.get_sync_debug_mode() == 0
-    assert torch.rand(3, device=device).sum().item() > 0
     with torch.no_grad():
         expected = network()(IMAGES[0])
     (found,), _ = logits_of("cuda_graph", network(), IMAGES[:1], device)
     assert_close(found, expected, 1e-3)
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.rand(3, device=device).sum().item() > 0
+
+
+@pytest.mark.parametrize("fails", ["warming up", "capturing"])
+def test_a_failed_capture_leaves_its_stream(fails, monkeypatch):
+    """On stand-ins: after an error `torch.cuda.graph` leaves its stream the current one."""
+    streams, modes = [SimpleNamespace(wait_stream=lambda other: None)], [0]
+
+    class Graph:
+        def __init__(self, graph, stream):
+            self.stream = stream
+
+        def __enter__(self):
+            streams.append(self.stream)
+
+        def __exit__(self, kind, *_):
+            assert kind is RuntimeError
+            raise kind("the capture is invalid")
+
+    @contextmanager
+    def stream(one):
+        before = len(streams)
+        streams.append(one)
+        try:
+            yield
+        finally:
+            del streams[before:]
+
+    for name, stand_in in {
+        "device": lambda device: nullcontext(),
+        "Stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
+        "CUDAGraph": lambda: None,
+        "current_stream": lambda: streams[-1],
+        "stream": stream,
+        "graph": Graph,
+        "get_sync_debug_mode": lambda: modes[-1],
+        "set_sync_debug_mode": modes.append,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    calls = []
+
+    def forward(images):
+        calls.append(modes[-1])
+        if modes[-1] == "error" and len(calls) == (3 if fails == "warming up" else 4):
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return images
+
+    with pytest.raises(RuntimeError, match=r"synchronizing|invalid"):
+        capture(forward, torch.zeros(1))
+    assert calls == [0, 0, "error", "error"][: len(calls)]
+    assert len(streams) == 1
+    assert modes[-1] == 0
 
 
 def test_a_graphs_replay_keeps_the_memory_that_it_reads():
