@@ -56,7 +56,7 @@ def train(command, outputs, *settings):
         (*RESNET, "precision=bf16-mixed", "augment=[crop,cutout,mixup]", *EVERYTHING),
         (*CIFARNET, "data.val_fraction=0", "augment=[flip_alternating,crop]", *EVERYTHING),
     ],
-    ids=lambda settings: ",".join(one.rpartition(".")[2] for one in settings[3:]),
+    ids=lambda settings: ",".join(settings[3:]),
 )
 def test_an_epoch(settings, command, outputs):
     """What it ends with is what its weights do on a CPU."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Timer, TQDMProgressBar
 
@@ -46,8 +47,10 @@ class Estimate(Callback):
         self._steps = 0
         self._warm_since = 0.0
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._steps += 1
+        if self._steps in (self.WARM_STEPS, self.STEP) and pl_module.device.type == "cuda":
+            torch.cuda.synchronize()  # what was launched until then counts
         if self._steps == self.WARM_STEPS:
             self._warm_since = time.perf_counter()
         if self._steps == self.STEP:
