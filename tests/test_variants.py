@@ -1,5 +1,6 @@
 import gc
 import sys
+import warnings
 import weakref
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, partial
@@ -309,6 +310,30 @@ def test_a_missing_compiler_of_tritons_is_no_failure(missing, monkeypatch):
         prepare("compile", Small(4).eval(), CPU, calibration),
     ):
         pass
+
+
+def test_warnings_of_what_is_done_on_purpose_are_left_out(monkeypatch):
+    said = [
+        "dynamo_pgo force disabled by torch.compiler.config.force_disable_caches",
+        "TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled.",
+        "something else",
+    ]
+
+    def warning(forward, **how):
+        def call(images):
+            for message in said:
+                warnings.warn(message, stacklevel=1)
+            return forward(images)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", warning)
+    with (
+        warnings.catch_warnings(record=True) as seen,
+        prepare("compile", Small(4).eval(), CPU, calibration),
+    ):
+        pass
+    assert {str(one.message) for one in seen} == {"something else"}
 
 
 def test_tensorrt_computes_as_the_switches_say(tmp_path, monkeypatch):
