@@ -171,7 +171,8 @@ class OnGpu:
     """
 
     def __init__(self, preset: str, execution: tuple[str, ...], folder: str) -> None:
-        given = [*preset.split(), "data.val_fraction=0", *execution, "epochs=1"]
+        # There is nothing to learn in random images; a high rate would only end in NaN.
+        given = [*preset.split(), "data.val_fraction=0", *execution, "epochs=1", "optim.lr=1e-3"]
         self.experiment, config = prepare(given, folder)
         self.data = images_for(self.experiment, config, STEPS * config["batch_size"])
         self.watch = WarmSteps()
