@@ -336,20 +336,33 @@ def test_warnings_of_what_is_done_on_purpose_are_left_out(monkeypatch):
     assert {str(one.message) for one in seen} == {"something else"}
 
 
-def test_tensorrt_computes_as_the_switches_say(tmp_path, monkeypatch):
-    """A stand-in's test: TensorRT itself needs a GPU."""
+@pytest.mark.parametrize("variant", ["tensorrt", "fused+fp16+channels_last+tensorrt"])
+def test_what_tensorrt_is_given_can_be_exported(variant, monkeypatch):
+    """On a stand-in that exports as torch-tensorrt does: the engines themselves need a GPU."""
     asked = []
-    monkeypatch.setitem(sys.modules, "torch_tensorrt", SimpleNamespace())
-    monkeypatch.setattr(tensorrt, "compile_forward", lambda variant, **how: asked.append(how))
-    variant = SimpleNamespace(need_gpu=lambda: None, folder=lambda: tmp_path)
-    for name in ("ieee", "tf32"):
-        with precision.matmul_precision(name):
-            tensorrt.use_tensorrt(variant)
-    assert {how["backend"] for how in asked} == {"torch_tensorrt"}
-    assert [how["options"]["disable_tf32"] for how in asked] == [True, False]
+
+    def compile_as_exported(module, *, ir, inputs, **options):
+        asked.append((ir, inputs, options["disable_tf32"]))
+        exported = torch.export.export(module, (torch.zeros(inputs[0]),), strict=False)
+        assert {*exported.state_dict} == {*module.state_dict()}
+        return exported.run_decompositions().module()
+
+    stand_in = SimpleNamespace(compile=compile_as_exported, Input=lambda shape: shape)
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", stand_in)
+    monkeypatch.setattr(context.VariantContext, "need_gpu", lambda variant: None)
+    with torch.no_grad():
+        expected = [network("repvgg")(batch) for batch in IMAGES]
+    found, prepared = logits_of(variant, network("repvgg"), IMAGES * 2)
+    for ours, theirs in zip(found, expected * 2, strict=True):
+        assert_close(ours, theirs, 0.02)
+    assert asked == [("dynamo", [tuple(batch.shape)], True) for batch in IMAGES]
+    assert prepared.preparation_s > 0
+
+
+def test_tensorrt_says_which_release_of_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
     with pytest.raises(Unsupported, match="needs torch_tensorrt: pip install 'torch-tensorrt==2"):
-        tensorrt.use_tensorrt(variant)
+        tensorrt.use_tensorrt(SimpleNamespace(need_gpu=lambda: None))
 
 
 def test_an_incomplete_compiler_is_told_by_its_first_error(tmp_path):

@@ -66,6 +66,23 @@ class VariantContext:
                 stack.enter_context(switch())
             yield
 
+    def build_by_shape(self, build: Callable[[Tensor], Forward]) -> None:
+        """Call what is built for the images' shape: for one image now, for others as they come.
+
+        Args:
+            build: Makes it, given images of the shape.
+        """
+        built: dict[torch.Size, Forward] = {}
+
+        def forward(images: Tensor) -> Tensor:
+            if images.shape not in built:
+                built[images.shape] = build(images)
+            return built[images.shape](images)
+
+        self.forward = forward
+        self.stack.callback(built.clear)
+        self.first_calls()
+
     def first_calls(self) -> None:
         """Make and time the calls that compile, record or capture, in the mode of all later ones.
 

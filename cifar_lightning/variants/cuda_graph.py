@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,17 +15,7 @@ from cifar_lightning.variants.context import Forward, VariantContext
 def use_cuda_graph(variant: VariantContext) -> None:
     """Capture the forward pass once for each shape of its input and replay it."""
     variant.need_gpu()
-    inner = variant.forward
-    captured: dict[torch.Size, CapturedGraph] = {}
-
-    def forward(images: Tensor) -> Tensor:
-        if images.shape not in captured:
-            captured[images.shape] = capture(inner, images)
-        return captured[images.shape](images)
-
-    variant.forward = forward
-    variant.stack.callback(captured.clear)
-    variant.first_calls()
+    variant.build_by_shape(partial(capture, variant.forward))
 
 
 @dataclass(frozen=True)

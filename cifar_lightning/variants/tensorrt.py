@@ -1,23 +1,48 @@
-"""TensorRT, which torch-tensorrt gives torch.compile as a compiler."""
+"""TensorRT, by torch-tensorrt."""
 
 import torch
+from torch import Tensor, nn
 
-from cifar_lightning.variants.compiled import compile_forward
-from cifar_lightning.variants.context import Unsupported, VariantContext
+from cifar_lightning.variants.context import Forward, Unsupported, VariantContext
+
+
+class _Called(nn.Module):
+    """What a variant calls, as a module that can be exported."""
+
+    def __init__(self, variant: VariantContext) -> None:
+        super().__init__()
+        self.network, self.call = variant.network, variant.forward
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.call(images)
 
 
 def use_tensorrt(variant: VariantContext) -> None:
-    """Compile with TensorRT, in the network's own types; what it can't convert stays with torch."""
+    """Build an engine for each shape of images, in the network's own types.
+
+    Operations that TensorRT can't execute stay with torch.
+    """
     variant.need_gpu()
     try:
-        import torch_tensorrt  # noqa: F401  # tells torch.compile of itself
+        import torch_tensorrt
     except ImportError as error:
         same = ".".join(torch.__version__.split(".")[:2])  # each release is built for one of torch
         raise Unsupported(f"needs {error.name}: pip install 'torch-tensorrt=={same}.*'") from error
-    options = {
-        "disable_tf32": torch.backends.cuda.matmul.fp32_precision != "tf32",
-        "min_block_size": 1,  # operations that are worth an engine
-        "pass_through_build_failures": True,  # else the network would run in torch, in silence
-        "timing_cache_path": str(variant.folder() / "timing.bin"),  # from scratch each time
-    }
-    compile_forward(variant, backend="torch_tensorrt", options=options)
+    called = _Called(variant).eval()
+    timings = variant.folder() / "timings"  # from scratch for each variant
+    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+    def build(images: Tensor) -> Forward:
+        with torch.inference_mode(mode=False), torch.no_grad():  # tensors of that mode stay outside
+            engine: Forward = torch_tensorrt.compile(
+                called,
+                ir="dynamo",
+                inputs=[torch_tensorrt.Input(tuple(images.shape))],
+                disable_tf32=not tf32,
+                min_block_size=1,  # operations that are worth an engine
+                pass_through_build_failures=True,  # else torch would execute them all, in silence
+                timing_cache_path=str(timings),
+            )
+        return engine
+
+    variant.build_by_shape(build)
