@@ -52,7 +52,7 @@ trained() {
 
 case $step in
 1)
-    "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
+    "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || {
         echo "error: there is no GPU that torch can use here" >&2
         exit 2
     }

@@ -373,7 +373,11 @@ def steps(tmp_path):
 @pytest.mark.parametrize(
     ("number", "name", "words"),
     [
-        ("1", "tests", ["-m pytest -m gpu and not slow -n 6 ", " -x tests/test_a.py"]),
+        (
+            "1",
+            "tests",
+            ["-m pytest -m gpu and not slow -n 6 ", "/tests.xml ", " -x tests/test_a.py"],
+        ),
         ("2", "variants", ["-m perf.gpu_check --protocol quick --json ", "/variants.json -x"]),
         ("3", "batches", ["-m perf.gpu_batches --json ", "/batches.json -x"]),
         ("4", "end_to_end", ["-m perf.gpu_end_to_end --protocol quick --json ", ".json -x"]),
