@@ -48,7 +48,8 @@ def assert_one_row(folder):
 def test_two_processes(outputs, forked):
     done = start(outputs)
     assert_one_row(only_run(outputs))
-    assert done.stdout.count(" M parameters") == 1
+    for once in (" M parameters", " for the training", "epoch 2 of 2"):
+        assert done.stdout.count(once) == 1
     assert len((outputs / "results.csv").read_text().splitlines()) == 2
 
 

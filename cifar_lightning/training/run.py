@@ -203,5 +203,6 @@ def _agree(trainer: Trainer, start: ResumeState | None) -> ResumeState:
     agreed = strategy.broadcast(start)
     assert agreed is not None
     if not trainer.is_global_zero:
-        logging.getLogger().setLevel(logging.ERROR)
+        for name in (None, "cifar_lightning"):  # ours has a level of its own
+            logging.getLogger(name).setLevel(logging.ERROR)
     return agreed
