@@ -38,6 +38,10 @@ class NotFinite(RunFailed):
     kind = "not_finite"
 
 
+class DeviceLost(RunFailed):
+    """An error has left a device of no use to this process."""
+
+
 class Crashed(RunFailed):
     """Training raised an unexpected error."""
 

@@ -35,8 +35,7 @@ from cifar_lightning.benchmark.session import time_here
 from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.models.mobilenet import mobilenet_v3_small
 from cifar_lightning.runs.benchmark import BenchmarkRecord
-from cifar_lightning.runs.candidate import Candidate
-from cifar_lightning.runs.measurement import recipe
+from cifar_lightning.runs.candidate import Candidate, recipe
 from cifar_lightning.system.files import write_atomically
 from cifar_lightning.system.openmp_waiting import computing
 from cifar_lightning.variants import registry

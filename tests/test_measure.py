@@ -32,18 +32,19 @@ from cifar_lightning.benchmark.measure import measure, measure_missing
 from cifar_lightning.benchmark.measurements import new_measurement
 from cifar_lightning.cli import measure as measure_command
 from cifar_lightning.config import protocols
+from cifar_lightning.errors import DeviceLost
 from cifar_lightning.runs.benchmark import BenchmarkRecord, measured_before
-from cifar_lightning.runs.candidate import REFERENCES
+from cifar_lightning.runs.candidate import RECIPE_VERSIONS, REFERENCES, recipe
 from cifar_lightning.runs.identity import run_name
 from cifar_lightning.runs.latency import Relative
-from cifar_lightning.runs.measurement import RECIPE_VERSIONS, Measurement, recipe
+from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.paired import difference
 from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import Run
 from cifar_lightning.runs.table import write_table
 from cifar_lightning.system import signals
-from cifar_lightning.system.devices import find_device
-from cifar_lightning.variants import registry
+from cifar_lightning.system.devices import check_usable, find_device
+from cifar_lightning.variants import precision, registry
 from cifar_lightning.variants.context import Kind
 
 CPU = torch.device("cpu")
@@ -428,12 +429,13 @@ import os, signal, sys
 name = sys.argv.pop()
 from cifar_lightning.benchmark import session
 real = session.interleave
-def interleave(take, typical, reference, protocol, generator, on_round):
+def interleave(*arguments):
+    *first, on_round, look = arguments
     def watched(done, expected):
         if done == 7:
             os.kill(os.getpid(), getattr(signal, name))
         return on_round(done, expected)
-    return real(take, typical, reference, protocol, generator, watched)
+    return real(*first, watched, look)
 session.interleave = interleave
 from cifar_lightning.cli import start
 start.measure()
@@ -459,7 +461,8 @@ def test_a_signal_in_round_7_keeps_what_there_is(name, status, outputs):
     measurement = only_measurement(folder)
     assert (measurement.benchmark, measurement.rounds) == (record.id, 7)
     assert not measurement.converged
-    assert not Measurement.exists(folder, "fp32", 1, "quick")  # a training's command does it again
+    # A training's command does it again.
+    assert not Measurement.exists(folder, "fp32", 1, "quick")
     (row,) = rows_of(folder)
     assert row.lat_converged is False
     assert "not converged" in ended.stdout
@@ -599,6 +602,93 @@ def test_a_measurement_by_an_earlier_recipe_is_taken_again(outputs, monkeypatch)
     (again,) = measure_missing([folder], spec, CPU, outputs, RunData())
     assert again.recipe == {"fp32": 2}
     assert again.candidate != measurement.candidate
+
+
+def test_a_gpu_has_rows_of_its_own(outputs):
+    """A run that was measured on one is measured on a CPU, too."""
+    folder = folder_of(outputs, "A")
+    here = only_measurement(folder)
+    here.path(folder).unlink()
+    there = replace(here, hardware="nvidia-h200", clock="cuda_event")
+    there.save(folder)
+    spec = BenchmarkSpec(["fp32"], [1], "quick")
+    (made,) = measure_missing([folder], spec, CPU, outputs, RunData())
+    assert made.hardware == here.hardware
+    assert Measurement.read(there.path(folder)) == there
+    assert not measure_missing([folder], spec, CPU, outputs, RunData())
+
+
+def test_a_contradiction_of_precision_marks_the_row(again, outputs, monkeypatch):
+    """It keeps all its figures: only what it is called is wrong."""
+    monkeypatch.setattr(precision, "convolution_error", lambda device: 3e-4)
+    ended = again("run=A")
+    assert ended.status == 0, ended.err
+    measurement = only_measurement(folder_of(outputs, "A"))
+    assert measurement.environment.contradiction == "ran in tf32"
+    assert measurement.environment.convolution_error == 3e-4
+    assert measurement.has_figures
+    assert "(ran in tf32)" in (outputs / "results.md").read_text()
+    assert [line for line in ended.out.splitlines() if "| A " in line and "ran in tf32" in line]
+
+
+def illegal_access(variant):
+    raise RuntimeError("an illegal memory access was encountered")
+
+
+def test_a_lost_device_ends_the_benchmark_and_all_files_stay(again, outputs, monkeypatch):
+    """After some of CUDA's errors every later call fails: that says nothing of later variants."""
+
+    def lost(device, error):
+        raise DeviceLost(f"the device is lost after {error}")
+
+    monkeypatch.setitem(registry.PARTS, "fused", (Kind.GRAPH, illegal_access))
+    monkeypatch.setattr(prepare, "check_usable", lost)
+
+    def files():
+        return {path: path.read_bytes() for path in outputs.rglob("*.json")}
+
+    before = files()
+    ended = again("run=A,B", "variants=[fp32,fused,channels_last]")
+    line = "error: the device is lost after an illegal memory access was encountered\n"
+    assert (ended.status, ended.err) == (1, line)
+    assert files() == before
+    assert "| A " in ended.out  # the rows that there are
+
+
+def test_a_device_that_is_lost_while_evaluating_keeps_what_was_evaluated(
+    again, outputs, monkeypatch
+):
+    before = only_measurement(folder_of(outputs, "B"))
+
+    def evaluate(forward, data, device):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    def lost(device, error):
+        raise DeviceLost("the device is lost")
+
+    monkeypatch.setattr(accuracy, "evaluate", evaluate)
+    monkeypatch.setattr(accuracy, "check_usable", lost)
+    with_weights(folder_of(outputs, "A"), scaled(1.01))  # so that its accuracy is not known
+    ended = again("run=B,A")
+    assert (ended.status, ended.err) == (1, "error: the device is lost\n")
+    assert only_measurement(folder_of(outputs, "B")) == before
+
+
+def test_an_error_may_leave_a_device_usable(monkeypatch):
+    gpu, error = torch.device("cuda"), RuntimeError("no image")
+    check_usable(CPU, error)
+
+    def full(*arguments, **settings):
+        raise torch.OutOfMemoryError("of memory that others have")
+
+    def broken(*arguments, **settings):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch, "zeros", full)
+    check_usable(gpu, error)
+    monkeypatch.setattr(torch, "zeros", broken)
+    with pytest.raises(DeviceLost, match=r"cuda can't be used any more .* RuntimeError: no image;"):
+        check_usable(gpu, error)
 
 
 def test_engines_are_what_executes_a_variant():

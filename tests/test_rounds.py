@@ -182,6 +182,25 @@ def test_it_tells_about_how_many_rounds_there_will_be():
     assert told[10] < 60  # there is no time for more
 
 
+def test_between_blocks_it_looks_at_the_device():
+    """Never within one; a round keeps what was seen in it."""
+    machine = Machine(1.0, 1.0)
+    states = iter([{"power_w": 1.0}, None, None, {"power_w": 2.0}, {"power_w": 3.0}])
+    looked = []
+
+    def look():
+        looked.append(len(machine.taken))
+        return next(states, None)
+
+    rounds, _ = machine.measure(look=look)
+    assert looked == list(range(1, 2 * len(rounds) + 1))
+    assert [one.states for one in rounds[:3]] == [
+        [{"power_w": 1.0}],
+        [{"power_w": 2.0}],
+        [{"power_w": 3.0}],
+    ]
+
+
 def test_a_call_that_fails_names_its_candidate():
     def broken(count, discarded):
         raise RuntimeError("no memory")

@@ -14,6 +14,7 @@ from cifar_lightning.errors import Interrupted, reason_of
 from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
+from cifar_lightning.system.devices import check_usable
 from cifar_lightning.variants import registry
 from cifar_lightning.variants.context import Unsupported, VariantContext
 
@@ -61,6 +62,7 @@ class Accuracies:
 
         Raises:
             Interrupted: If a signal came meanwhile.
+            DeviceLost: If the device is of no use any more.
         """
         assert source.folder is not None
         if (known := self.known(source)) is not None:
@@ -98,6 +100,7 @@ class Accuracies:
         assert source.folder is not None
         text = str(error) if isinstance(error, Unsupported) else reason_of(error)
         log.debug("%s failed", source.candidate.variant, exc_info=error)
+        check_usable(self._device, error)
         self._found[source.folder, source.candidate.variant] = text
 
 

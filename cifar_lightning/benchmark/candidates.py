@@ -13,9 +13,8 @@ from cifar_lightning.config import components
 from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.errors import bad_value
 from cifar_lightning.models.interfaces import reparameterized
-from cifar_lightning.runs.candidate import Candidate, Role
+from cifar_lightning.runs.candidate import Candidate, Role, recipe
 from cifar_lightning.runs.find import load_run
-from cifar_lightning.runs.measurement import recipe
 from cifar_lightning.system.cores import usable_cores
 from cifar_lightning.variants import registry
 

@@ -1,6 +1,7 @@
 """On a GPU, how long the device works and how long its work takes to be launched."""
 
 import logging
+import statistics
 import time
 
 import torch
@@ -13,8 +14,9 @@ from cifar_lightning.variants.cuda_graph import capture
 
 log = logging.getLogger(__name__)
 
-CALLS = 20  # small enough for the device's queue of launches
-MARGIN = 2  # the device sleeps so much longer than launching took
+CALLS = 20
+FEWER = (CALLS, 10, 5, 2, 1)
+MARGIN = 2  # the device sleeps so much longer than launching so many calls takes
 CYCLES_PER_S = 2e9  # of a GPU's clock, about
 
 
@@ -26,21 +28,42 @@ def time_launches(call: Call, image: Tensor, prepared: VariantContext) -> Launch
         image: On the device.
         prepared: What is called, warm and switched.
     """
-    torch.cuda.synchronize()
-    start = time.perf_counter()
+    enqueue_s = _enqueue_s(call)
+    device_ms = _device_ms(call, enqueue_s)
+    return Launches(1000 * enqueue_s, device_ms, _replayed_ms(image, prepared))
+
+
+def _enqueue_s(call: Call) -> float:
+    """Time a call until it returns, on a device that waits for it: a full queue would block it."""
+    durations = []
     for _ in range(CALLS):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
         call()
-    enqueue_s = time.perf_counter() - start
+        durations.append(time.perf_counter() - start)
     torch.cuda.synchronize()
+    return statistics.median(durations)
+
+
+def _device_ms(call: Call, enqueue_s: float) -> float | None:
+    """Time the device alone: while it sleeps, calls are queued, so none waits for its launch.
+
+    Where it awoke before all were queued, fewer are: the driver's queue holds about a thousand
+    launches, and whoever launches more has to wait. None where not even one call can be queued, as
+    it waits for the device itself.
+    """
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda._sleep(int(MARGIN * enqueue_s * CYCLES_PER_S))
-    begin.record()
-    for _ in range(CALLS):
-        call()
-    end.record()
-    torch.cuda.synchronize()
-    device_ms = begin.elapsed_time(end) / CALLS
-    return Launches(1000 * enqueue_s / CALLS, device_ms, _replayed_ms(image, prepared))
+    for calls in FEWER:
+        torch.cuda._sleep(int(MARGIN * CALLS * enqueue_s * CYCLES_PER_S))
+        begin.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        queued = not begin.query()
+        torch.cuda.synchronize()
+        if queued:
+            return float(begin.elapsed_time(end)) / calls
+    return None
 
 
 def _replayed_ms(image: Tensor, prepared: VariantContext) -> float | None:

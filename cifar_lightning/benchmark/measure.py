@@ -72,7 +72,7 @@ class Measured:
 def measure_missing(
     folders: Sequence[Path], spec: BenchmarkSpec, device: torch.device, outputs: Path, data: RunData
 ) -> list[Measurement]:
-    """Measure what runs have no measurement of yet; a candidate that was timed is not again.
+    """Measure what runs have no measurement of here; a candidate that was timed is not again.
 
     Args:
         folders: The runs'.
@@ -134,6 +134,7 @@ def measure(
 
     Raises:
         Interrupted: If a signal came before there was anything to keep.
+        DeviceLost: If an error left the device of no use.
     """
     if not sources:
         return Measured()

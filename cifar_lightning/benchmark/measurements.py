@@ -109,11 +109,10 @@ def _of(
     if isinstance(found, str):
         return _blank(source, record, "failed", found)
     candidate, timing = record.candidates[number], record.timing(number)
-    preempted = f"something else ran in {100 * timing.preempted:.0f} % of its blocks"
     return replace(
         _blank(source, record, "ok", None),
         status="disturbed" if timing.disturbed else "ok",
-        reason=preempted if timing.disturbed else None,
+        reason="; ".join(timing.disturbances) or None,
         test_acc=found.test_acc,
         confusion=found.confusion,
         size_bytes=candidate.size_bytes,
@@ -121,6 +120,7 @@ def _of(
             record.environment,
             flags=candidate.flags,
             convolution_error=candidate.convolution_error,
+            contradiction=candidate.contradiction,
         ),
         benchmark=record.id,
         latency=timing.latency,
@@ -135,5 +135,6 @@ def _of(
         subnormals=candidate.subnormals,
         notes=candidate.notes,
         wall=timing.wall,
+        gpu=timing.gpu,
         launches=candidate.launches,
     )

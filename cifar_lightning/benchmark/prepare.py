@@ -18,10 +18,12 @@ from cifar_lightning.benchmark.memory import Memory
 from cifar_lightning.benchmark.rounds import warm_up
 from cifar_lightning.benchmark.timing import Call, Stopwatch
 from cifar_lightning.config.protocols import Protocol
-from cifar_lightning.errors import Interrupted, RunFailed, reason_of
+from cifar_lightning.errors import DeviceLost, Interrupted, RunFailed, reason_of
 from cifar_lightning.runs.candidate import REFERENCES, Candidate
+from cifar_lightning.runs.latency import Launches
 from cifar_lightning.system import signals
 from cifar_lightning.system.cores import torch_threads
+from cifar_lightning.system.devices import check_usable
 from cifar_lightning.variants import precision, registry
 from cifar_lightning.variants.context import Unsupported, VariantContext, example_images
 
@@ -63,34 +65,33 @@ class Ready:
 
 
 def first_that_works(
-    sources: Sequence[Source], prepare: Callable[[Source], Ready]
+    sources: Sequence[Source], device: torch.device, prepare: Callable[[Source], Ready]
 ) -> Ready | Failure:
-    """Prepare one of the sources of a candidate, or tell why there is none.
-
-    Raises:
-        RunFailed: If it is a reference.
-    """
+    """Prepare one of the sources of a candidate, or tell why there is none; errors as `failed`."""
     failure = None
     for source in sources:
         try:
             return prepare(source)
         except Unsupported as error:
             return Failure(source.candidate, "unsupported", str(error))
-        except Interrupted:
+        except (Interrupted, DeviceLost):
             raise
         except Exception as error:
-            failure = failure or failed(source.candidate, error)
+            one = failed(source.candidate, device, error)
+            failure = failure or one
     assert failure is not None
     return failure
 
 
-def failed(candidate: Candidate, error: BaseException) -> Failure:
+def failed(candidate: Candidate, device: torch.device, error: BaseException) -> Failure:
     """Tell why a candidate has no figures.
 
     Raises:
         RunFailed: If it is a reference, without which there are none for the others.
+        DeviceLost: If the device is of no use any more.
     """
     log.debug("%s %s failed", candidate.label, candidate.variant, exc_info=error)
+    check_usable(device, error)
     if candidate.role in REFERENCES:
         raise RunFailed(f"the {candidate.role} can't be timed: {reason_of(error)}") from error
     return Failure(candidate, "failed", reason_of(error))
@@ -116,7 +117,7 @@ def prepare(
             prepared = own.enter_context(
                 registry.prepare(candidate.variant, source.build(), device, images)
             )
-        image = example_images(1, device)
+        image, on_gpu = example_images(1, device), device.type == "cuda"
 
         def call() -> object:
             return prepared.forward(image)
@@ -140,10 +141,9 @@ def prepare(
         warm_up(take, protocol)
         peak = memory.growth
         with conditions():
-            launches = time_launches(call, image, prepared) if device.type == "cuda" else None
+            launches = time_launches(call, image, prepared) if on_gpu else Launches()
             flags = precision.flags()
             error = precision.convolution_error(device)
-            precision.verify_precision(candidate.variant, error)
             look(source, prepared)
         stack.push(own.pop_all())
     return Ready(
@@ -157,9 +157,16 @@ def prepare(
             launches=launches,
             flags=flags,
             convolution_error=error,
+            contradiction=_contradiction(candidate.variant, error),
             notes=prepared.notes,
         ),
         call,
         conditions,
         statistics.median(latest),
     )
+
+
+def _contradiction(variant: str, error: float) -> str | None:
+    """Tell in which precision a variant ran, if that is not the one which it stands for."""
+    found = precision.found(error)
+    return None if found == precision.wanted(variant) else f"ran in {found}"

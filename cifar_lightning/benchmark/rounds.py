@@ -14,6 +14,7 @@ from cifar_lightning.config.protocols import Protocol
 from cifar_lightning.runs.blocks import Block, Round
 from cifar_lightning.runs.latency import Ended
 from cifar_lightning.runs.paired import difference
+from cifar_lightning.system.environment import DeviceState
 
 # Makes so many calls after so many that don't count.
 TakeBlock = Callable[[int, int], Block]
@@ -64,6 +65,7 @@ def interleave(
     protocol: Protocol,
     generator: random.Random,
     on_round: Callable[[int, int], bool] = lambda done, expected: True,
+    look: Callable[[], DeviceState | None] = lambda: None,
     now: Callable[[], float] = time.perf_counter,
 ) -> tuple[list[Round], Ended]:
     """Time candidates in rounds until every relative latency is certain enough, or time is up.
@@ -76,6 +78,7 @@ def interleave(
         generator: Draws each round's order, and how many calls a block has.
         on_round: Called after every round with how many are done and about how many there will be;
             tells whether to go on.
+        look: Called after every block; tells the device's state, if it is time for that.
         now: Seconds on a clock.
 
     Returns:
@@ -88,11 +91,12 @@ def interleave(
     means: list[list[float]] = [[] for _ in take]
     calls = [0] * len(take)
     start, looks, expected = now(), protocol.looks, protocol.expected_rounds
-    look = next(looks)
+    next_look = next(looks)
     while True:
         order = [*range(len(take))]
         generator.shuffle(order)
         blocks: dict[int, Block] = {}
+        states: list[DeviceState] = []
         for number in order:
             size = 1000 * protocol.block_s / typical_ms[number]
             count = max(1, round(size * generator.uniform(1 - SPREAD, 1 + SPREAD)))
@@ -103,13 +107,15 @@ def interleave(
             blocks[number] = block
             means[number].append(block.mean_ms)
             calls[number] += len(block.calls_ms)
-        rounds.append(Round(order, [blocks[number] for number in range(len(take))]))
+            if (state := look()) is not None:
+                states.append(state)
+        rounds.append(Round(order, [blocks[number] for number in range(len(take))], states))
         done = len(rounds)
-        if done == look:
+        if done == next_look:
             expected = rounds_needed(means, calls, reference, protocol)
             if expected <= done:
                 return rounds, "converged"
-            look = next(looks)
+            next_look = next(looks)
             expected = next(one for one in protocol.looks if one >= expected)
         elapsed = now() - start
         in_time = int(done * protocol.budget_s * len(take) / elapsed) if elapsed > 0 else expected

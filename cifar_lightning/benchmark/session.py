@@ -11,7 +11,11 @@ import torch
 from tqdm import tqdm
 
 from cifar_lightning.benchmark.candidates import Source
-from cifar_lightning.benchmark.contention import device_lock, device_state
+from cifar_lightning.benchmark.contention import (
+    device_lock,
+    device_state,
+    state_now_and_then,
+)
 from cifar_lightning.benchmark.prepare import (
     Calibration,
     Failure,
@@ -71,6 +75,7 @@ def time_here(
 
     Raises:
         RunFailed: If a reference can't be timed.
+        DeviceLost: If an error left the device of no use.
         Interrupted: If a signal came before there was anything to keep.
     """
     generator = random.Random(seed)
@@ -88,7 +93,7 @@ def time_here(
         for number in order:
             signals.check()
             build = partial(prepare, stack, watch, device, protocol, calibration, look)
-            found = first_that_works(groups[number], build)
+            found = first_that_works(groups[number], device, build)
             if isinstance(found, Ready):
                 ready[number] = found
             else:
@@ -96,11 +101,11 @@ def time_here(
         _draw_reference(ready, generator)
         while True:
             try:
-                session = _rounds(ready, watch, protocol, generator)
+                session = _rounds(ready, watch, device, protocol, generator)
                 break
             except BlockFailed as error:
-                number = sorted(ready)[error.number]
-                failures.append(failed(ready.pop(number).candidate, error.__cause__ or error))
+                lost = ready.pop(sorted(ready)[error.number]).candidate
+                failures.append(failed(lost, device, error.__cause__ or error))
         candidates = [ready[number].candidate for number in sorted(ready)]
         state = {"before": before, "after": device_state(device)}
         return Timed(candidates, session, failures, state)
@@ -128,7 +133,11 @@ def _draw_reference(ready: dict[int, Ready], generator: random.Random) -> None:
 
 
 def _rounds(
-    ready: Mapping[int, Ready], watch: Stopwatch, protocol: Protocol, generator: random.Random
+    ready: Mapping[int, Ready],
+    watch: Stopwatch,
+    device: torch.device,
+    protocol: Protocol,
+    generator: random.Random,
 ) -> Session:
     """Time what is ready, by numbers of which none is left out.
 
@@ -161,6 +170,7 @@ def _rounds(
             protocol,
             generator,
             on_round,
+            state_now_and_then(device),
         )
     if len(rounds) < MIN_KEPT:
         signals.check()

@@ -32,6 +32,7 @@ def summary(record: BenchmarkRecord, failures: Sequence[Failure] = ()) -> str:
         marks = ["disturbed"] if timing.disturbed else []
         marks += [] if timing.converged else ["not converged"]
         marks += ["by its weights"] if candidate.by_weights else []
+        marks += [candidate.contradiction] if candidate.contradiction else []
         marks += [] if one in ranked else ["second reference"]
         rank = 1 + sum(record.slower(one, other) for other in rivals)
         rows.append(
@@ -54,11 +55,12 @@ def summary(record: BenchmarkRecord, failures: Sequence[Failure] = ()) -> str:
     reference = timings[record.number("reference")].latency.mean_ms
     floor = Relative.of(record.noise_floor)
     rounds = timings[ranked[0] if ranked else 0].rounds
+    gpu = f"\nGPU: {record.gpu}." if record.clock == "cuda_event" else ""
     return (
         f"{drawn}\nBenchmark {record.id} ended by {ENDED_BY[record.ended]} after {rounds} rounds "
         f"({record.protocol} protocol); the reference, ResNet-8, takes {reference:.3f} ms. "
         f"Noise floor: its double differs from it by {100 * (floor.centre - 1):+.2f} % "
-        f"({interval(floor)})."
+        f"({interval(floor)}).{gpu}"
     )
 
 

@@ -31,7 +31,9 @@ class Stopwatch:
     """Times calls on a device, in blocks.
 
     On CUDA each call is timed by its own pair of events between two synchronisations, from a pool
-    whose events have been recorded before; elsewhere by ``time.perf_counter_ns``.
+    whose events have been recorded before: an event is created when it is recorded first. What lies
+    between the two is the device's work and its waiting for launches. Elsewhere each call is timed
+    by ``time.perf_counter_ns``.
 
     Args:
         device: Where the work of the calls happens.
@@ -50,9 +52,8 @@ class Stopwatch:
             discarded: How many more come before them and don't count.
         """
         if self._device.type == "cuda":
-            self._prepare_events(count)
-        for _ in range(discarded):
-            call()
+            self._prepare_events(max(count, discarded))
+        self._calls(call, discarded)
         self._synchronize()
         steal, switches, cpu, wall = (
             _steal_s(),
@@ -60,10 +61,14 @@ class Stopwatch:
             time.thread_time(),
             time.perf_counter(),
         )
-        walls, calls = self._on_cuda(call, count) if self._events else ([], self._here(call, count))
+        walls, calls = self._calls(call, count)
         wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
         switches, steal = _switches() - switches, _steal_s() - steal
         return Block(calls, wall, cpu, switches, max(0.0, steal), walls)
+
+    def _calls(self, call: Call, count: int) -> tuple[list[float], list[float]]:
+        """Give each call's duration by the wall clock, on CUDA only, and by the device's."""
+        return self._on_cuda(call, count) if self._events else ([], self._here(call, count))
 
     def _here(self, call: Call, count: int) -> list[float]:
         durations = []
@@ -88,7 +93,7 @@ class Stopwatch:
         return walls, [round(a.elapsed_time(b), 6) for a, b in self._events[:count]]
 
     def _prepare_events(self, count: int) -> None:
-        """Make events where there are too few: the first recording of each takes longer."""
+        """Make events where there are too few; the first recording of each creates it."""
         while len(self._events) < count:
             pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             for event in pair:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from cifar_lightning.benchmark.candidates import BenchmarkSpec, of_network, of_run
 from cifar_lightning.benchmark.load import RunData, find_measurable
-from cifar_lightning.benchmark.measure import measure
+from cifar_lightning.benchmark.measure import Measured, measure
 from cifar_lightning.benchmark.summary import summary
 from cifar_lightning.cli.command import command
 from cifar_lightning.comparison.publish import publish
 from cifar_lightning.config.schema import MeasureConfig
-from cifar_lightning.errors import RunFailed, UserError
+from cifar_lightning.errors import DeviceLost, RunFailed, UserError
 from cifar_lightning.system import signals
 from cifar_lightning.system.devices import find_device
 from cifar_lightning.system.openmp_waiting import computing
@@ -43,8 +43,11 @@ def main(config: MeasureConfig) -> None:
             ]
             for variant, threads in spec.combinations(device)
         ]
-        measured = measure(sources, spec, device, outputs, data, config.processes)
-        failed = measured.failed
+        try:
+            measured = measure(sources, spec, device, outputs, data, config.processes)
+            failed = measured.failed
+        except DeviceLost as error:
+            measured, failed = Measured(), [str(error)]
         if folders:
             failed += publish(outputs, folders, draw=True)
         if measured.record is not None:

@@ -8,6 +8,7 @@ from cifar_lightning.comparison.accuracy import SURE
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.errors import unknown_name
+from cifar_lightning.runs.gpu import GPUActivity
 from cifar_lightning.runs.paired import Difference
 from cifar_lightning.runs.run import MEGA
 from cifar_lightning.runs.table import Value, draw_table, number
@@ -104,6 +105,19 @@ def _preempted(leaderboard: Leaderboard, entry: Entry) -> float:
     return 100 * (entry.measurement.preempted or 0.0)
 
 
+def _gpu_percent(header: str, of: Callable[[GPUActivity], float | None]) -> Column:
+    def value(leaderboard: Leaderboard, entry: Entry) -> float | None:
+        fraction = of(entry.measurement.gpu)
+        return None if fraction is None else 100 * fraction
+
+    return Column(value, header, lambda a, e: number(value(a, e), 0))
+
+
+def _wall_ms(entry: Entry) -> float | None:
+    wall = entry.measurement.wall
+    return None if wall is None else wall.mean_ms
+
+
 def _milliseconds(header: str, of: Callable[[Entry], float | None]) -> Column:
     return Column(lambda a, e: of(e), header, lambda a, e: number(of(e), 3))
 
@@ -151,6 +165,13 @@ COLUMNS: dict[str, Column] = {
     "lat_p90_ms": _milliseconds("Lat. p90 (ms)", lambda e: e.latency.p90_ms),
     "lat_p95_ms": _milliseconds("Lat. p95 (ms)", lambda e: e.latency.p95_ms),
     "first_call_ms": _milliseconds("First call (ms)", lambda e: e.measurement.first_call_ms),
+    "wall_ms": _milliseconds("Wall (ms)", _wall_ms),
+    "enqueue_ms": _milliseconds("Enqueue (ms)", lambda e: e.measurement.launches.enqueue_ms),
+    "device_ms": _milliseconds("Device alone (ms)", lambda e: e.measurement.launches.device_ms),
+    "graph_ms": _milliseconds("Graph replay (ms)", lambda e: e.measurement.launches.graph_ms),
+    "launch_bound": Column(lambda a, e: e.measurement.launch_bound, "Launch-bound", numeric=False),
+    "throttled_pct": _gpu_percent("Throttled (%)", lambda gpu: gpu.throttled),
+    "gpu_shared_pct": _gpu_percent("GPU shared (%)", lambda gpu: gpu.others),
     "peak_mb": Column(_peak_mb, "Peak (MB)", lambda a, e: number(_peak_mb(a, e), 1)),
     "preempted_pct": Column(_preempted, "Preempted (%)", lambda a, e: number(_preempted(a, e), 0)),
     "speedup": Column(_speedup, "Speed-up", lambda a, e: number(_speedup(a, e), 2), highest=True),

@@ -186,13 +186,7 @@ class Entry:
     @property
     def marks(self) -> list[str]:
         """What to know before trusting its latency."""
-        one = self.measurement
-        found = {
-            "disturbed": one.status == "disturbed",
-            "not converged": one.converged is False,
-            "quick": one.protocol == "quick",
-        }
-        return [mark for mark, holds in found.items() if holds]
+        return self.measurement.marks
 
 
 def by_weights(run: Run, how: Measurement) -> bool:

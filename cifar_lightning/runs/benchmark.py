@@ -11,6 +11,7 @@ from msgspec import Meta
 from cifar_lightning.config.protocols import PROTOCOL_VERSION, PROTOCOLS
 from cifar_lightning.runs.blocks import Block, Session, Timing
 from cifar_lightning.runs.candidate import REFERENCES, Candidate, Role
+from cifar_lightning.runs.gpu import GPUActivity
 from cifar_lightning.runs.latency import Ended, LatencyStats, Relative
 from cifar_lightning.runs.measurement import Environment
 from cifar_lightning.runs.paired import (
@@ -176,6 +177,13 @@ class BenchmarkRecord(BenchmarkHead):
             for one in self.sessions
         )
 
+    @property
+    def gpu(self) -> GPUActivity:
+        """What the GPU did in the rounds."""
+        if self.clock != "cuda_event":
+            return GPUActivity()
+        return GPUActivity.of([one.states for session in self.sessions for one in session.rounds])
+
     def timing(self, number: int) -> Timing:
         """Sum up a candidate's blocks."""
         blocks = [*self.blocks(number)]
@@ -188,6 +196,7 @@ class BenchmarkRecord(BenchmarkHead):
             converged=self.converged(number),
             preempted=statistics.fmean(block.preempted for block in blocks),
             wall=LatencyStats.from_samples(walls) if walls else None,
+            gpu=self.gpu,
         )
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from cifar_lightning.runs.gpu import GPUActivity
 from cifar_lightning.runs.latency import (
     Count,
     Ended,
@@ -14,9 +15,10 @@ from cifar_lightning.runs.latency import (
     Relative,
     Seconds,
 )
+from cifar_lightning.system.environment import DeviceState
 
 PREEMPTED_ABOVE = 1.01  # wall time over processor time
-DISTURBED_ABOVE = 0.5  # of a candidate's blocks
+DISTURBED_ABOVE = 0.5  # of a candidate's blocks, or of the rounds
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,12 @@ class Round:
     Attributes:
         order: The candidates' numbers, as they were timed.
         blocks: By the candidates' numbers.
+        states: Of a GPU, now and then between two blocks.
     """
 
     order: list[Count]
     blocks: list[Block]
+    states: list[DeviceState] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,19 @@ class Timing:
     converged: bool
     preempted: float
     wall: LatencyStats | None
+    gpu: GPUActivity = field(default_factory=GPUActivity)
+
+    @property
+    def disturbances(self) -> list[str]:
+        """What was in the way more often than not, for people."""
+        found = []
+        if self.preempted > DISTURBED_ABOVE:
+            found.append(f"something else ran in {100 * self.preempted:.0f} % of its blocks")
+        throttled = self.gpu.throttled
+        if throttled is not None and throttled > DISTURBED_ABOVE:
+            found.append(f"the GPU was throttled in {100 * throttled:.0f} % of the rounds")
+        return found
 
     @property
     def disturbed(self) -> bool:
-        return self.preempted > DISTURBED_ABOVE
+        return bool(self.disturbances)

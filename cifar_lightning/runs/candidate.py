@@ -14,6 +14,17 @@ from cifar_lightning.runs.run import Digest, Name, Versions
 
 Role = Literal["candidate", "check", "reference", "double", "second_reference"]
 REFERENCES: tuple[Role, ...] = ("reference", "double", "second_reference")
+# How each part of `registry.PARTS` is made, as a version: results of two recipes are no one
+# candidate. Raised when what a part does changes; 1 where it is not listed.
+RECIPE_VERSIONS = {
+    "int8": 2,  # since the first two convolutions stay in fp32
+}
+
+
+def recipe(variant: str) -> dict[str, int]:
+    """Tell the versions of a variant's parts, in whatever order they are written."""
+    parts = [part for part in variant.split("+") if part != "fp32"] or ["fp32"]
+    return {part: RECIPE_VERSIONS.get(part, 1) for part in parts}
 
 
 @dataclass(frozen=True)
@@ -33,11 +44,12 @@ class Candidate:
         engines: Versions of what executed it.
         subnormals: Number of weights so small that some processors are slow with them.
         preparation_s: What happens once: compiling, capturing, exporting, calibrating.
-        first_call_ms: Of the first call after that.
+        first_call_ms: Of the first call after that, by the wall clock.
         peak_bytes: How far memory grew from before the network was built to its calls' peak.
         launches: On a GPU.
         flags: Every switch that was set.
         convolution_error: See `precision.convolution_error`.
+        contradiction: In which precision it ran, where that is not its own.
         notes: What else the variant has to say.
     """
 
@@ -57,9 +69,10 @@ class Candidate:
     preparation_s: Seconds | None = None
     first_call_ms: Milliseconds | None = None
     peak_bytes: Count | None = None
-    launches: Launches | None = None
+    launches: Launches = field(default_factory=Launches)
     flags: dict[str, Any] = field(default_factory=dict)
     convolution_error: float | None = None
+    contradiction: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property

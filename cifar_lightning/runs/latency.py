@@ -20,6 +20,7 @@ Ended = Literal["converged", "time", "stopped"]
 ENDED_BY: dict[Ended, str] = {
     "converged": "its rule", "time": "its time limit", "stopped": "a signal",
 }  # fmt: skip
+LAUNCH_BOUND_ABOVE = 1.3  # a call over the device's own time
 # The fewest samples from which a percentile is told: 99 % confidence (MLPerf LoadGen) and a margin
 # of about the distance to 100 %. The figures for 95 and 99 are those of docs/latency.md.
 MIN_SAMPLES = {50: 1, 90: 65, 95: 130, 99: 662}
@@ -95,14 +96,20 @@ class Relative:
 
 @dataclass(frozen=True)
 class Launches:
-    """What tells the device's work from the launching of it, on a GPU: means in milliseconds.
+    """What tells a GPU's work from the launching of it: milliseconds a call; None on a CPU.
 
     Attributes:
-        enqueue_ms: Until the call returns, before the device has done it.
-        device_ms: Of the device alone: all launches were queued before it began.
-        graph_ms: A replay of the same call as a CUDA graph; None where it can't be captured.
+        enqueue_ms: Until the call returns, before the device has done it: the median.
+        device_ms: Of the device alone, all launches queued before it began: the mean; None where a
+            call waits for the device and can't be queued.
+        graph_ms: A replay of the same call as a CUDA graph: the mean; None where it is no eager
+            one, or can't be captured.
     """
 
-    enqueue_ms: Milliseconds
-    device_ms: Milliseconds
+    enqueue_ms: Milliseconds | None = None
+    device_ms: Milliseconds | None = None
     graph_ms: Milliseconds | None = None
+
+    def bind(self, call_ms: float) -> bool | None:
+        """Tell whether in a call the device mostly waits for launches; None if it is not known."""
+        return None if self.device_ms is None else call_ms > LAUNCH_BOUND_ABOVE * self.device_ms

@@ -8,7 +8,9 @@ from typing import Annotated, ClassVar, Literal, Self
 from msgspec import Meta
 
 from cifar_lightning.config.protocols import PROTOCOL_VERSION
+from cifar_lightning.runs.candidate import recipe
 from cifar_lightning.runs.folder import RunFolder
+from cifar_lightning.runs.gpu import GPUActivity
 from cifar_lightning.runs.latency import (
     Count,
     Ended,
@@ -33,18 +35,6 @@ from cifar_lightning.system.files import finished_files, write_atomically
 
 # What every timed measurement has.
 TIMED = ("benchmark", "latency", "relative", "rounds", "ended", "preempted")
-LAUNCH_BOUND_ABOVE = 1.3  # a call over the device's own time
-# How each part of `registry.PARTS` is made, as a version: results of two recipes are no one
-# candidate. Raised when what a part does changes; 1 where it is not listed.
-RECIPE_VERSIONS = {
-    "int8": 2,  # since the first two convolutions stay in fp32
-}
-
-
-def recipe(variant: str) -> dict[str, int]:
-    """Tell the versions of a variant's parts, in whatever order they are written."""
-    parts = [part for part in variant.split("+") if part != "fp32"] or ["fp32"]
-    return {part: RECIPE_VERSIONS.get(part, 1) for part in parts}
 
 
 @dataclass(frozen=True)
@@ -54,6 +44,7 @@ class Environment:
     Attributes:
         flags: Every switch that was set.
         convolution_error: See `precision.convolution_error`.
+        contradiction: In which precision it ran, where that is not its own.
         cuda: torch's version of it.
         cudnn: Its version.
         device: See `devices.device_key`.
@@ -63,6 +54,7 @@ class Environment:
     machine: environment.Machine
     flags: Mapping[str, str | bool | int] = field(default_factory=dict)
     convolution_error: float | None = None
+    contradiction: str | None = None
     cuda: str | None = None
     cudnn: int | None = None
     device: str | None = None
@@ -96,6 +88,7 @@ class Measurement(Record):
         subnormals: Number of weights so small that some processors are slow with them.
         notes: What else the variant has to say.
         wall: On CUDA, the same calls by the wall clock.
+        gpu: What the GPU did meanwhile.
         launches: On a GPU, what tells the device's work from the launching of it.
         confusion: Counts of test images, a row for each true class and a column for each predicted
             one.
@@ -132,7 +125,8 @@ class Measurement(Record):
     subnormals: Count | None = None
     notes: Mapping[str, float | str | None] = field(default_factory=dict)
     wall: LatencyStats | None = None
-    launches: Launches | None = None
+    gpu: GPUActivity = field(default_factory=GPUActivity)
+    launches: Launches = field(default_factory=Launches)
     confusion: list[list[Count]] | None = None
 
     FREE: ClassVar[frozenset[str]] = frozenset({"reason", "confusion"})
@@ -230,14 +224,23 @@ class Measurement(Record):
     @property
     def launch_bound(self) -> bool | None:
         """Whether the device mostly waits for kernels to be launched."""
-        if self.launches is None or self.latency is None:
-            return None
-        return self.latency.mean_ms > LAUNCH_BOUND_ABOVE * self.launches.device_ms
+        return None if self.latency is None else self.launches.bind(self.latency.mean_ms)
 
     @property
     def configuration(self) -> tuple[str, str, int]:
         """What was measured, whatever the protocol."""
         return self.variant, self.hardware, self.threads
+
+    @property
+    def marks(self) -> list[str]:
+        """What to know before trusting its latency."""
+        found = {
+            "disturbed": self.status == "disturbed",
+            "quick": self.protocol == "quick",
+            "not converged": self.converged is False,
+        }
+        marks = [mark for mark, holds in found.items() if holds]
+        return [*marks, *filter(None, [self.environment.contradiction]), *self.gpu.marks]
 
     def save(self, folder: Path) -> Path:
         """Write it into its run's folder, in place of an earlier one of the same kind."""

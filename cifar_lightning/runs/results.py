@@ -48,7 +48,13 @@ class Row:
     lat_converged: bool | None = None
     first_call_ms: float | None = None
     peak_mb: float | None = None
+    wall_ms: float | None = None
+    enqueue_ms: float | None = None
+    device_ms: float | None = None
+    graph_ms: float | None = None
     launch_bound: bool | None = None
+    throttled: float | None = None
+    gpu_shared: float | None = None
     speedup: float | None = None
     prep_s: float | None = None
     size_mb: float | None = None
@@ -63,6 +69,7 @@ class Row:
     torch: str | None = None
     recipe: str | None = None
     status: str
+    marks: str | None = None
     error: str | None
     started: str
 
@@ -182,7 +189,13 @@ def _row(run: Run, measurement: Measurement) -> Row:
         lat_converged=measurement.converged,
         first_call_ms=measurement.first_call_ms,
         peak_mb=measurement.peak_bytes and measurement.peak_bytes / MEGA,
+        wall_ms=None if measurement.wall is None else measurement.wall.mean_ms,
+        enqueue_ms=measurement.launches.enqueue_ms,
+        device_ms=measurement.launches.device_ms,
+        graph_ms=measurement.launches.graph_ms,
         launch_bound=measurement.launch_bound,
+        throttled=measurement.gpu.throttled,
+        gpu_shared=measurement.gpu.others,
         prep_s=measurement.preparation_s,
         size_mb=measurement.size_bytes and measurement.size_bytes / MEGA,
         device=measurement.device,
@@ -194,6 +207,7 @@ def _row(run: Run, measurement: Measurement) -> Row:
         torch=measurement.environment.versions["torch"],
         recipe=measurement.making,
         status=measurement.status,
+        marks=", ".join(measurement.marks) or None,
         error=measurement.reason,
     )
     latency, relative = measurement.latency, measurement.relative

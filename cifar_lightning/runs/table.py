@@ -106,10 +106,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     device = row.device or "-"
     if row.device and row.threads and row.clock == "perf_counter":
         device += f", {counted(row.threads, 'thread')}"
-    if row.protocol == "quick":
-        device += " (quick)"
-    if row.lat_converged is False:
-        device += " (not converged)"
+    marks = row.marks.split(", ") if row.marks else []
+    device += "".join(f" ({mark})" for mark in marks if mark != row.status)
     variant = row.variant or "-"
     if row.status not in ("ok", "finished"):
         variant += f" ({row.status})"

@@ -2,7 +2,7 @@
 
 import torch
 
-from cifar_lightning.errors import bad_value
+from cifar_lightning.errors import DeviceLost, bad_value, reason_of
 from cifar_lightning.system import environment
 
 
@@ -36,6 +36,32 @@ def find_device(name: str) -> torch.device:
     if wanted not in there:
         raise bad_value("device", name, f"auto, {', '.join(there)} on this machine")
     return torch.device(wanted)
+
+
+def check_usable(device: torch.device, error: BaseException) -> None:
+    """See that a device still computes after an error.
+
+    After some of CUDA's, such as an illegal address, every later call of the process fails.
+
+    Args:
+        device: Where it happened.
+        error: What happened.
+
+    Raises:
+        DeviceLost: If it does not.
+    """
+    if device.type != "cuda":
+        return
+    try:
+        torch.zeros(1, device=device).add_(1)
+        torch.cuda.synchronize(device)
+    except torch.OutOfMemoryError:
+        pass
+    except Exception:
+        raise DeviceLost(
+            f"{device} can't be used any more by this process, after {reason_of(error)}; "
+            "the earlier measurements stay, nothing else is measured"
+        ) from error
 
 
 def device_key(device: torch.device) -> str:

@@ -36,7 +36,8 @@ class Code:
 class DeviceState(TypedDict, total=False):
     """What a device was doing at one moment; None each where the system or driver does not tell.
 
-    A CPU has a governor and a clock, a GPU all the others; ``unknown`` says why nothing is known.
+    The governor and the clock are the CPU's, all the others a GPU's; ``unknown`` says why nothing
+    is known of it.
     """
 
     governor: str | None
@@ -47,7 +48,9 @@ class DeviceState(TypedDict, total=False):
     power_w: float | None
     throttle_reasons: list[str] | None
     driver: str | None
-    others: float | None  # the fraction of its time that other processes used
+    since_s: float  # how long ago the state before was
+    others: float | None  # the fraction of its time that other processes used lately,
+    others_s: float  # and for how long that was so
     unknown: str
 
 

@@ -1,7 +1,6 @@
 """What a variant is made of, and what it gives."""
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ class VariantContext:
         eager: Whether torch calls the network's operations one by one.
         subnormals: Number of weights so small that some processors are slow with them.
         size_bytes: Of the file that is shipped; a part sets it where that is not the weights.
-        preparation_s: What happened once: compiling, capturing, exporting, calibrating.
+        preparation_s: How long that took: what happens once, before the first call.
         notes: Facts worth recording.
         switches: What has to be set whenever it is called.
     """
@@ -49,7 +48,7 @@ class VariantContext:
     eager: bool
     subnormals: int
     size_bytes: int = 0
-    preparation_s: float | None = None
+    preparation_s: float = 0.0
     notes: dict[str, float | str] = field(default_factory=dict)
     switches: list[Switch] = field(default_factory=list)
 
@@ -84,18 +83,14 @@ class VariantContext:
         self.first_calls()
 
     def first_calls(self) -> None:
-        """Make and time the calls that compile, record or capture, in the mode of all later ones.
+        """Make the calls that compile, record or capture, in the mode of all later ones.
 
         CUDA graphs of compiled networks are recorded by the second call and replayed by the third.
         """
         images = example_images(1, self.device)
-        start = time.perf_counter()
         with torch.inference_mode():
             for _ in range(3):
                 self.forward(images)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-        self.preparation_s = time.perf_counter() - start
 
     def folder(self) -> Path:
         """Make a folder that ends with the variant."""

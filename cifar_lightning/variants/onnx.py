@@ -2,7 +2,6 @@
 
 import io
 import logging
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -24,10 +23,9 @@ MAX_EXPORT_ERROR = 1e-3  # of logits, between ONNX Runtime and torch in fp32
 def use_onnx(variant: VariantContext) -> None:
     """Export to ONNX and run with ONNX Runtime."""
     ort = import_onnxruntime(variant.device)
-    start = time.perf_counter()
     path = variant.folder() / "model.onnx"
     export_onnx(variant.network, path)
-    difference = run_onnx(variant, ort, path, start)
+    difference = run_onnx(variant, ort, path)
     if difference > MAX_EXPORT_ERROR:
         raise RuntimeError(f"ONNX Runtime's logits differ by {difference}")
 
@@ -47,7 +45,6 @@ def use_int8(variant: VariantContext) -> None:
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    start = time.perf_counter()
     folder = variant.folder()
     export_onnx(variant.network, folder / "fp32.onnx")
     feeds = ({"images": batch.numpy()} for batch in variant.calibration().split(64))
@@ -66,7 +63,7 @@ def use_int8(variant: VariantContext) -> None:
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
         )
-    run_onnx(variant, ort, folder / "int8.onnx", start)
+    run_onnx(variant, ort, folder / "int8.onnx")
 
 
 def import_onnxruntime(device: torch.device) -> Any:
@@ -127,7 +124,7 @@ def on_cpu(session: Any) -> Forward:
     return forward
 
 
-def run_onnx(variant: VariantContext, ort: Any, path: Path, start: float) -> float:
+def run_onnx(variant: VariantContext, ort: Any, path: Path) -> float:
     """Let ONNX Runtime do the calls, with torch's number of threads.
 
     Returns:
@@ -167,7 +164,6 @@ def run_onnx(variant: VariantContext, ort: Any, path: Path, start: float) -> flo
         return logits
 
     variant.forward = on_gpu if variant.device.type == "cuda" else on_cpu(session)
-    variant.preparation_s = time.perf_counter() - start
     variant.size_bytes = path.stat().st_size
     images = example_images(8)
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """All parts of variants, and how a variant is prepared from them."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -102,7 +103,7 @@ def prepare(
     with ExitStack() as stack:
         network = backbone.eval()
         eager = all(PARTS[part][0] != Kind.RUNTIME for part in parts)
-        subnormals = _count_subnormals(network)
+        subnormals, start = _count_subnormals(network), time.perf_counter()
         with ExitStack() as preparing:
             variant = VariantContext(
                 network, network, device, calibration, stack, preparing, eager, subnormals
@@ -117,6 +118,9 @@ def prepare(
                 for part in parts:
                     if PARTS[part][0] == kind:
                         PARTS[part][1](variant)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            variant.preparation_s = time.perf_counter() - start
             variant.size_bytes = variant.size_bytes or _weights_size(variant.network)
         yield variant
 
