@@ -169,7 +169,6 @@ COLUMNS: dict[str, Column] = {
     "enqueue_ms": _milliseconds("Enqueue (ms)", lambda e: e.measurement.launches.enqueue_ms),
     "device_ms": _milliseconds("Device alone (ms)", lambda e: e.measurement.launches.device_ms),
     "graph_ms": _milliseconds("Graph replay (ms)", lambda e: e.measurement.launches.graph_ms),
-    "launch_bound": Column(lambda a, e: e.measurement.launch_bound, "Launch-bound", numeric=False),
     "throttled_pct": _gpu_percent("Throttled (%)", lambda gpu: gpu.throttled),
     "gpu_shared_pct": _gpu_percent("GPU shared (%)", lambda gpu: gpu.others),
     "peak_mb": Column(_peak_mb, "Peak (MB)", lambda a, e: number(_peak_mb(a, e), 1)),
@@ -193,7 +192,6 @@ COLUMNS: dict[str, Column] = {
     "runs": Column(lambda a, e: " ".join(run.name for run in e.group.runs), numeric=False),
 }
 
-SHOWN = {name: column for name, column in COLUMNS.items() if column.header}
 # What fits into a terminal; the rest is on the page and in table.csv.
 SUMMARY = [
     COLUMNS[name]
@@ -216,6 +214,15 @@ def table(
     rows = [[column.shown(leaderboard, entry) for column in columns] for entry in entries]
     numeric = [index for index, column in enumerate(columns) if column.numeric]
     return draw_table([str(column.header) for column in columns], rows, numeric)
+
+
+def known(entries: Sequence[tuple[Leaderboard, Entry]]) -> dict[str, Column]:
+    """Choose the columns for people that tell something of some entry."""
+    return {
+        name: column
+        for name, column in COLUMNS.items()
+        if column.header and any(column.value(*one) is not None for one in entries)
+    }
 
 
 def in_order(leaderboard: Leaderboard, sort: str) -> list[Entry]:

@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 from cifar_lightning.comparison import plots, scatter
 from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.collect import Comparison
-from cifar_lightning.comparison.columns import SHOWN, Column
+from cifar_lightning.comparison.columns import Column, known
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.comparison.section import Ranking, Section, overall, unranked_lines
@@ -90,7 +90,7 @@ def _hover(leaderboard: Leaderboard, entry: Entry) -> str:
     lines = [f"<b>{escape(escaping.visible(entry.name))}</b>"]
     lines += [
         f"{column.header}: {escape(escaping.visible(column.shown(leaderboard, entry)))}"
-        for name, column in SHOWN.items()
+        for name, column in known([(leaderboard, entry)]).items()
         if name not in ("id", "variant")
     ]
     return "<br>".join(lines)
@@ -125,6 +125,9 @@ def page(
         ),
     )
 
+    everyone = [(section.leaderboard, entry) for section in sections for entry in section.entries]
+    columns = [*known(everyone).values()]
+
     def drawn(name: str) -> Markup:
         return Markup(drawings[name].inline)  # matplotlib escapes text
 
@@ -145,12 +148,12 @@ def page(
                 "changes": section.changes,
                 "reproductions": section.reproductions,
                 "baseline": section.leaderboard.baseline[1].name,
-                "rows": [_row(section, entry) for entry in section.entries],
+                "rows": [_row(section, entry, columns) for entry in section.entries],
                 "distributions": section.distributions and drawn(section.latency_plot),
             }
             for number, section in enumerate(sections)
         ],
-        columns=[(column.header, column.numeric) for column in SHOWN.values()],
+        columns=[(column.header, column.numeric) for column in columns],
         details=[(heading, drawn(name)) for name, heading in headings.items()],
         unranked=unranked_lines(comparison),
         code=environment.code().commit,
@@ -158,14 +161,14 @@ def page(
     )
 
 
-def _row(section: Section, entry: Entry) -> dict[str, Any]:
+def _row(section: Section, entry: Entry, columns: Sequence[Column]) -> dict[str, Any]:
     leaderboard = section.leaderboard
     return {
         "front": entry not in leaderboard.dominated_by,
         "chosen": entry is leaderboard.choices[entry.threads].entry,
         "cells": [
             (column.shown(leaderboard, entry), _sortable(column, leaderboard, entry))
-            for column in SHOWN.values()
+            for column in columns
         ],
     }
 
