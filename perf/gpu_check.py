@@ -20,6 +20,7 @@ import torch
 from cifar_lightning.benchmark.launches import time_launches
 from cifar_lightning.benchmark.timing import Stopwatch
 from cifar_lightning.config.protocols import PROTOCOLS, Protocol
+from cifar_lightning.runs.gpu import GPUActivity
 from cifar_lightning.runs.latency import LatencyStats, Launches, Relative
 from cifar_lightning.runs.paired import difference
 from cifar_lightning.variants import precision, registry
@@ -63,6 +64,7 @@ class Row(Outcome):
         relative: To fp32 of the same rounds.
         precision_error: See `precision.convolution_error`.
         preempted: Fraction of its blocks.
+        gpu: What the GPU did in these rounds.
     """
 
     latency: LatencyStats | None = None
@@ -74,6 +76,7 @@ class Row(Outcome):
     precision_error: float | None = None
     rounds: int | None = None
     preempted: float | None = None
+    gpu: GPUActivity | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -82,7 +85,7 @@ class Row(Outcome):
         if self.precision_error is not None:
             found = precision.found(self.precision_error)
             marks += [f"computed in {found}"] if found != precision.wanted(self.variant) else []
-        return ", ".join(marks)
+        return ", ".join([*marks, *(self.gpu.marks if self.gpu else [])])
 
 
 COLUMNS = {
@@ -151,7 +154,8 @@ def rows(
                 ones.append(one)
             except Exception as error:  # the other variants are measured all the same
                 yield Row(**vars(failed(backbone, variant, error, device)))
-        timed, rounds, ended, lost = in_rounds(ones, protocol)
+        timed, rounds, ended, lost = in_rounds(ones, protocol, device)
+    activity = GPUActivity.of([each.states for each in rounds])
     for one, cause in lost:
         yield Row(**vars(failed(backbone, one.network.variant, cause, device)))
     baseline = next((n for n, one in enumerate(timed) if one.network.variant == BASELINE), None)
@@ -173,6 +177,7 @@ def rows(
             rounds=len(rounds),
             ended=ended,
             preempted=statistics.fmean(block.preempted for block in blocks),
+            gpu=activity if device.type == "cuda" else None,
             notes=dict(one.network.prepared.notes),
         )
 

@@ -137,7 +137,7 @@ def rows(
                     ones.append((way, warmed_up(network, call, watch, protocol)))
             except Exception as error:  # the other variants are measured all the same
                 yield Row(**vars(failed(backbone, variant, error, device)))
-        timed, rounds, ended, lost = in_rounds([one for _, one in ones], protocol)
+        timed, rounds, ended, lost = in_rounds([one for _, one in ones], protocol, device)
     for one, cause in lost:
         yield Row(**vars(failed(backbone, one.network.variant, cause, device)))
     for place, one in enumerate(timed):

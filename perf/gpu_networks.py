@@ -20,15 +20,16 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from cifar_lightning.benchmark.contention import device_lock
+from cifar_lightning.benchmark.contention import device_lock, state_now_and_then
 from cifar_lightning.benchmark.rounds import BlockFailed, interleave, warm_up
 from cifar_lightning.benchmark.timing import Call, Stopwatch, no_garbage_collection
 from cifar_lightning.config.protocols import Protocol
-from cifar_lightning.errors import RunFailed, reason_of
+from cifar_lightning.errors import reason_of
 from cifar_lightning.models.interfaces import reparameterized
 from cifar_lightning.runs.blocks import Block, Round
 from cifar_lightning.runs.latency import Ended
 from cifar_lightning.system.cores import torch_threads
+from cifar_lightning.system.devices import check_usable
 from cifar_lightning.system.openmp_waiting import as_by_default
 from cifar_lightning.variants import registry
 from cifar_lightning.variants.context import Unsupported, VariantContext, example_images
@@ -116,7 +117,7 @@ def prepare(
     """Bring a variant of a backbone to where it can be called; it lives as long as the stack.
 
     Raises:
-        RunFailed: See `failed`.
+        DeviceLost: See `failed`.
     """
     try:
         prepared = stack.enter_context(
@@ -133,14 +134,9 @@ def failed(backbone: str, variant: str, error: BaseException, device: torch.devi
     """Tell why a network failed.
 
     Raises:
-        RunFailed: If the GPU can't be used any more: an illegal access of one kernel makes every
-            later call fail, and nothing that follows would mean anything.
+        DeviceLost: If the device is of no use any more.
     """
-    try:
-        synchronize(device)
-    except RuntimeError as broken:
-        reason = f"{backbone}, {variant}: the GPU can't be used any more: {reason_of(broken)}"
-        raise RunFailed(reason) from error
+    check_usable(device, error)
     return Outcome(backbone=backbone, variant=variant, status="failed", reason=reason_of(error))
 
 
@@ -189,7 +185,7 @@ def warmed_up(network: Network, call: Call, watch: Stopwatch, protocol: Protocol
 
 
 def in_rounds(
-    ones: Sequence[Timed], protocol: Protocol
+    ones: Sequence[Timed], protocol: Protocol, device: torch.device
 ) -> tuple[list[Timed], list[Round], Ended, list[tuple[Timed, BaseException]]]:
     """Time all in interleaved rounds, the first one being the reference.
 
@@ -206,6 +202,7 @@ def in_rounds(
                 0,
                 protocol,
                 random.Random(0),
+                look=state_now_and_then(device),
             )
             return left, rounds, ended, lost
         except BlockFailed as error:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from cifar_lightning.errors import RunFailed
+from cifar_lightning.errors import DeviceLost
 from cifar_lightning.models.resnet import resnet_cifar
 from cifar_lightning.variants import registry
 from perf import gpu_batches, gpu_check, gpu_end_to_end, gpu_networks
@@ -184,12 +184,12 @@ def test_one_that_fails_is_a_row_and_the_others_are_measured():
 def test_a_gpu_that_fails_for_good_ends_it(monkeypatch):
     """Later figures would say nothing."""
 
-    def synchronize(device):
+    def broken(*_, **__):
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(gpu_networks, "synchronize", synchronize)
-    with pytest.raises(RunFailed, match="resnet8, fp16: the GPU can't be used any more"):
-        failed("resnet8", "fp16", ValueError("first"), CPU)
+    monkeypatch.setattr(torch, "zeros", broken)
+    with pytest.raises(DeviceLost):
+        failed("resnet8", "fp16", ValueError("first"), CUDA)
 
 
 @pytest.mark.parametrize("device", DEVICES)
