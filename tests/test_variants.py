@@ -640,15 +640,20 @@ def test_ten_compiled_networks_of_one_class_stay_compiled_side_by_side():
     assert [one.eager for one in networks] == [0] * 10
 
 
-def test_a_wrong_precision_is_found_out():
-    assert precision.found(1e-6) == precision.wanted("fused+fp16") == "ieee"
-    assert precision.found(3e-4) == precision.wanted("tf32+cuda_graph") == "tf32"
-    precision.verify_precision("fp32", 1e-7)
-    precision.verify_precision("fused+tf32", 1e-3)
-    with pytest.raises(RuntimeError, match="ran in tf32, not ieee"):
-        precision.verify_precision("fp32", 1e-3)
-    with pytest.raises(RuntimeError, match="ran in ieee, not tf32"):
-        precision.verify_precision("tf32", 1e-7)
+@pytest.mark.parametrize(
+    ("variant", "error", "found", "wanted"),
+    [
+        ("fp32", 1e-7, "ieee", "ieee"),
+        ("fused+fp16", 1e-6, "ieee", "ieee"),
+        ("fused+tf32", 1e-3, "tf32", "tf32"),
+        ("tf32+cuda_graph", 3e-4, "tf32", "tf32"),
+        ("fp32", 1e-3, "tf32", "ieee"),
+        ("tf32", 1e-7, "ieee", "tf32"),
+    ],
+)
+def test_a_wrong_precision_is_found_out(variant, error, found, wanted):
+    assert precision.found(error) == found
+    assert precision.wanted(variant) == wanted
 
 
 def test_a_trainings_determinism_does_not_slow_a_measurement():

@@ -116,19 +116,3 @@ def found(error: float) -> Precision:
 def wanted(name: str) -> Precision:
     """Tell what a variant's products of fp32 numbers are to be computed in."""
     return "tf32" if "tf32" in name.split("+") else "ieee"
-
-
-def verify_precision(name: str, error: float) -> None:
-    """See that fp32 was fp32 and TF32 was TF32.
-
-    Args:
-        name: The variant that ran.
-        error: What `convolution_error` found under it.
-
-    Raises:
-        RuntimeError: If they contradict each other.
-    """
-    if found(error) != wanted(name):
-        raise RuntimeError(
-            f"a convolution ran in {found(error)}, not {wanted(name)} (error {error:.1e})"
-        )
