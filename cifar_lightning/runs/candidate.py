@@ -44,7 +44,7 @@ class Candidate:
         engines: Versions of what executed it.
         subnormals: Number of weights so small that some processors are slow with them.
         preparation_s: What happens once: compiling, capturing, exporting, calibrating.
-        first_call_ms: Of the first call after that, by the wall clock.
+        first_call_ms: Of the first call after that.
         peak_bytes: How far memory grew from before the network was built to its calls' peak.
         launches: On a GPU.
         flags: Every switch that was set.
