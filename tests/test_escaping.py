@@ -7,6 +7,7 @@ import logging
 import re
 import unicodedata
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -21,6 +22,8 @@ from test_results import place
 
 from cifar_lightning.cli import report as report_command
 from cifar_lightning.comparison import plots, scatter
+from cifar_lightning.comparison.drawing import Drawing
+from cifar_lightning.comparison.marks import Marks
 from cifar_lightning.deploy.export import FORMATS, Agreement, card
 from cifar_lightning.runs.table import draw_table, write_table
 from cifar_lightning.system import escaping
@@ -254,14 +257,16 @@ def test_plots_show_names_as_text():
     count = len(HOSTILE)
     confusion = [[5 * (row == column) for column in range(count)] for row in range(count)]
     expected = [escaping.visible(text) for text in HOSTILE]
-    for figure in (
-        scatter.accuracy_latency(named, 1, NEED),
-        plots.latency_distributions(named),
-        plots.training_curves([plots.Curve(text, [1.0, 0.5], [50.0, 60.0]) for text in HOSTILE]),
-        plots.confusion_matrix(confusion, HOSTILE),
-        plots.class_accuracies(dict.fromkeys(HOSTILE, confusion), HOSTILE),
+    marks = Marks(HOSTILE, ["fp32"])
+    curves = [plots.Curve(text, text, [1.0, 0.5], [50.0, 60.0]) for text in HOSTILE]
+    for draw in (
+        partial(scatter.accuracy_latency, named, 1, NEED, Marks.of(named.entries)),
+        partial(plots.latency_distributions, named.entries, Marks.of(named.entries)),
+        partial(plots.training_curves, curves, marks),
+        partial(plots.confusion_matrix, confusion, HOSTILE),
+        partial(plots.class_accuracies, dict.fromkeys(HOSTILE, confusion), HOSTILE, ["r"] * count),
     ):
-        drawing = plots.Drawing.of(figure)
+        drawing = Drawing.of(draw)
         drawn = "".join(ElementTree.fromstring(drawing.svg).itertext())
         assert [name for name in expected if name not in drawn] == []
         assert not obeyed(drawn)

@@ -1,4 +1,6 @@
 import io
+import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -7,6 +9,8 @@ from PIL import Image
 from simulated import NEED, entry, leaderboard
 
 from cifar_lightning.comparison import plots, scatter
+from cifar_lightning.comparison.drawing import Drawing
+from cifar_lightning.comparison.marks import Marks
 
 
 def labels_of(figure):
@@ -21,7 +25,7 @@ def test_labels_cover_neither_each_other_nor_the_points(seed):
         entry(f"network-{i}", 90 + rng.normal(0, 0.3), 1 + rng.uniform(0, 0.2)) for i in range(12)
     ]
     found = leaderboard(*entries)
-    figure = scatter.accuracy_latency(found, 1, NEED)
+    figure = scatter.accuracy_latency(found, 1, NEED, Marks.of(found.entries))
     labels = labels_of(figure)
     assert [label.get_text() for label in labels] == [one.name for one in found.pareto_front(1)]
     boxes = [Text.get_window_extent(label) for label in labels]
@@ -35,30 +39,31 @@ def test_labels_cover_neither_each_other_nor_the_points(seed):
 
 
 def test_the_choice_is_bold():
-    figure = scatter.accuracy_latency(
-        leaderboard(entry("a", 90, 2.0), entry("b", 80, 1.0)), 1, NEED
-    )
+    found = leaderboard(entry("a", 90, 2.0), entry("b", 80, 1.0))
+    figure = scatter.accuracy_latency(found, 1, NEED, Marks.of(found.entries))
     weights = {label.get_text(): label.get_fontweight() for label in labels_of(figure)}
     assert weights == {"a fp32": "bold", "b fp32": "normal"}
 
 
 def figures():
     found = leaderboard(entry("a", 90, 2.0), entry("b", 80, 0.1))
-    curve = plots.Curve("a", [2.0, 1.0], [50.0, 60.0])
-    once = plots.Curve("b", [2.0], [])
+    marks = Marks.of(found.entries)
+    curves = [plots.Curve("a", "net", [2.0, 1.0], [50.0, 60.0])]
+    curves += [plots.Curve("b", "net", [2.0], [])]
     confusion = [[5, 1], [0, 0]]
     image = np.zeros((32, 32, 3), np.uint8)
-    yield scatter.accuracy_latency(found, 1, NEED)
-    yield plots.latency_distributions(found)
-    yield plots.training_curves([curve, once])
-    yield plots.confusion_matrix(confusion, ["cat", "<dog>"])
-    yield plots.class_accuracies({"a": confusion}, ["cat", "dog"])
-    yield plots.named_images([image] * 9, ["cat\n→ dog"] * 9)
+    both = {"a": confusion, "b": confusion}
+    yield partial(scatter.accuracy_latency, found, 1, NEED, marks)
+    yield partial(plots.latency_distributions, found.entries, marks)
+    yield partial(plots.training_curves, curves, marks)
+    yield partial(plots.confusion_matrix, confusion, ["cat", "<dog>"])
+    yield partial(plots.class_accuracies, both, ["cat", "dog"], ["#4477aa"] * 2)
+    yield lambda width: plots.named_images([image] * 9, ["cat\n→ dog"] * 9)
 
 
-@pytest.mark.parametrize("figure", figures())
-def test_every_figure_can_be_drawn(figure):
-    drawing = plots.Drawing.of(figure)
+@pytest.mark.parametrize("draw", figures())
+def test_every_figure_can_be_drawn(draw):
+    drawing = Drawing.of(draw)
     drawn = Image.open(io.BytesIO(drawing.png))
     assert drawn.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
     assert np.asarray(drawn.convert("L")).std() > 5
@@ -67,6 +72,10 @@ def test_every_figure_can_be_drawn(figure):
     assert inline.startswith("<svg")
     assert plots.INK not in inline
     assert "<dog>" not in inline
+    for svg in (drawing.svg, drawing.narrow):  # in points: 11 of a page's pixels are 8.25
+        sizes = [float(size) for size in re.findall(r"font(?:-size)?: *(?:\w+ )?([\d.]+)px", svg)]
+        assert min(sizes) >= 8.25
+        assert len(sizes) >= svg.count("<text") > 0
 
 
 def test_the_matrix_shows_shares_of_the_true_class():
@@ -74,13 +83,37 @@ def test_the_matrix_shows_shares_of_the_true_class():
     assert [text.get_text() for text in figure.axes[0].texts] == ["75", "25", "100"]
 
 
-def test_networks_keep_their_colours():
-    assert len({plots.color_of(name, "abc") for name in "abc"}) == 3
-    assert plots.color_of("b", "abc") == plots.color_of("b", "cbab")
+@pytest.mark.parametrize("count", [3, 12, 30])
+def test_a_colour_is_a_network_and_a_shape_a_variant(count):
+    names = [f"network {number}" for number in range(count)]
+    marks = Marks(names, names[:12])
+    assert len({marks.color(name) for name in names}) == count
+    shapes = [marks.shape(name) for name in names[:12]]
+    for kind in zip(*shapes, strict=True):
+        assert len({*kind}) == len(shapes)
+
+
+def test_marks_are_those_of_the_entries():
+    found = leaderboard(entry("a", 90, 2.0, variant="onnx"), entry("b", 80, 1.0))
+    again = leaderboard(entry("b", 80, 1.0), entry("a", 90, 2.0, variant="onnx"))
+    assert Marks.of(found.entries) == Marks.of(again.entries)
+    assert Marks.of(found.entries).variants == ["fp32", "onnx"]
+
+
+def test_seeds_share_a_line_style_and_networks_a_colour():
+    runs = [("a", "x"), ("a", "x"), ("b", "x"), ("c", "y")]
+    curves = [plots.Curve(label, network, [2.0, 1.0], []) for label, network in runs]
+    figure = plots.training_curves(curves, Marks(["x", "y"], []))
+    lines = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines]
+    assert lines[0] == lines[1]
+    assert lines[0][0] == lines[2][0] != lines[3][0]
+    assert lines[0][1] != lines[2][1]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "c"]
 
 
 def test_epochs_are_integers_also_where_there_is_one():
-    figure = plots.training_curves([plots.Curve("a", [1.0], [50.0])])
+    figure = plots.training_curves([plots.Curve("a", "x", [1.0], [50.0])], Marks(["x"], []))
     figure.draw_without_rendering()
     for axes in figure.axes:
         low, high = axes.get_xlim()
@@ -92,7 +125,7 @@ def test_a_hundred_classes_have_names_that_do_not_overlap():
     matrix = [[int(row == column) for column in range(100)] for row in range(100)]
     for figure in (
         plots.confusion_matrix(matrix, names),
-        plots.class_accuracies({"a": matrix}, names),
+        plots.class_accuracies({"a": matrix}, names, ["#4477aa"]),
     ):
         figure.draw_without_rendering()
         axes = figure.axes[0]

@@ -12,11 +12,12 @@ from pathlib import Path
 from cifar_lightning.cli.command import command
 from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.collect import compare
-from cifar_lightning.comparison.columns import check_sort
 from cifar_lightning.comparison.filters import make_filter
+from cifar_lightning.comparison.marks import Marks
 from cifar_lightning.comparison.records import Records
 from cifar_lightning.comparison.report import draw_details, write_report
 from cifar_lightning.comparison.section import Section, markdown
+from cifar_lightning.comparison.tables import check_sort
 from cifar_lightning.config.schema import ReportConfig
 from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.system.files import check_inside, is_disk_full
@@ -42,10 +43,11 @@ def main(config: ReportConfig) -> None:
         raise UserError(f"outputs={','.join(map(str, outputs))}: nothing that can be read")
     if not comparison.leaderboards and config.filter:
         raise bad_value("filter", ",".join(config.filter), "what at least one row fulfils")
+    marks = Marks.of(comparison.entries)
     sections = [
-        Section.of(leaderboard, config.sort, need) for leaderboard in comparison.leaderboards
+        Section.of(leaderboard, config.sort, need, marks) for leaderboard in comparison.leaderboards
     ]
-    details = draw_details(comparison, records, config.detail)
+    details = draw_details(comparison, records, config.detail, marks)
     to = Path(config.to) if config.to else outputs[0] / "report"
     check_inside(outputs[0], to)
     text = markdown(sections, comparison)

@@ -29,6 +29,11 @@ class Comparison:
     leaderboards: tuple[Leaderboard, ...]
     unranked: tuple[Row, ...]
 
+    @property
+    def entries(self) -> list[Entry]:
+        """All that is shown, what others are compared with included."""
+        return [entry for one in self.leaderboards for entry in (*one.entries, one.baseline[0])]
+
 
 Keep = Callable[[Conditions, Entry], bool]
 Measured = tuple[Run, Measurement]

@@ -1,17 +1,16 @@
-"""The columns of a leaderboard: what they hold, how people read them, and its table."""
+"""The columns of a leaderboard: what they hold, and how people read them."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from cifar_lightning.comparison.accuracy import SURE
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
-from cifar_lightning.errors import unknown_name
 from cifar_lightning.runs.gpu import GPUActivity
 from cifar_lightning.runs.paired import Difference
 from cifar_lightning.runs.run import MEGA
-from cifar_lightning.runs.table import Value, draw_table, number
+from cifar_lightning.runs.table import Value, number
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,6 @@ def _accuracy(leaderboard: Leaderboard, entry: Entry) -> str:
     """Write the mean, and how far it is sure, as the verdict does."""
     reach = SURE * leaderboard.error(entry)
     return f"{entry.accuracy.mean:.2f}{f' ± {reach:.2f}' if math.isfinite(reach) else ''}"
-
-
-def _accuracy_over_seeds(leaderboard: Leaderboard, entry: Entry) -> str:
-    return f"{entry.accuracy.mean:.2f} ± {number(entry.accuracy.std, 2)}"
 
 
 def _relative(leaderboard: Leaderboard, entry: Entry) -> str:
@@ -127,10 +122,14 @@ def _pareto(leaderboard: Leaderboard, entry: Entry) -> str:
     return "front" if better is None else f"dominated by {better.name}"
 
 
-def _rank_and_marks(leaderboard: Leaderboard, entry: Entry) -> str:
+def _marks(leaderboard: Leaderboard, entry: Entry) -> list[str]:
     front = [] if entry in leaderboard.dominated_by else ["front"]
-    marks = [mark for mark in entry.marks if mark != "quick"]  # the heading says that
-    return ", ".join([_rank(leaderboard.latency_rank(entry)), *front, *marks])
+    return front + [mark for mark in entry.marks if mark != "quick"]  # the heading says that
+
+
+def rank_and_marks(leaderboard: Leaderboard, entry: Entry) -> str:
+    """Write what there is to say of a row's latency in one cell."""
+    return ", ".join([_rank(leaderboard.latency_rank(entry)), *_marks(leaderboard, entry)])
 
 
 COLUMNS: dict[str, Column] = {
@@ -177,7 +176,12 @@ COLUMNS: dict[str, Column] = {
     "size_mb": Column(lambda a, e: e.size_mb, "Size (MB)", lambda a, e: number(e.size_mb, 2)),
     "params": Column(lambda a, e: e.params, "Params (M)", lambda a, e: f"{e.params / MEGA:.2f}"),
     "macs": Column(lambda a, e: e.macs, "MACs (M)", lambda a, e: f"{e.macs / MEGA:.2f}"),
-    "marks": Column(lambda a, e: ", ".join(e.marks), "Marks", numeric=False),
+    "marks": Column(
+        lambda a, e: ", ".join(e.marks),
+        "Marks",
+        lambda a, e: ", ".join(_marks(a, e)),
+        numeric=False,
+    ),
     "pareto": Column(_pareto, "Pareto", numeric=False),
     "val_acc": Column(lambda a, e: e.group.val_acc, highest=True),
     "optim": Column(lambda a, e: e.group.runs[0].choices["optim"], numeric=False),
@@ -191,60 +195,3 @@ COLUMNS: dict[str, Column] = {
     "benchmark": Column(lambda a, e: e.measurement.benchmark, numeric=False),
     "runs": Column(lambda a, e: " ".join(run.name for run in e.group.runs), numeric=False),
 }
-
-# What fits into a terminal; the rest is on the page and in table.csv.
-SUMMARY = [
-    COLUMNS[name]
-    for name in (
-        "id", "model", "variant", "threads", "seeds", "test_acc", "lat_rel", "lat_mean_ms",
-        "lat_p95_ms", "size_mb",
-    )
-] + [replace(COLUMNS["pareto"], header="Lat. rank", text=_rank_and_marks)]  # fmt: skip
-OVER_SEEDS = [
-    *(COLUMNS[name] for name in ("id", "model", "variant", "threads", "seeds")),
-    replace(COLUMNS["test_acc"], text=_accuracy_over_seeds),
-    *(COLUMNS[name] for name in ("lat_mean_ms", "lat_p95_ms")),
-]
-
-
-def table(
-    leaderboard: Leaderboard, entries: Sequence[Entry], columns: Sequence[Column] = SUMMARY
-) -> str:
-    """Draw columns of a leaderboard in Markdown."""
-    rows = [[column.shown(leaderboard, entry) for column in columns] for entry in entries]
-    numeric = [index for index, column in enumerate(columns) if column.numeric]
-    return draw_table([str(column.header) for column in columns], rows, numeric)
-
-
-def known(entries: Sequence[tuple[Leaderboard, Entry]]) -> dict[str, Column]:
-    """Choose the columns for people that tell something of some entry."""
-    return {
-        name: column
-        for name, column in COLUMNS.items()
-        if column.header and any(column.value(*one) is not None for one in entries)
-    }
-
-
-def in_order(leaderboard: Leaderboard, sort: str) -> list[Entry]:
-    """Sort a leaderboard's entries by a column, the best first; what has no value comes last."""
-    column = COLUMNS[sort.removeprefix("-")]
-    reverse = column.highest != sort.startswith("-")
-
-    def order(entry: Entry) -> tuple[bool, float, str]:
-        value = column.value(leaderboard, entry)
-        if isinstance(value, str):
-            return reverse, 0.0, value
-        return (value is None) != reverse, value or 0.0, ""
-
-    return sorted(leaderboard.entries, key=order, reverse=reverse)
-
-
-def check_sort(sort: str) -> None:
-    """See that there is such a column.
-
-    Raises:
-        UserError: If not.
-    """
-    name = sort.removeprefix("-")
-    if name not in COLUMNS:
-        raise unknown_name(f"sort={sort}", "column", name, COLUMNS)

@@ -1,35 +1,34 @@
 """How all plots look; latency distributions, training curves, confusions and classes."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.rcsetup import cycler
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from cifar_lightning.comparison.leaderboard import Leaderboard
+from cifar_lightning.comparison.entry import Entry
+from cifar_lightning.comparison.marks import Marks
 from cifar_lightning.system.escaping import terminal, visible
 
 INK = "#1f2328"  # of text and axes; `svg` can make it follow the page
 GRID = "#8c959f"
-MARKERS = "osD^vPX*"
 MARKER_SIZE = 8  # points
+LINES: tuple[Any, ...] = (
+    "-", "--", ":", "-.", (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (6, 2, 2, 2)),
+)  # fmt: skip
 
-COLORS = (
-    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#888888",
-)  # distinct to the colour-blind too (Paul Tol's bright scheme)  # fmt: skip
-
-WIDTH = 8.0  # inches
+# Inches of a file's drawing, and of a phone's screen, where letters are as large.
+WIDTH, NARROW = 8.0, 3.6
+LETTERS = 9  # points: 12 of a page's pixels
 LATENCY_AXIS, ACCURACY_AXIS = "mean latency at batch 1 (ms)", "test accuracy (%)"
 Place = Literal["outside lower right", "outside lower center", "outside upper right"]
 MATRIX_LABELS_UP_TO = 20  # classes whose counts can be read in a confusion matrix
-NAMES_UP_TO = 30  # classes whose names have room at an axis; for more, figures are larger
+NAME = 0.27  # inches that a class takes at an axis; figures of many classes are larger
 
 mpl.rc("svg", fonttype="none")  # text stays text: searchable, in the page's font
 mpl.rc("svg", hashsalt="cifar-lightning")  # the same figure gives the same file
@@ -39,16 +38,21 @@ mpl.rc("axes", facecolor="none", edgecolor=INK, labelcolor=INK, titlecolor=INK, 
 mpl.rc("axes", grid=True, axisbelow=True)
 mpl.rc("axes.spines", top=False, right=False)
 mpl.rc("grid", color=GRID, alpha=0.3, linewidth=0.6)
-mpl.rc("xtick", color=INK, labelsize=9)
-mpl.rc("ytick", color=INK, labelsize=9)
-mpl.rc("legend", fontsize=8, labelcolor=INK, frameon=False)
+mpl.rc("xtick", color=INK, labelsize=LETTERS)
+mpl.rc("ytick", color=INK, labelsize=LETTERS)
+mpl.rc("legend", fontsize=LETTERS, labelcolor=INK, frameon=False)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A run's training: each figure's value at the end of each epoch, accuracies in percent."""
+    """A run's training: each figure's value at the end of each epoch, accuracies in percent.
+
+    Attributes:
+        label: Seeds of one group share it.
+    """
 
     label: str
+    network: str
     train_loss: Sequence[float]
     val_acc: Sequence[float]
 
@@ -85,19 +89,10 @@ def scale_latency(axes: Axes, latencies: Sequence[float]) -> None:
         axes.xaxis.set_minor_formatter("")
 
 
-def color_of(network: str, networks: Sequence[str]) -> str:
-    """Give each network its colour."""
-    return COLORS[sorted(set(networks)).index(network) % len(COLORS)]
-
-
-def latency_distributions(leaderboard: Leaderboard) -> Figure | None:
+def latency_distributions(timed: Sequence[Entry], marks: Marks, width: float = WIDTH) -> Figure:
     """Draw all calls of each entry: the box holds half of them, the whiskers 5 % to 95 %."""
-    timed = [entry for entry in leaderboard.entries if entry.timings.timed]
     entries = sorted(timed, key=lambda entry: -entry.latency.mean_ms)
-    if not entries:
-        return None
-    figure, axes = new_figure(1.0 + 0.35 * len(entries))
-    networks = [entry.network for entry in entries]
+    figure, axes = new_figure(1.0 + 0.35 * len(entries), width)
     boxes = axes.boxplot(
         [entry.timings.timed[0].calls_ms for entry in entries],
         orientation="horizontal",
@@ -112,41 +107,46 @@ def latency_distributions(leaderboard: Leaderboard) -> Figure | None:
         capprops={"color": GRID},
     )
     for box, entry in zip(boxes["boxes"], entries, strict=True):
-        box.set(facecolor=color_of(entry.network, networks), edgecolor=GRID)
-    axes.set_yticks(
-        range(1, len(entries) + 1), [visible(entry.name) for entry in entries], fontsize=8
-    )
+        box.set(facecolor=marks.color(entry.network), edgecolor=GRID)
+    axes.set_yticks(range(1, len(entries) + 1), [visible(entry.name) for entry in entries])
     scale_latency(axes, [entry.latency.mean_ms for entry in entries])
-    axes.set_xlabel("latency at batch 1 (ms): median, half of the calls, 5 % to 95 %; | mean")
-    axes.set_title(visible(leaderboard.name))
+    axes.set_xlabel("latency at batch 1 (ms)")
     return figure
 
 
-def training_curves(curves: Sequence[Curve]) -> Figure:
-    """Draw training loss and validation accuracy over the epochs."""
-    columns = max(1, 90 // (max(len(visible(curve.label)) for curve in curves) + 6))
-    rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(WIDTH, 3.2 + 0.2 * rows), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axes, label in ((left, "training loss"), (right, "validation accuracy (%)")):
-        axes.set_prop_cycle(cycler(linestyle=("-", "--", ":", "-.")) * cycler(color=COLORS))
+def training_curves(curves: Sequence[Curve], marks: Marks, width: float = WIDTH) -> Figure:
+    """Draw training loss and validation accuracy over the epochs, a line style for each group."""
+    styles: dict[str, Any] = {}
+    for network in marks.networks:
+        labels = dict.fromkeys(one.label for one in curves if one.network == network)
+        styles |= {label: LINES[number % len(LINES)] for number, label in enumerate(labels)}
+    columns = max(1, int(11 * width / (max(len(visible(label)) for label in styles) + 6)))
+    rows = -(-len(styles) // columns)
+    beside = width > NARROW
+    size = width, (3.2 if beside else 5.6) + 0.2 * rows
+    figure = Figure(figsize=size, layout="constrained")
+    first, second = figure.subplots(*((1, 2) if beside else (2, 1)))
+    for axes, label in ((first, "training loss"), (second, "validation accuracy (%)")):
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    named = []
+    named = {}
     for curve in curves:
-        for axes, values in ((left, curve.train_loss), (right, curve.val_acc)):
+        drawn = {"color": marks.color(curve.network), "linestyle": styles[curve.label]}
+        for axes, values in ((first, curve.train_loss), (second, curve.val_acc)):
             marker = "o" if len(values) == 1 else ""
-            (line,) = axes.plot(range(1, len(values) + 1), values, marker=marker)
-        named.append((curve.label, line))
-    draw_legend(figure, named, "outside lower center", columns)
+            (line,) = axes.plot(range(1, len(values) + 1), values, marker=marker, **drawn)
+        named[curve.label] = line
+    draw_legend(figure, [*named.items()], "outside lower center", columns)
     return figure
 
 
-def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
+def confusion_matrix(
+    confusion: Sequence[Sequence[int]], classes: Sequence[str], width: float = WIDTH
+) -> Figure:
     """Draw how often each true class (rows) is taken for each other one, in percent of the row."""
     count = len(confusion)
-    size = WIDTH * max(1.0, count / NAMES_UP_TO)
-    figure, axes = new_figure(size * 0.7, size * 0.8)
+    size = max(min(width, 0.8 * WIDTH), count * NAME)
+    figure, axes = new_figure(size * 0.875, size)
     axes.grid(visible=False)
     shares = [[100 * n / max(sum(row), 1) for n in row] for row in confusion]
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
@@ -162,22 +162,35 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str])
                     ink = "#ffffff" if share > 50 else "#000000"
                     axes.text(
                         column, row, f"{share:.0f}" if share >= 1 else "<1",
-                        ha="center", va="center", fontsize=8, color=ink,
+                        ha="center", va="center", fontsize=LETTERS, color=ink,
                     )  # fmt: skip
     return figure
 
 
 def class_accuracies(
-    confusions: Mapping[str, Sequence[Sequence[int]]], classes: Sequence[str]
+    confusions: Mapping[str, Sequence[Sequence[int]]],
+    classes: Sequence[str],
+    colors: Sequence[str],
+    width: float = WIDTH,
 ) -> Figure:
-    """Draw each class's accuracy under each of several labels."""
-    figure, axes = new_figure(3.6, WIDTH * max(1.0, len(classes) / NAMES_UP_TO))
-    width = 0.8 / len(confusions)
+    """Draw each class's accuracy under a label, filled, and beside it under others, hatched.
+
+    Args:
+        confusions: By their labels.
+        classes: Their names.
+        colors: One a label.
+        width: In inches; many classes take more.
+    """
+    figure, axes = new_figure(3.6, max(width, len(classes) * NAME))
+    of_bar = 0.8 / len(confusions)
     named = []
     for number, (label, confusion) in enumerate(confusions.items()):
         shares = [100 * row[k] / max(sum(row), 1) for k, row in enumerate(confusion)]
-        places = [k + (number - (len(confusions) - 1) / 2) * width for k in range(len(shares))]
-        bars = axes.bar(places, shares, width * 0.9, color=COLORS[number % len(COLORS)])
+        places = [k + (number - (len(confusions) - 1) / 2) * of_bar for k in range(len(shares))]
+        bars = axes.bar(places, shares, of_bar * 0.9, color=colors[number])
+        if number:
+            for bar in bars:
+                bar.set(fill=False, edgecolor=colors[number], hatch="////")
         named.append((label, bars[0]))
     axes.set_xticks(
         range(len(classes)), [visible(name) for name in classes], rotation=30, ha="right"
@@ -202,28 +215,6 @@ def named_images(images: Sequence[np.ndarray[Any, Any]], names: Sequence[str]) -
         left, bottom, drawn = column * side + 0.04, (row + 1) * height - 0.05, side - 0.08
         axes.imshow(image, extent=(left, left + drawn, bottom, bottom - drawn))
         middle, above = left + drawn / 2, bottom - drawn - 0.05
-        axes.text(middle, above, terminal(name), fontsize=7, ha="center", va="bottom")
+        axes.text(middle, above, terminal(name), fontsize=LETTERS, ha="center", va="bottom")
     axes.set(xlim=(0, WIDTH), ylim=(height * rows, 0))
     return figure
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure as files show it."""
-
-    svg: str
-    png: bytes
-
-    @classmethod
-    def of(cls, figure: Figure) -> Self:
-        """Draw a figure as SVG, and as PNG on white."""
-        svg, png = io.StringIO(), io.BytesIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-        figure.set_layout_engine("none")  # keep what has been found: it takes as long as drawing
-        figure.savefig(png, format="png", dpi=160, facecolor="white")
-        return cls(svg.getvalue(), png.getvalue())
-
-    @property
-    def inline(self) -> str:
-        """SVG for a place in an HTML page: without XML's prologue, in the page's text colour."""
-        return self.svg[self.svg.index("<svg") :].replace(INK, "currentColor")

@@ -55,8 +55,8 @@ def seeds_table(folders: Sequence[Path]) -> str:
     """Draw the means of those runs that differ only in the seed; empty if there are none."""
     from cifar_lightning.comparison.choice import Need  # numpy
     from cifar_lightning.comparison.collect import compare
-    from cifar_lightning.comparison.columns import OVER_SEEDS, table
     from cifar_lightning.comparison.records import Records
+    from cifar_lightning.comparison.tables import OVER_SEEDS, table
 
     compared = compare(Records([RunResults.read(folder) for folder in folders]), Need(min_acc=0))
     tables = []

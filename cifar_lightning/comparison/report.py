@@ -1,15 +1,17 @@
 """The report: what is read, drawn and written."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-
-from matplotlib.figure import Figure
 
 from cifar_lightning.comparison import plots
 from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.collect import Comparison, places_of, plainest
+from cifar_lightning.comparison.drawing import Draw, Drawing
 from cifar_lightning.comparison.leaderboard import Place
+from cifar_lightning.comparison.marks import Marks
 from cifar_lightning.comparison.page import page
 from cifar_lightning.comparison.records import Records
 from cifar_lightning.comparison.section import Section, table_csv
@@ -22,7 +24,26 @@ log = logging.getLogger(__name__)
 REPORT_DIGESTS = ".report.sha256"  # of the files written last; others are somebody else's
 
 
-def read_curve(folder: Path, label: str) -> plots.Curve | None:
+def read_curves(
+    comparison: Comparison, records: Records
+) -> dict[tuple[str, str], list[plots.Curve]]:
+    """Read the curves of all runs that are compared, apart for each data set."""
+    shown = {
+        run.name: (leaderboard.conditions, group.label, entry.network)
+        for leaderboard in comparison.leaderboards
+        for entry in leaderboard.entries
+        for group in entry.groups
+        for run in group.runs
+    }
+    found: dict[tuple[str, str], list[plots.Curve]] = defaultdict(list)
+    for name, (conditions, label, network) in shown.items():
+        curve = read_curve(records.folders[name], label, network)
+        if curve is not None:
+            found[conditions.dataset, conditions.fingerprint].append(curve)
+    return found
+
+
+def read_curve(folder: Path, label: str, network: str) -> plots.Curve | None:
     """Read a run's training curve out of its TensorBoard files; None if there is none."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -43,7 +64,7 @@ def read_curve(folder: Path, label: str) -> plots.Curve | None:
     def values(tag: str, factor: float = 1.0) -> list[float]:
         return [factor * point.value for point in events.Scalars(tag)] if tag in tags else []
 
-    curve = plots.Curve(label, values("train/loss"), values("val/acc", 100))
+    curve = plots.Curve(label, network, values("train/loss"), values("val/acc", 100))
     return curve if curve.train_loss else None
 
 
@@ -72,39 +93,34 @@ def detailed(comparison: Comparison, query: str | None) -> Place | None:
 
 
 def draw_details(
-    comparison: Comparison, records: Records, query: str | None
-) -> dict[str, tuple[str, Figure]]:
-    """Draw what belongs to runs rather than to a ranking."""
-    details = {}
-    shown = {
-        run.name: group.label
-        if len(group.runs) == 1
-        else f"{group.label}, seed {run.config['seed']}"
-        for leaderboard in comparison.leaderboards
-        for entry in leaderboard.entries
-        for group in entry.groups
-        for run in group.runs
-    }
-    curves = [read_curve(records.folders[name], label) for name, label in shown.items()]
-    known = [curve for curve in curves if curve is not None]
-    if known:
-        details["curves"] = "Training", plots.training_curves(known)
+    comparison: Comparison, records: Records, query: str | None, marks: Marks
+) -> dict[str, tuple[str, Draw]]:
+    """Draw what belongs to runs rather than to a ranking: headings, by the names of the files."""
+    details: dict[str, tuple[str, Draw]] = {}
+    for (dataset, fingerprint), curves in read_curves(comparison, records).items():
+        name = f"curves-{fingerprint[:8]}" if details else "curves"
+        details[name] = f"Training on {dataset}", partial(plots.training_curves, curves, marks)
     place = detailed(comparison, query)
     if place is not None and place[1].confusion is not None:
         entry, group = place
         classes = group.classes
         confusions = {group.name: place[1].confusion}
-        _, base = next(
+        colors = [marks.color(entry.network)]
+        base_entry, base = next(
             leaderboard.baseline
             for leaderboard in comparison.leaderboards
             if entry in leaderboard.entries
         )
         if base is not group and base.confusion is not None:
             confusions[base.name] = base.confusion
-        details["classes"] = "Accuracy per class", plots.class_accuracies(confusions, classes)
+            colors.append(marks.color(base_entry.network))
+        details["classes"] = (
+            "Accuracy per class",
+            partial(plots.class_accuracies, confusions, classes, colors),
+        )
         details["confusion"] = (
             f"What {group.name} confuses",
-            plots.confusion_matrix(place[1].confusion, classes),
+            partial(plots.confusion_matrix, place[1].confusion, classes),
         )
     return details
 
@@ -113,16 +129,16 @@ def write_report(
     to: Path,
     sections: Sequence[Section],
     comparison: Comparison,
-    details: dict[str, tuple[str, Figure]],
+    details: dict[str, tuple[str, Draw]],
     need: Need,
     text: str,
 ) -> None:
     """Replace the files of a report, all of them together; others in the folder stay."""
     files: dict[str, str | bytes] = {"report.md": text, "table.csv": table_csv(sections)}
-    figures = {name: figure for name, (_, figure) in details.items()}
+    figures = {name: draw for name, (_, draw) in details.items()}
     for section in sections:
         figures |= section.figures
-    drawings = {name: plots.Drawing.of(figure) for name, figure in figures.items()}
+    drawings = {name: Drawing.of(draw) for name, draw in figures.items()}
     for name, drawing in drawings.items():
         files |= {f"{name}.png": drawing.png, f"{name}.svg": drawing.svg}
     headings = {name: heading for name, (heading, _) in details.items()}

@@ -1,23 +1,26 @@
 """Accuracy against latency, the Pareto front drawn."""
 
-import itertools
 import math
 from collections.abc import Sequence
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.text import Text
 
 from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
+from cifar_lightning.comparison.marks import Marks
 from cifar_lightning.comparison.plots import (
     GRID,
     INK,
+    LETTERS,
     MARKER_SIZE,
-    MARKERS,
-    color_of,
+    WIDTH,
     draw_legend,
     new_figure,
     scale_latency,
@@ -25,7 +28,7 @@ from cifar_lightning.comparison.plots import (
 from cifar_lightning.runs.paired import two_sided
 from cifar_lightning.system.escaping import visible
 
-LATENCY_LABEL = "latency at batch 1, relative to the reference (ResNet-8, fp32)"
+LATENCY_LABEL = "relative latency (ResNet-8, fp32 = 1)"
 
 
 def latency_reach(entry: Entry) -> tuple[float, float]:
@@ -40,27 +43,27 @@ def accuracy_reach(leaderboard: Leaderboard, entry: Entry) -> float:
     return reach if math.isfinite(reach) else 0.0
 
 
-def accuracy_latency(leaderboard: Leaderboard, threads: int, need: Need) -> Figure:
+def accuracy_latency(
+    leaderboard: Leaderboard, threads: int, need: Need, marks: Marks, width: float = WIDTH
+) -> Figure:
     """Draw accuracy against relative latency with 95 % intervals, the front and what is taken."""
-    figure, axes = new_figure(5.0)
+    figure, axes = new_figure(5.0, width)
     entries = leaderboard.peers(threads)
-    networks = [entry.network for entry in entries]
-    variants = list(dict.fromkeys(entry.variant for entry in entries))
     for entry in entries:
         axes.errorbar(
             entry.relative,
             entry.accuracy.mean,
             xerr=[[side] for side in latency_reach(entry)],
             yerr=accuracy_reach(leaderboard, entry),
-            fmt=MARKERS[variants.index(entry.variant) % len(MARKERS)],
-            color=color_of(entry.network, networks),
+            fmt=marks.shape(entry.variant).matplotlib,
+            color=marks.color(entry.network),
             markersize=MARKER_SIZE,
             elinewidth=1,
             capsize=2,
             zorder=3,
         )
     front = leaderboard.pareto_front(threads)
-    axes.step(
+    (stairs,) = axes.step(
         [entry.relative for entry in front],
         [entry.accuracy.mean for entry in front],
         where="post",
@@ -78,14 +81,14 @@ def accuracy_latency(leaderboard: Leaderboard, threads: int, need: Need) -> Figu
     axes.set_ylabel("test accuracy (%)")
     threads_told = f", {threads} threads" if threads > 1 else ""
     axes.set_title(visible(f"{leaderboard.name}{threads_told}"), fontsize=10)
-    marks = [
-        (network, axes.plot([], [], "o", color=color_of(network, networks))[0])
-        for network in dict.fromkeys(networks)
+    here = Marks.of(entries)
+    named: list[tuple[str, Artist]] = [
+        (network, Patch(color=marks.color(network))) for network in here.networks
     ]
-    if len(variants) > 1:
-        shapes = zip(variants, itertools.cycle(MARKERS), strict=False)
-        marks += [(name, axes.plot([], [], shape, color=GRID)[0]) for name, shape in shapes]
-    draw_legend(figure, marks, "outside lower right")
+    for variant in here.variants:
+        shape = marks.shape(variant).matplotlib
+        named += [(variant, Line2D([], [], marker=shape, linestyle="", color=GRID))]
+    draw_legend(figure, [*named, ("Pareto front", stairs)], "outside lower right")
     _name_front(axes, front, leaderboard.choices[threads].entry)
     return figure
 
@@ -108,7 +111,7 @@ def _name_front(axes: Axes, front: Sequence[Entry], taken: Entry) -> None:
             xytext=(-8, 5 + lift * pixel),
             textcoords="offset points",
             ha="right",
-            fontsize=8,
+            fontsize=LETTERS,
             color=INK,
             fontweight="bold" if entry is taken else "normal",
             arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.6, "shrinkB": 5},

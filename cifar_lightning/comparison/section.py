@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
-
-from matplotlib.figure import Figure
 
 from cifar_lightning.comparison import plots, scatter
 from cifar_lightning.comparison.changes import changes, effect
 from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.collect import Comparison
-from cifar_lightning.comparison.columns import COLUMNS, in_order, table
+from cifar_lightning.comparison.columns import COLUMNS
+from cifar_lightning.comparison.drawing import Draw
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
+from cifar_lightning.comparison.marks import Marks
 from cifar_lightning.comparison.reproduce import Reproduction
+from cifar_lightning.comparison.tables import in_order, table
 from cifar_lightning.comparison.verdict import Verdict, verdict
 from cifar_lightning.runs.latency import ENDED_BY
 from cifar_lightning.runs.table import csv_text
@@ -32,7 +34,7 @@ class Ranking:
 
     threads: int
     verdict: Verdict
-    scatter: Figure
+    scatter: Draw
 
     @property
     def name(self) -> str:
@@ -49,6 +51,7 @@ class Section:
         entries: Sorted as asked for.
         notes: On the latencies: the noise floor, and what is missing.
         distributions: None where no calls are there.
+        marks: Of the whole report.
     """
 
     leaderboard: Leaderboard
@@ -57,10 +60,11 @@ class Section:
     notes: list[str]
     changes: list[str]
     reproductions: list[Reproduction]
-    distributions: Figure | None
+    distributions: Draw | None
+    marks: Marks
 
     @property
-    def figures(self) -> dict[str, Figure]:
+    def figures(self) -> dict[str, Draw]:
         """The plots by the names of their files."""
         slug = self.leaderboard.conditions.slug
         found = {f"accuracy-latency-{slug}-t{one.threads}": one.scatter for one in self.rankings}
@@ -72,15 +76,16 @@ class Section:
         return f"latency-{self.leaderboard.conditions.slug}"
 
     @classmethod
-    def of(cls, leaderboard: Leaderboard, sort: str, need: Need) -> Self:
+    def of(cls, leaderboard: Leaderboard, sort: str, need: Need, marks: Marks) -> Self:
         entries = in_order(leaderboard, sort)
+        timed = [entry for entry in entries if entry.timings.timed]
         return cls(
             leaderboard=leaderboard,
             rankings=[
                 Ranking(
                     threads,
                     verdict(leaderboard, threads, need),
-                    scatter.accuracy_latency(leaderboard, threads, need),
+                    partial(scatter.accuracy_latency, leaderboard, threads, need, marks),
                 )
                 for threads in leaderboard.threads
             ],
@@ -88,7 +93,8 @@ class Section:
             notes=list(_notes(leaderboard)),
             changes=list(_change_lines(leaderboard)),
             reproductions=[Reproduction.of(entry) for entry in entries],
-            distributions=plots.latency_distributions(leaderboard),
+            distributions=partial(plots.latency_distributions, timed, marks) if timed else None,
+            marks=marks,
         )
 
 
