@@ -6,7 +6,7 @@
 # Figures and logs are kept in FOLDER, also those of a step that its time limit cuts off. Arguments
 # go to the step's command. Variables: PYTHON, which one; LIMIT, seconds instead of the step's own,
 # 0 for none; DATA and MD5, where CIFAR-10's archive lies and its MD5 if it is not the original;
-# OUTPUTS, where training runs go, to continue one.
+# OUTPUTS, where a training run goes, to continue it.
 set -uo pipefail
 step=${1:-} out=${2:-}
 if ! [[ $step =~ ^[1-7]$ && -n $out ]]; then
@@ -47,6 +47,7 @@ trained() {
         tar -C "$outputs" $([ "$status" -eq 0 ] && echo --exclude=checkpoints) -cz . |
             split -b 15M -d -a 1 - "$out/$name.tar.gz."
     fi
+    [ -n "${OUTPUTS:-}" ] || rm -rf "$outputs"
     return "$status"
 }
 

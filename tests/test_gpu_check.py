@@ -351,7 +351,8 @@ def steps(tmp_path):
     shutil.copy(ROOT / "perf" / "gpu_steps.sh", tmp_path / "perf")
     (tmp_path / "tests" / "test_a.py").write_text("@pytest.mark.gpu\n")
     (tmp_path / "tests" / "test_b.py").write_text("import nothing\n")
-    python = tmp_path / "python"
+    python, temporary = tmp_path / "python", tmp_path / "temporary"
+    temporary.mkdir()
     python.write_text(
         '#!/bin/bash\n[ "$1" = -c ] && exit "${NO_GPU:-0}"\n'
         'for one in "$@"; do [[ $one = outputs=* ]] && mkdir -p "${one#*=}/runs/a/checkpoints" &&\n'
@@ -361,10 +362,10 @@ def steps(tmp_path):
     python.chmod(0o755)
 
     def step(*arguments, **variables):
-        environment = {"PATH": os.environ["PATH"], "PYTHON": str(python), **variables}
+        environment = {"PATH": os.environ["PATH"], "PYTHON": str(python), "TMPDIR": str(temporary)}
         return subprocess.run(
             ["perf/gpu_steps.sh", *arguments],
-            cwd=tmp_path, env=environment, capture_output=True, text=True,
+            cwd=tmp_path, env=environment | variables, capture_output=True, text=True,
         )  # fmt: skip
 
     return step
@@ -414,6 +415,7 @@ def test_a_training_step_keeps_what_it_takes_to_go_on(steps, tmp_path, limit, ch
     ).stdout
     assert "./runs/a/run.json" in listed
     assert ("checkpoints/last.ckpt" in listed) == checkpoints
+    assert not [*(tmp_path / "temporary").iterdir()]
 
 
 @pytest.mark.parametrize("arguments", [(), ("8", "out"), ("1",)])
