@@ -10,17 +10,18 @@ import gzip
 import io
 import logging
 import os
+import shutil
 import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from hashlib import sha256
-from math import inf
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ with pytest.MonkeyPatch.context() as only_here:
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         only_here.setenv("OMP_WAIT_POLICY", "PASSIVE")
     import torch
-from forks import forks
+from forks import forks, shorten_quick_benchmarks
 from PIL import Image
 
 from cifar_lightning.config.protocols import PROTOCOLS
@@ -118,13 +119,18 @@ def no_signal_yet(monkeypatch):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_is_settled_at_once() -> Iterator[None]:
-    """Take the quick protocol's rounds in this process, but never more until figures settle."""
-    before = PROTOCOLS["quick"]
-    never = {"warmup_tolerance": inf, "tolerance": inf, "independent_rounds": 1}
-    PROTOCOLS["quick"] = replace(before, warmup_s=0.0, block_s=0.001, budget_s=60.0, **never)
-    yield
-    PROTOCOLS["quick"] = before
+def own_benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let quick ones be short, and wait for no benchmark but those of this process's tests."""
+    tmp_path_factory.getbasetemp()  # stays where it is
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="tests-") as folder,
+    ):
+        patch.setenv("TMPDIR", folder)  # the lock of a device lies there
+        patch.setattr("tempfile.tempdir", folder)
+        patch.setitem(PROTOCOLS, "quick", PROTOCOLS["quick"])
+        shorten_quick_benchmarks()
+        yield
 
 
 def cifar10(root: Path, mirrors: Sequence[str], md5: str) -> CIFAR10DataModule:
@@ -149,6 +155,9 @@ def call(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Ended]:
     """Run a command's ``main`` in this process."""
+
+    # Hydra composes everything once more to learn hydra.mode, which nothing here sets.
+    monkeypatch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)
 
     def run(main: Callable[[], None], *arguments: str) -> Ended:
         monkeypatch.setattr(sys, "argv", [main.__module__, *arguments])
@@ -183,6 +192,7 @@ def command(outputs: Path, call: Callable[..., Ended]) -> Callable[..., Ended]:
 @pytest.fixture(scope="session")
 def fork() -> Iterator[str]:
     """Give a Python whose processes begin with the libraries loaded: see `forks`."""
+    resource_tracker.ensure_running()  # not by it, as that one stays till the end
     with forks() as program:
         yield str(program)
 
@@ -191,6 +201,7 @@ def fork() -> Iterator[str]:
 def forked(fork: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what this test and its commands start by ``sys.executable`` begin so."""
     monkeypatch.setattr(sys, "executable", fork)
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(fork))
 
 
 def call_once(main: Callable[[], None], *arguments: str) -> None:
@@ -201,41 +212,49 @@ def call_once(main: Callable[[], None], *arguments: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def exported(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Export the finished run in a format, once; return the folder."""
+def exported(finished_run: Path, made_once: Callable[..., Path]) -> Callable[[str], Path]:
+    """Export the finished run in a format; return the folder."""
     from cifar_lightning.cli import export
 
-    @cache
     def to(name: str) -> Path:
-        folder = tmp_path_factory.mktemp("exported") / "to"
-        call_once(
-            export.main, f"outputs={finished_run}", "run=tiny", f"format={name}", f"to={folder}"
+        given = (f"outputs={finished_run}", "run=tiny", f"format={name}")
+        return made_once(
+            f"exported-{name}", lambda folder: call_once(export.main, *given, f"to={folder}")
         )
-        return folder
 
     return to
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory, fork: str) -> Path:
-    """Train a tiny network for one epoch, measure two variants; return its outputs."""
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Give a folder, to be read only, that the first worker to ask for it has filled."""
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent  # once for all workers
-    outputs = base / "finished" / "outputs"
-    outputs.mkdir(parents=True, exist_ok=True)
-    with locked(base / "finished.lock", "waiting for the finished run"):
-        if not (outputs / "results.md").exists():
-            _train_tiny(fork, outputs)
-    return outputs
+        base = base.parent  # all workers'
+
+    def made(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, done = base / name, base / f"{name}.done"
+        with locked(base / f"{name}.lock", f"waiting for {name}"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return made
 
 
-def _train_tiny(python: str, outputs: Path) -> None:
-    subprocess.run(
-        [python, "train.py", *TINY, "epochs=1", "id=tiny", f"outputs={outputs}",
-         "benchmark.variants=[fp32,fused]"],
-        cwd=ROOT, check=True, capture_output=True,
-    )  # fmt: skip
+@pytest.fixture(scope="session")
+def finished_run(made_once: Callable[..., Path], fork: str) -> Path:
+    """Train a tiny network for one epoch, measure two variants; return its outputs."""
+    arguments = (*TINY, "epochs=1", "id=tiny", "benchmark.variants=[fp32,fused]")
+
+    def train(folder: Path) -> None:
+        command = [fork, "train.py", *arguments, f"outputs={folder / 'outputs'}"]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+    return made_once("finished", train) / "outputs"
 
 
 def with_weights(folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:

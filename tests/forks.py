@@ -2,9 +2,10 @@
 
 A real process needs five seconds to import torch and Lightning; a fork needs none. `forks` gives a
 program that is called like Python (``-c``, ``-m`` or a file, with arguments) and that hands its
-arguments, folder, environment and streams over to a server, which forks a process for each. That
+arguments, folder, environment and open files over to a server, which forks a process for each. That
 process imports this project's modules itself, ends as any Python process does, gets the signals
-that the program gets, and is killed with it.
+that the program gets, and is killed with it. Its quick benchmarks are as short as the tests' own.
+`multiprocessing` can spawn by it, too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import atexit
 import gc
 import json
+import multiprocessing
 import os
 import runpy
 import select
@@ -24,7 +26,11 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from fcntl import F_DUPFD, fcntl
 from importlib import import_module
+from itertools import dropwhile
+from math import inf
 from pathlib import Path
 from socket import AF_UNIX
 from types import ModuleType
@@ -38,12 +44,22 @@ LIBRARIES = (
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PROGRAM = """#!{python} -IS
 import json, os, signal, socket, sys
-forwarded = {forwarded}
+files = []
+for number in map(int, os.listdir("/proc/self/fd")):
+    try:
+        os.fstat(number)
+        files.append(number)
+    except OSError:  # the one that listed them
+        pass
+ignored = [number for number in {forwarded} if signal.getsignal(number) == signal.SIG_IGN]
+forwarded = {{*{forwarded}}} - {{*ignored}}
 signal.pthread_sigmask(signal.SIG_BLOCK, forwarded)
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
-request = json.dumps([sys.argv, os.getcwd(), dict(os.environ)]).encode()
-socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
+request = [sys.argv, os.getcwd(), dict(os.environ), ignored, files]
+request = json.dumps(request).encode()
+# The server can't do without one, even where all are closed.
+socket.send_fds(server, [len(request).to_bytes(8, "big")], [*files, server.fileno()])
 server.sendall(request)
 process = int.from_bytes(server.recv(8), "big")
 for number in forwarded:
@@ -59,7 +75,7 @@ os._exit(status)
 
 @contextmanager
 def forks() -> Iterator[Path]:
-    """Start the server; yield the program. It has to be called with its three streams open."""
+    """Start the server; yield the program."""
     with tempfile.TemporaryDirectory(prefix="forks-") as folder, socket.socket(AF_UNIX) as listener:
         address, program = f"{folder}/server", Path(folder, "python")
         listener.bind(address)
@@ -96,14 +112,14 @@ def serve(listener: socket.socket) -> tuple[list[str], Path]:
                     pass
             continue
         listener.close()
-        size, streams, *_ = socket.recv_fds(client, 8, 3)
+        size, received, *_ = socket.recv_fds(client, 8, 100)
         with client.makefile("rb") as stream:
             request = json.loads(stream.read(int.from_bytes(size, "big")))
         process = os.fork()
         if process == 0:
             client.close()
-            return become(*request, streams)
-        for number in streams:
+            return become(*request, received)
+        for number in received:
             os.close(number)
         client.sendall(process.to_bytes(8, "big"))
         if client in select.select([os.pidfd_open(process), client], [], [])[0]:
@@ -115,15 +131,30 @@ def serve(listener: socket.socket) -> tuple[list[str], Path]:
 
 
 def become(
-    argv: list[str], folder: str, environment: dict[str, str], streams: list[int]
+    argv: list[str],
+    folder: str,
+    environment: dict[str, str],
+    ignored: list[int],
+    files: list[int],
+    received: list[int],
 ) -> tuple[list[str], Path]:
     """Take over what a client had when it called; return the arguments and the program."""
     import torch
 
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    beyond = 3 + max(files, default=0)
+    *mine, _ = [fcntl(number, F_DUPFD, beyond) for number in received]
+    os.closerange(0, beyond)
+    for number, file in zip(files, mine, strict=True):
+        os.dup2(file, number)
+    os.closerange(beyond, 1000)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if number not in files:
+            setattr(sys, name, None)
+            setattr(sys, f"__{name}__", None)
+    for number in FORWARDED:
+        signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+    if signal.SIGINT not in ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -133,21 +164,33 @@ def become(
     return argv[1:], Path(argv[0])
 
 
-def run(kind: str, *arguments: str) -> None:
-    """Do what Python does with these arguments."""
+def shorten_quick_benchmarks() -> None:
+    """Let the quick protocol take its rounds, but never more of them until figures settle."""
+    from cifar_lightning.config.protocols import PROTOCOLS
+
+    PROTOCOLS["quick"] = replace(
+        PROTOCOLS["quick"], warmup_block=2, warmup_s=0.0, warmup_tolerance=inf, block_s=0.001,
+        independent_rounds=1, tolerance=inf, budget_s=60.0,
+    )  # fmt: skip
+
+
+def run(*given: str) -> None:
+    """Do what Python does with these arguments; flags such as ``-B`` have no effect."""
+    kind, *arguments = dropwhile(lambda one: one[0] == "-" and one not in ("-c", "-m"), given)
+    where = {"-c": "", "-m": str(Path.cwd())}
+    sys.path.insert(0, where.get(kind, str(Path(kind).resolve().parent)))
+    with suppress(ImportError):
+        shorten_quick_benchmarks()
     if kind == "-c":
         code, *arguments = arguments
-        sys.path.insert(0, "")
         sys.argv = ["-c", *arguments]
         module = sys.modules["__main__"] = ModuleType("__main__")
         exec(compile(code, "<string>", "exec"), vars(module))
     elif kind == "-m":
         name, *arguments = arguments
-        sys.path.insert(0, str(Path.cwd()))
         sys.argv = [name, *arguments]
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     else:
-        sys.path.insert(0, str(Path(kind).resolve().parent))
         sys.argv = [kind, *arguments]
         runpy.run_path(kind, run_name="__main__")
 
@@ -162,6 +205,7 @@ def main() -> None:
     gc.enable()
     arguments, program = serve(socket.socket(fileno=int(sys.argv[1])))
     sys.executable = str(program)
+    multiprocessing.set_executable(str(program))
     status = 0
     try:
         run(*arguments)
@@ -174,8 +218,8 @@ def main() -> None:
         traceback.print_exc()
     threading._shutdown()
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
     os._exit(status)
 
 

@@ -39,13 +39,13 @@ MEASURED = "benchmark.variants=[fp32]"
 
 
 @pytest.fixture(scope="session")
-def trained_once(tmp_path_factory):
+def trained_once(made_once):
     """Outputs with what the plain command trains."""
     import train
 
-    outputs = tmp_path_factory.mktemp("trained") / "outputs"
-    call_once(train.main, f"outputs={outputs}", *COMMAND)
-    return outputs
+    return made_once(
+        "plain-run", lambda folder: call_once(train.main, f"outputs={folder}", *COMMAND)
+    )
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cifar_lightning import models
 from cifar_lightning.benchmark.memory import Memory
-from cifar_lightning.benchmark.rounds import BLOCK, warm_up
+from cifar_lightning.benchmark.rounds import warm_up
 from cifar_lightning.benchmark.timing import Stopwatch, clock_of, no_garbage_collection
 from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.runs.blocks import Block
@@ -77,7 +77,7 @@ def test_warm_up_waits_until_it_is_steady():
     assert warm_up(stream.take, FULL, stream.now) >= 600
     assert stream.seconds < FULL.warmup_max_s
     short = Stream(lambda index: 10.0)
-    assert warm_up(short.take, FULL, short.now) == 2 * BLOCK  # a second's worth
+    assert warm_up(short.take, FULL, short.now) == 2 * FULL.warmup_block  # a second's worth
 
 
 def test_warm_up_ends_at_its_longest():

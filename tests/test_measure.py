@@ -50,16 +50,17 @@ from cifar_lightning.variants.context import Kind
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+@pytest.fixture(scope="session")
+def trained(made_once):
     """Outputs with two tiny finished runs, A and B."""
     import train
 
-    outputs = tmp_path_factory.mktemp("trained") / "outputs"
-    for label, width in (("A", 0.35), ("B", 0.5)):
-        arguments = [*TINY, f"outputs={outputs}", f"id={label}", f"model.width={width}"]
-        call_once(train.main, *arguments, "epochs=1", "batch_size=128")
-    return outputs
+    def both(folder):
+        for label, width in (("A", 0.35), ("B", 0.5)):
+            arguments = [*TINY, f"outputs={folder}", f"id={label}", f"model.width={width}"]
+            call_once(train.main, *arguments, "epochs=1", "batch_size=128")
+
+    return made_once("two-runs", both)
 
 
 @pytest.fixture
@@ -371,7 +372,7 @@ def test_runs_of_other_data_are_ranked_apart(again, outputs, image_folder):
     assert ended.out.count(told) == 1
 
 
-def test_fresh_processes_make_one_record(again, outputs):
+def test_fresh_processes_make_one_record(again, outputs, forked):
     ended = again("run=A,B", "processes=2")
     assert ended.status == 0, ended.err
     record = records(outputs)[-1]
@@ -450,7 +451,7 @@ def measure_with_a_signal(outputs, name):
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_a_signal_in_round_7_keeps_what_there_is(name, status, outputs):
+def test_a_signal_in_round_7_keeps_what_there_is(name, status, outputs, forked):
     earlier = len(records(outputs))
     ended = measure_with_a_signal(outputs, name)
     assert (ended.returncode, ended.stderr) == (status, "error: interrupted\n")
@@ -469,14 +470,14 @@ def test_a_signal_in_round_7_keeps_what_there_is(name, status, outputs):
     assert (row.lat_rel_low, row.lat_rel_high) == (None, None)
 
 
-def test_a_kill_in_round_7_costs_nothing_but_itself(again, outputs):
+def test_a_kill_in_round_7_costs_nothing_but_itself(again, outputs, forked):
     before = {path: path.read_bytes() for path in outputs.rglob("*") if path.is_file()}
     assert measure_with_a_signal(outputs, "SIGKILL").returncode == -signal.SIGKILL
     assert {path: path.read_bytes() for path in before} == before
     assert again("run=A").status == 0
 
 
-def test_two_benchmarks_wait_for_each_other(outputs):
+def test_two_benchmarks_wait_for_each_other(outputs, forked):
     """One of them says so, and both end well."""
     arguments = [f"outputs={outputs}", "protocol=quick", "device=cpu", "run=A"]
     command = [sys.executable, "-m", "cifar_lightning.measure", *arguments]
@@ -711,7 +712,7 @@ def test_calibration_shows_every_class_and_no_test_image(outputs):
     assert not set(chosen) & set(data.indices["val"].tolist())
 
 
-def test_an_interruption_of_processes_is_passed_on(outputs):
+def test_an_interruption_of_processes_is_passed_on(outputs, forked):
     """SIGTERM comes to the first one's parent while it prepares: nothing was there to keep."""
     before = {path: path.read_bytes() for path in outputs.rglob("*") if path.is_file()}
     arguments = [f"outputs={outputs}", "protocol=full", "device=cpu", "run=A", "processes=3"]
@@ -743,7 +744,7 @@ def test_logits_that_are_no_numbers_are_no_result(again, outputs):
     assert (row.status, row.lat_mean_ms) == ("failed", None)
 
 
-def test_a_kill_of_all_processes_loses_nothing(outputs):
+def test_a_kill_of_all_processes_loses_nothing(outputs, forked):
     """SIGKILL while the first of the fresh processes measures."""
     folder = folder_of(outputs, "A")
     (path,) = (folder / "measurements").iterdir()

@@ -14,6 +14,7 @@ from test_results import place
 from torch.utils.tensorboard import SummaryWriter
 
 from cifar_lightning.cli import report as report_command
+from cifar_lightning.comparison import plots
 from cifar_lightning.comparison.columns import COLUMNS
 from cifar_lightning.comparison.tables import OVER_SEEDS, SUMMARY, in_order
 from cifar_lightning.runs.latency import Relative
@@ -49,10 +50,17 @@ def outputs(tmp_path):
 
 
 @pytest.fixture
+def undrawn(monkeypatch):
+    """Write files without the drawings, which take most of a report's time."""
+    monkeypatch.setattr(plots.Drawing, "of", lambda figure: plots.Drawing("<svg/>", b""))
+
+
+@pytest.fixture
 def reported(call, outputs):
     return lambda *arguments: call(report_command.main, f"outputs={outputs}", *arguments)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_full_disk_leaves_the_old_report_whole(reported, outputs, monkeypatch):
     assert reported("min_acc=85").status == 0
     folder = outputs / "report"
@@ -78,6 +86,7 @@ def test_a_full_disk_leaves_the_old_report_whole(reported, outputs, monkeypatch)
     assert (folder / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_link_out_of_the_outputs_is_not_followed(reported, outputs, tmp_path):
     (tmp_path / "mine").mkdir()
     (outputs / "report").symlink_to(tmp_path / "mine")
@@ -121,6 +130,7 @@ def test_everything_is_written_and_said(reported, outputs):
     assert float(pair["slower_low_pct"]) < 300 < float(pair["slower_high_pct"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_table_for_people_fits_into_a_terminal(reported, outputs):
     """Its ± is the verdict's; every further column is on the page and in table.csv."""
     ended = reported("min_acc=85")
@@ -171,6 +181,7 @@ def test_the_same_runs_give_the_same_report(reported, outputs):
     assert written() == first
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_outputs_are_one_report(call, outputs, tmp_path):
     run = a_run("far")
     place(tmp_path / "other", run, measured(run, device="Another CPU", hardware="x"))
@@ -187,6 +198,7 @@ def test_several_outputs_are_one_report(call, outputs, tmp_path):
     assert (tmp_path / "to" / "index.html").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_commands_say_where_the_runs_are(call, outputs, tmp_path, monkeypatch):
     """As the report was told; a path of this machine is not passed on, only printed."""
     here, other = outputs.rename(tmp_path / "my outputs"), tmp_path / "other"
@@ -212,6 +224,7 @@ def test_commands_say_where_the_runs_are(call, outputs, tmp_path, monkeypatch):
     assert str(tmp_path) not in (tmp_path / "to" / "report.md").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_real_data_come_before_toys(call, outputs, tmp_path):
     """Each data set has training curves of its own, and the overall answer is about real images."""
     real = a_run("real", fingerprint="a" * 16)
@@ -228,6 +241,7 @@ def test_real_data_come_before_toys(call, outputs, tmp_path):
     assert {path.name for path in to.glob("curves*.svg")} == {"curves.svg", "curves-ffffffff.svg"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_most_accurate_within_a_latency(reported, outputs):
     out = reported("max_ms=1000", "stat=p95").out
     assert "Take good fp32 (90.00 ± " in out
@@ -235,6 +249,7 @@ def test_the_most_accurate_within_a_latency(reported, outputs):
     assert "There is no row whose mean is surely below 0.001 ms" in reported("max_ms=0.001").out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_disturbed_row_keeps_its_place(call, tmp_path):
     run, other = a_run("a"), a_run("b", epochs=9)
     timed = [(of_run(run), 1.0), (of_run(other), 2.0)]
@@ -250,6 +265,7 @@ def test_a_disturbed_row_keeps_its_place(call, tmp_path):
     assert {"classes.png", "confusion.png"} <= {p.name for p in (tmp_path / "report").iterdir()}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_filters_and_sorting(reported):
     out = reported("filter=variant=int8").out
     assert "good int8" in out
@@ -361,6 +377,7 @@ def test_rows_of_earlier_versions_and_without_validation(call, tmp_path):
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_plots_of_rows_that_are_gone_are_removed(reported, outputs):
     sold = a_run("sold", epochs=8)
     folder = place(outputs, sold, measured(sold, device="Sold", hardware="sold"))
@@ -381,6 +398,7 @@ def test_plots_of_rows_that_are_gone_are_removed(reported, outputs):
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("earlier", [False, True])
 def test_what_somebody_else_wrote_is_kept(earlier, reported, outputs, tmp_path):
     to = tmp_path / "site"
@@ -406,6 +424,7 @@ def test_no_finished_run(call, tmp_path):
     assert (ended.status, ended.err) == (2, f"error: outputs={tmp_path}: no finished run in it\n")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_damaged_files_are_named_skipped_and_counted(reported, outputs):
     folder = outputs / "runs" / a_run("rough", epochs=9).name
     (folder / "measurements" / "fp32@a-cpu-t1-full.json").write_text("{")

@@ -81,7 +81,7 @@ def test_a_full_disk_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["{0} 2>&1 | head -n 1", "{0} >&- 2>&-", "nohup {0} & wait $!"])
-def test_a_training_without_a_terminal(how, outputs):
+def test_a_training_without_a_terminal(how, outputs, forked):
     settings = " ".join([*TINY, "epochs=1", "batch_size=128", "benchmark.variants=[]"])
     train = f"{sys.executable} train.py outputs={outputs} {settings}"
     if "nohup" in how:

@@ -18,7 +18,6 @@ from cifar_lightning.system.environment import DeviceState
 
 # Makes so many calls after so many that don't count.
 TakeBlock = Callable[[int, int], Block]
-BLOCK = 50  # calls whose medians the warm-up compares
 SPREAD = 0.2  # of a block's number of calls, so that nothing beats in time with a timer
 
 
@@ -48,12 +47,11 @@ def warm_up(
     """
     start, calls, before = now(), 0, math.nan  # nothing agrees with nan
     while True:
-        median = statistics.median(take(BLOCK))
-        calls += BLOCK
+        median = statistics.median(take(protocol.warmup_block))
+        calls += protocol.warmup_block
         elapsed = now() - start
         steady = abs(median - before) <= protocol.warmup_tolerance * before
-        enough = calls >= protocol.warmup_samples and elapsed >= protocol.warmup_s
-        if (enough and steady) or elapsed >= protocol.warmup_max_s:
+        if (steady and elapsed >= protocol.warmup_s) or elapsed >= protocol.warmup_max_s:
             return calls
         before = median
 

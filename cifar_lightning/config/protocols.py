@@ -14,9 +14,9 @@ class Protocol:
 
     Attributes:
         name: Stands in the table.
-        warmup_samples: At least so many calls before the first that counts.
+        warmup_block: The warm-up compares medians of so many calls.
         warmup_s: At least so long.
-        warmup_max_s: At most so long, even if two successive medians of 50 still differ.
+        warmup_max_s: At most so long, even if two successive medians still differ.
         warmup_tolerance: Relative difference of those medians that ends the warm-up.
         block_s: So long takes a block, on average.
         calls: At least so many of each candidate.
@@ -26,7 +26,7 @@ class Protocol:
     """
 
     name: str
-    warmup_samples: int = 50
+    warmup_block: int = 50
     warmup_s: float = 1.0
     warmup_max_s: float = 10.0
     warmup_tolerance: float = 0.01

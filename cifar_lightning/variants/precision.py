@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -92,20 +93,26 @@ def convolution_error(device: torch.device) -> float:
         The larger one's largest absolute error over its largest absolute value, under the flags as
         they are.
     """
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(8, 512, 16, 16, generator=generator)
-    weights = torch.randn(512, 512, generator=generator)
-
-    def both(images: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        convolved = nn.functional.conv2d(images, weights[:, :, None, None])
-        return convolved, images[0].flatten(1).t() @ weights
-
-    exact = both(images.double(), weights.double())
-    computed = both(images.to(device), weights.to(device))
+    images, weights, exact = _known_products()
+    computed = _products(images.to(device), weights.to(device))
     return max(
         float((ours.cpu().double() - theirs).abs().max() / theirs.abs().max())
         for ours, theirs in zip(computed, exact, strict=True)
     )
+
+
+def _products(images: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    convolved = nn.functional.conv2d(images, weights[:, :, None, None])
+    return convolved, images[0].flatten(1).t() @ weights
+
+
+@cache
+def _known_products() -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Give images, weights and, computed once for all candidates, their products in float64."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(8, 512, 16, 16, generator=generator)
+    weights = torch.randn(512, 512, generator=generator)
+    return images, weights, _products(images.double(), weights.double())
 
 
 def found(error: float) -> Precision:
