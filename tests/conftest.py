@@ -20,6 +20,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from hashlib import sha256
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -40,6 +41,8 @@ from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.system.locks import locked
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from cifar_lightning.data.cifar10 import CIFAR10DataModule
 
 # The networks of the tests are so small that a second thread slows them down.
@@ -126,6 +129,7 @@ def own_benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         pytest.MonkeyPatch.context() as patch,
         tempfile.TemporaryDirectory(prefix="tests-") as folder,
     ):
+        Path(folder).chmod(0o1777)  # as the system's is
         patch.setenv("TMPDIR", folder)  # the lock of a device lies there
         patch.setattr("tempfile.tempdir", folder)
         patch.setitem(PROTOCOLS, "quick", PROTOCOLS["quick"])
@@ -270,19 +274,25 @@ def with_weights(folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -
     replace(run, weights=sha256(path.read_bytes()).hexdigest()).save(folder)
 
 
-@pytest.fixture
-def resolved() -> Callable[..., tuple[dict, dict]]:
-    """Compose and resolve a configuration; return it with the groups' choices."""
+@cache
+def _composed(*overrides: str) -> DictConfig:
     from hydra import compose, initialize_config_dir
 
     from cifar_lightning.config.schema import CONF_DIR
-    from cifar_lightning.runs.resolve import register, resolve
+    from cifar_lightning.runs.resolve import register
 
     register()
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return compose("train", list(overrides), return_hydra_config=True)
+
+
+@pytest.fixture
+def resolved() -> Callable[..., tuple[dict, dict]]:
+    """Compose and resolve a configuration; return it with the groups' choices."""
+    from cifar_lightning.runs.resolve import resolve
 
     def make(*overrides: str) -> tuple[dict, dict]:
-        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            composed = compose("train", list(overrides), return_hydra_config=True)
+        composed = _composed(*overrides)
         return resolve(composed), dict(composed.hydra.runtime.choices)
 
     return make

@@ -16,9 +16,9 @@ optuna = pytest.importorskip("optuna", reason="needs the extra `tune`")
 SPACE = (
     "~space.scheduler",
     "~space.optim.weight_decay",
+    "~space.label_smoothing",
     "space.optim.lr.low=0.01",
     "space.optim.lr.high=1.0",
-    "space.label_smoothing.choices=[0.0,0.1]",
 )
 SMALL = (*TINY, "epochs=1", "batch_size=128", "benchmark.variants=[]")
 
