@@ -34,7 +34,7 @@ with pytest.MonkeyPatch.context() as only_here:
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         only_here.setenv("OMP_WAIT_POLICY", "PASSIVE")
     import torch
-from forks import forks, shorten_quick_benchmarks
+from forks import forks, shorten_quick
 from PIL import Image
 
 from cifar_lightning.config.protocols import PROTOCOLS
@@ -133,7 +133,7 @@ def own_benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("TMPDIR", folder)  # the lock of a device lies there
         patch.setattr("tempfile.tempdir", folder)
         patch.setitem(PROTOCOLS, "quick", PROTOCOLS["quick"])
-        shorten_quick_benchmarks()
+        shorten_quick(PROTOCOLS)
         yield
 
 

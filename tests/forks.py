@@ -29,11 +29,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fcntl import F_DUPFD, fcntl
 from importlib import import_module
+from importlib.machinery import PathFinder
 from itertools import dropwhile
 from math import inf
 from pathlib import Path
 from socket import AF_UNIX
 from types import ModuleType
+from typing import Any
 
 LIBRARIES = (
     "hydra.main", "jinja2", "lightning", "matplotlib.figure", "msgspec", "psutil",
@@ -164,14 +166,33 @@ def become(
     return argv[1:], Path(argv[0])
 
 
-def shorten_quick_benchmarks() -> None:
+def shorten_quick(protocols: dict[str, Any]) -> None:
     """Let the quick protocol take its rounds, but never more of them until figures settle."""
-    from cifar_lightning.config.protocols import PROTOCOLS
-
-    PROTOCOLS["quick"] = replace(
-        PROTOCOLS["quick"], warmup_block=2, warmup_s=0.0, warmup_tolerance=inf, block_s=0.001,
+    protocols["quick"] = replace(
+        protocols["quick"], warmup_block=2, warmup_s=0.0, warmup_tolerance=inf, block_s=0.001,
         independent_rounds=1, tolerance=inf, budget_s=60.0,
     )  # fmt: skip
+
+
+class ShortQuick:
+    """Finds the module of the protocols, whichever the process imports, and shortens the quick one.
+
+    It stands first in ``sys.meta_path``.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
+        if name != "cifar_lightning.config.protocols":
+            return None
+        spec: Any = PathFinder.find_spec(name, path)
+        execute = spec.loader.exec_module
+
+        def exec_module(module: Any) -> None:
+            execute(module)
+            shorten_quick(module.PROTOCOLS)
+
+        spec.loader.exec_module = exec_module
+        return spec
 
 
 def run(*given: str) -> None:
@@ -179,8 +200,7 @@ def run(*given: str) -> None:
     kind, *arguments = dropwhile(lambda one: one[0] == "-" and one not in ("-c", "-m"), given)
     where = {"-c": "", "-m": str(Path.cwd())}
     sys.path.insert(0, where.get(kind, str(Path(kind).resolve().parent)))
-    with suppress(ImportError):
-        shorten_quick_benchmarks()
+    sys.meta_path.insert(0, ShortQuick)
     if kind == "-c":
         code, *arguments = arguments
         sys.argv = ["-c", *arguments]
