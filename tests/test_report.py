@@ -14,8 +14,8 @@ from test_results import place
 from torch.utils.tensorboard import SummaryWriter
 
 from cifar_lightning.cli import report as report_command
-from cifar_lightning.comparison import plots
 from cifar_lightning.comparison.columns import COLUMNS
+from cifar_lightning.comparison.drawing import Drawing
 from cifar_lightning.comparison.tables import OVER_SEEDS, SUMMARY, in_order
 from cifar_lightning.runs.latency import Relative
 from cifar_lightning.system.formatting import relative
@@ -52,7 +52,8 @@ def outputs(tmp_path):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Write files without the drawings, which take most of a report's time."""
-    monkeypatch.setattr(plots.Drawing, "of", lambda figure: plots.Drawing("<svg/>", b""))
+    monkeypatch.setattr(Drawing, "of", lambda draw: Drawing(draw, "<svg/>", b""))
+    monkeypatch.setattr(Drawing, "narrow", "<svg/>")
 
 
 @pytest.fixture
