@@ -124,8 +124,16 @@ def first_loss(folder):
     return float(line.partition("train loss ")[2].partition(",")[0])
 
 
-@pytest.mark.parametrize("mode", ["true", "reduce-overhead"])
-def test_compiled(mode, command, outputs, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("mode", "network"),
+    [
+        ("true", (*RESNET, "model.dropout=0")),
+        ("reduce-overhead", (*RESNET, "model.dropout=0")),
+        ("reduce-overhead", CIFARNET),
+    ],
+    ids=["default", "graphs", "graphs of a plain network"],
+)
+def test_compiled(mode, network, command, outputs, tmp_path, monkeypatch):
     """With what is kept between steps: the average, BatchNorm's statistics, losses and counts."""
     from torch._dynamo.utils import counters
     from torch._inductor.cudagraph_trees import get_manager
@@ -137,7 +145,7 @@ def test_compiled(mode, command, outputs, tmp_path, monkeypatch):
         manager = get_manager(torch.cuda.current_device(), create_if_none_exists=False)
         graphs.append(len(manager.roots) if manager is not None else 0)
 
-    settings = (*RESNET, "model.dropout=0", "precision=bf16-mixed", *EVERYTHING)
+    settings = (*network, "precision=bf16-mixed", *EVERYTHING)
     eager, _ = train(command, tmp_path / "eager", *settings)
     counters.clear()
     monkeypatch.setattr(ImageClassifier, "on_train_epoch_end", watched)

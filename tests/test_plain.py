@@ -12,7 +12,7 @@ from cifar_lightning.benchmark.evaluate import calibration
 from cifar_lightning.data.digits import DigitsDataModule
 from cifar_lightning.models.complexity import count_macs, count_parameters
 from cifar_lightning.models.interfaces import reparameterized
-from cifar_lightning.models.plain import cifarnet
+from cifar_lightning.models.plain import GlobalMaxPool, cifarnet
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.training.module import INITIAL_IMAGES, ImageClassifier
 
@@ -80,6 +80,28 @@ def test_convolutions_can_begin_as_the_identity():
 @pytest.mark.parametrize("size", [32, 48, 64])
 def test_other_resolutions_work(size):
     assert build()(torch.randn(2, 3, size, size)).shape == (2, 10)
+
+
+def test_the_largest_value_is_pooled_and_one_place_gets_its_gradient():
+    pool, features = GlobalMaxPool(), torch.randint(4, (8, 3, 5, 6)).float().requires_grad_()
+    pooled = pool.train()(features)
+    assert torch.equal(pooled, pool.eval()(features))
+    pooled.sum().backward()
+    assert (features.grad.sum((2, 3)) == 1).all()
+    assert ((features.grad == 0) | (features.detach() == pooled)).all()
+    assert (features.grad.count_nonzero((2, 3)) == 1).all()  # of the many that are as large
+
+
+@pytest.mark.slow
+def test_a_compiled_step_in_bfloat16_has_finite_gradients():
+    network = build(stem=None, whiten=False, channels=[16, 16])
+    images, labels = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = torch.compile(network.forward)(images)
+    nn.functional.cross_entropy(logits.float(), labels).backward()
+    learnt = [one.grad for one in network.parameters()]
+    assert learnt
+    assert all(one.isfinite().all() for one in learnt)
 
 
 def test_the_scale_is_part_of_the_executed_classifier():
