@@ -28,6 +28,7 @@ from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.completed import finished, show_files
 from cifar_lightning.runs.find import find_run
 from cifar_lightning.runs.folder import RunFolder
+from cifar_lightning.runs.carried_over import CarriedOver
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.results import RunResults, rows_of
 from cifar_lightning.runs.run import Network, Run, read_weights
@@ -298,6 +299,8 @@ def test_what_a_benchmark_says_of_its_device_has_types():
 def test_figures_that_contradict_each_other_are_refused():
     good = replace(MEASUREMENT, test_acc=90.0, confusion=[[9, 1], [1, 9]])
     assert Measurement.decoded(good.to_json()) == good
+    nowhere = replace(MEASUREMENT, test_acc=None, confusion=None, reason="no accuracy: no data")
+    assert Measurement.decoded(nowhere.to_json()) == nowhere
     for wrong, what in (
         (replace(good, test_acc=91.0), "test_acc: 91"),
         (replace(good, confusion=[[9, 1]]), "not a square"),
@@ -309,6 +312,8 @@ def test_figures_that_contradict_each_other_are_refused():
         (replace(good, recipe={"int8": 1}), "recipe: not of fp32"),
         (replace(good, latency=replace(good.latency, n=0)), "n"),
         (replace(good, test_acc=101.0), "test_acc"),
+        (replace(MEASUREMENT, test_acc=None), "test_acc: missing"),
+        (replace(nowhere, carried_over=CarriedOver("CPU", {})), "carried_over: without"),
     ):
         with pytest.raises(ValueError, match=what):
             Measurement.decoded(wrong.to_json())

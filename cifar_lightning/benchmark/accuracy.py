@@ -1,4 +1,7 @@
-"""Accuracy of runs under variants: each evaluated once, and never again without need."""
+"""Accuracy of runs under variants: each evaluated once, and never again without need.
+
+Where a run's data or weights are not here, what was evaluated elsewhere is carried over.
+"""
 
 import logging
 from dataclasses import dataclass
@@ -11,10 +14,13 @@ from cifar_lightning.benchmark.contention import device_lock
 from cifar_lightning.benchmark.evaluate import evaluate
 from cifar_lightning.benchmark.load import RunData
 from cifar_lightning.errors import Interrupted, reason_of
+from cifar_lightning.runs.candidate import Candidate
+from cifar_lightning.runs.carried_over import CarriedOver
 from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
-from cifar_lightning.system.devices import check_usable
+from cifar_lightning.runs.run import Run
+from cifar_lightning.system.devices import check_usable, hardware_slug
 from cifar_lightning.variants import registry
 from cifar_lightning.variants.context import Unsupported, VariantContext
 
@@ -23,10 +29,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What a run's network gets right under a variant; see `Measurement`."""
+    """What a run's network gets right under a variant; see `Measurement`.
 
-    test_acc: float
-    confusion: list[list[int]]
+    Attributes:
+        missing: Why there is none.
+    """
+
+    test_acc: float | None
+    confusion: list[list[int]] | None
+    carried_over: CarriedOver | None = None
+    missing: str | None = None
 
 
 class Accuracies:
@@ -46,6 +58,7 @@ class Accuracies:
         if source.folder is None or self.known(source) is not None:
             return
         data = self._data(source.folder)
+        assert data is not None  # or it would be known
         try:
             predictions = evaluate(prepared.forward, data, self._device)
         except Interrupted:
@@ -58,7 +71,7 @@ class Accuracies:
         self._found[source.folder, source.candidate.variant] = found
 
     def of(self, source: Source) -> Accuracy | str:
-        """Tell a run's accuracy, or why there is none; it is evaluated if it has to be.
+        """Tell a run's accuracy, or what failed; it is evaluated if it has to be.
 
         Raises:
             Interrupted: If a signal came meanwhile.
@@ -92,9 +105,49 @@ class Accuracies:
         """Tell what is known already, from an earlier measurement of the same execution, too."""
         assert source.folder is not None
         key = source.folder, source.candidate.variant
-        if key not in self._found and (lent := _lent(source)) is not None:
-            self._found[key] = lent
+        if key not in self._found and (earlier := self._earlier(source)) is not None:
+            self._found[key] = earlier
         return self._found.get(key)
+
+    def _earlier(self, source: Source) -> Accuracy | None:
+        """Take it from an earlier measurement of the same weights, made in the same way.
+
+        Where it can be evaluated: only from one that was, by the same engines.
+        """
+        assert source.folder is not None
+        run, candidate = load_run(source.folder), source.candidate
+        made = candidate.weights, candidate.recipe
+        measurements, _ = Measurement.read_all(source.folder, run)
+        known = [
+            one
+            for one in measurements
+            if (one.weights, one.recipe) == made and one.test_acc is not None
+        ]
+        evaluated = [
+            one
+            for one in known
+            if one.engines == candidate.engines
+            and one.carried_over is None
+            and one.confusion is not None
+            and RunFolder(source.folder).prediction(candidate.variant).exists()
+        ]
+        lacking = self._lacking(source.folder)
+        if not evaluated and lacking is None:
+            return None
+        if not known:
+            return _after_training(run, candidate, f"{lacking}, and nobody has evaluated it before")
+        here = hardware_slug(self._device)
+        one = max(evaluated or known, key=lambda one: (one.hardware == here, str(one.benchmark)))
+        origin = one.carried_over
+        if origin is None and (one.hardware, one.engines) != (here, candidate.engines):
+            origin = CarriedOver(one.device, one.engines, one.benchmark)
+        return Accuracy(one.test_acc, one.confusion, origin)
+
+    def _lacking(self, folder: Path) -> str | None:
+        """Tell why a run can't be evaluated here; None if it can."""
+        if not RunFolder(folder).weights.exists():
+            return "the run's weights are not here"
+        return "the run's data are not here" if self._data(folder) is None else None
 
     def _fail(self, source: Source, error: Exception) -> None:
         assert source.folder is not None
@@ -104,19 +157,11 @@ class Accuracies:
         self._found[source.folder, source.candidate.variant] = text
 
 
-def _lent(source: Source) -> Accuracy | None:
-    """Take the accuracy from a measurement of the same weights, made and executed in this way."""
-    assert source.folder is not None
-    candidate = source.candidate
-    if not RunFolder(source.folder).prediction(candidate.variant).exists():
-        return None
-    measurements, _ = Measurement.read_all(source.folder, load_run(source.folder))
-    for one in measurements:
-        same = (one.weights, one.recipe, one.engines) == (
-            candidate.weights,
-            candidate.recipe,
-            candidate.engines,
-        )
-        if same and one.test_acc is not None and one.confusion is not None:
-            return Accuracy(one.test_acc, one.confusion)
-    return None
+def _after_training(run: Run, candidate: Candidate, otherwise: str) -> Accuracy:
+    """Take fp32's from the test after training, which was in fp32 if the training was."""
+    in_fp32 = [*candidate.recipe] == ["fp32"] and run.config["precision"] == "32-true"
+    if in_fp32 and run.test_acc is not None:
+        device = run.machine.device or run.machine.processor.title
+        engines = {name: run.versions[name] for name in candidate.engines if name in run.versions}
+        return Accuracy(run.test_acc, None, CarriedOver(device, engines))
+    return Accuracy(None, None, missing=f"no accuracy: {otherwise}")

@@ -15,6 +15,7 @@ from cifar_lightning.errors import bad_value
 from cifar_lightning.models.interfaces import reparameterized
 from cifar_lightning.runs.candidate import Candidate, Role, recipe
 from cifar_lightning.runs.find import load_run
+from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.system.cores import usable_cores
 from cifar_lightning.variants import registry
 
@@ -74,6 +75,11 @@ class Source:
 
     candidate: Candidate
     folder: Path | None = None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the run's weights are here."""
+        return self.folder is not None and RunFolder(self.folder).weights.exists()
 
     def build(self) -> nn.Module:
         """Build the network as it is executed, on the CPU."""
@@ -154,7 +160,7 @@ def checks(groups: Sequence[Sequence[Source]]) -> list[list[Source]]:
     chosen = []
     for first, *others in groups:
         for other in others:
-            if other.candidate.weights != first.candidate.weights:
+            if other.has_weights and other.candidate.weights != first.candidate.weights:
                 chosen.append([replace(other, candidate=replace(other.candidate, role="check"))])
                 break
     return chosen

@@ -16,10 +16,11 @@ from cifar_lightning.config import components
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.models.interfaces import reparameterized
+from cifar_lightning.runs.candidate import candidate_key
 from cifar_lightning.runs.find import find_run, load_run
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.run import Network, read_weights, runs_of
-from cifar_lightning.variants.context import example_images
+from cifar_lightning.runs.run import Network, Run, read_weights, runs_of
+from cifar_lightning.variants.context import Unsupported, example_images
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +76,10 @@ def _layout(weights: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.
 
 
 class RunData:
-    """The data of runs; those of several runs are read once.
+    """The data of runs; those of several runs are read once, and none is downloaded unasked.
 
     Args:
-        root: See `load_data`.
+        root: See `load_data`. Without one, runs may be measured whose data are not here.
         known: What has been read already, by the run's folder.
     """
 
@@ -86,22 +87,47 @@ class RunData:
         self, root: str | None = None, known: Mapping[Path, ImageDataModule] | None = None
     ) -> None:
         self.root = root
-        self._of_run = dict(known or {})
-        self._read: dict[str, ImageDataModule] = {}
+        self._of_run: dict[Path, ImageDataModule | None] = dict(known or {})
+        self._read: dict[str, ImageDataModule | None] = {}
 
-    def __call__(self, folder: Path) -> ImageDataModule:
-        """Give the data of a run; errors as `load_data`."""
+    def __call__(self, folder: Path) -> ImageDataModule | None:
+        """Give the data of a run; None if they are not here, and nobody said where they are.
+
+        Other errors as `load_data`.
+        """
         if folder not in self._of_run:
             run = load_run(folder)
             same = json.dumps([run.data_fingerprint, run.config["data"]], sort_keys=True)
             if same not in self._read:
-                self._read[same] = load_data(folder, self.root)
+                self._read[same] = self._find(folder, run)
             self._of_run[folder] = self._read[same]
         return self._of_run[folder]
 
+    def _find(self, folder: Path, run: Run) -> ImageDataModule | None:
+        try:
+            return load_data(folder, self.root, download=self.root is not None)
+        except UserError as error:
+            if self.root is not None or "root" not in run.config["data"]:
+                raise
+            log.warning(
+                "%s is not here and is not downloaded to measure (%s): accuracies are carried over "
+                "from earlier measurements; data_root=... says where it is or belongs",
+                run.config["data"]["name"],
+                error,
+            )
+            return None
+
     def calibration(self, folder: Path | None) -> Tensor:
-        """Give images to calibrate a run's network with; noise where it is no run's."""
-        return example_images(64) if folder is None else calibration(self(folder))
+        """Give images to calibrate a run's network with; noise where it is no run's.
+
+        Raises:
+            Unsupported: If the run's data are not here.
+        """
+        if folder is None:
+            return example_images(64)
+        if (data := self(folder)) is None:
+            raise Unsupported("needs training images to calibrate, and the run's data are not here")
+        return calibration(data)
 
 
 def find_measurable(outputs: Path, queries: Sequence[str], data: RunData) -> list[Path]:
@@ -115,26 +141,13 @@ def find_measurable(outputs: Path, queries: Sequence[str], data: RunData) -> lis
     Raises:
         UserError: If one that was asked for can't be measured, or there is none at all.
     """
-    folders = [] if [*queries] == ["all"] else [find_run(outputs, query) for query in queries]
-    for folder in folders:
-        data(folder)
-        load_backbone(folder)
     if [*queries] == ["all"]:
-        none = "no finished run"
-        for folder, run in runs_of(outputs):
-            if isinstance(run, str):
-                log.warning("%s", run)
-            elif run.status == "finished":
-                try:
-                    data(folder)
-                    load_backbone(folder)
-                    folders.append(folder)
-                except UserError as error:
-                    none = "none that can be measured here"
-                    log.warning("left out: %s", error)
-        if not folders:
-            allowed = f"used where there are finished runs; {outputs} has {none}"
-            raise bad_value("run", "all", allowed)
+        folders = _all_measurable(outputs, data)
+    else:
+        folders = [find_run(outputs, query) for query in queries]
+        for folder in folders:
+            data(folder)
+            load_backbone(folder)
     sets: dict[tuple[str, str], list[str]] = {}
     for run in map(load_run, folders := list(dict.fromkeys(folders))):
         name = run.config["data"]["name"]
@@ -145,7 +158,38 @@ def find_measurable(outputs: Path, queries: Sequence[str], data: RunData) -> lis
     return folders
 
 
-def load_data(folder: Path, root: str | None = None) -> ImageDataModule:
+def _all_measurable(outputs: Path, data: RunData) -> list[Path]:
+    """Find what ``run=all`` means.
+
+    A run whose weights are not here has the latency of those with the same network, and comes last.
+    """
+    whole: dict[Path, str] = {}
+    lacking: list[tuple[Path, str, UserError]] = []
+    for folder, run in runs_of(outputs):
+        if isinstance(run, str):
+            log.warning("%s", run)
+        elif run.status == "finished":
+            network = candidate_key(run.config["model"], "fp32", {}, {}, 1)
+            try:
+                load_backbone(folder)
+                data(folder)
+                whole[folder] = network
+            except UserError as error:
+                lacking.append((folder, network, error))
+    timed_with_others = []
+    for folder, network, reason in lacking:
+        if network in whole.values() and not RunFolder(folder).weights.exists():
+            timed_with_others.append(folder)
+        else:
+            log.warning("left out: %s", reason)
+    if not whole:
+        none = "none that can be measured here" if lacking else "no finished run"
+        allowed = f"used where there are finished runs; {outputs} has {none}"
+        raise bad_value("run", "all", allowed)
+    return [*whole, *timed_with_others]
+
+
+def load_data(folder: Path, root: str | None = None, download: bool = True) -> ImageDataModule:
     """Read a run's data anew.
 
     Where they lie is this machine's to say, not the record's, which may be anybody's.
@@ -153,6 +197,7 @@ def load_data(folder: Path, root: str | None = None) -> ImageDataModule:
     Args:
         folder: The run's.
         root: Where its data lie here, if not where ``conf/data`` says.
+        download: Whether to download them where they are missing.
 
     Raises:
         UserError: If they can't be read or are not what the run was trained on.
@@ -172,7 +217,8 @@ def load_data(folder: Path, root: str | None = None) -> ImageDataModule:
                 raise UserError(f"data_root: needs a value{hint}")
     try:
         data: ImageDataModule = components.construct("data", node)
-        data.prepare_data()
+        if download:
+            data.prepare_data()
         fingerprint = data.images.fingerprint
     except UserError as error:
         raise UserError(f"{error}{hint}") from error

@@ -109,12 +109,14 @@ def _of(
     if isinstance(found, str):
         return _blank(source, record, "failed", found)
     candidate, timing = record.candidates[number], record.timing(number)
+    reasons = [*timing.disturbances, *([found.missing] if found.missing else [])]
     return replace(
         _blank(source, record, "ok", None),
         status="disturbed" if timing.disturbed else "ok",
-        reason="; ".join(timing.disturbances) or None,
+        reason="; ".join(reasons) or None,
         test_acc=found.test_acc,
         confusion=found.confusion,
+        carried_over=found.carried_over,
         size_bytes=candidate.size_bytes,
         environment=replace(
             record.environment,

@@ -63,7 +63,7 @@ def compare(
     by_conditions: dict[Conditions, Groups] = defaultdict(lambda: defaultdict(dict))
     for one in sorted(records.runs, key=lambda one: one.run.started if one.run else ""):
         for row, measurement in one.lines:
-            if one.run is None or measurement is None or not measurement.has_figures:
+            if one.run is None or measurement is None or not measurement.can_be_ranked:
                 unranked.append(row)
                 continue
             group = measurement.candidate, group_name(one.run.config, one.run.choices)

@@ -61,7 +61,7 @@ class Group:
     @cached_property
     def accuracy(self) -> Accuracy:
         """In percent of the test images, under this variant."""
-        values = [float(m.test_acc or 0) for m in self.measurements]
+        values = [m.test_acc for m in self.measurements if m.test_acc is not None]
         return Accuracy(values, self._images, self.right)
 
     @property
@@ -79,6 +79,12 @@ class Group:
         """Sort what represents a candidate last."""
         found = self.val_acc
         return found is not None, found or 0.0, self.runs[0].config["epochs"]
+
+    @property
+    def acc_from(self) -> str | None:
+        """Where accuracies were evaluated that were carried over."""
+        found = [str(one.carried_over) for one in self.measurements if one.carried_over]
+        return "; ".join(dict.fromkeys(found)) or None
 
     @property
     def size_mb(self) -> float | None:

@@ -119,6 +119,10 @@ def _notes(leaderboard: Leaderboard) -> Iterator[str]:
         )
     if apart := [entry.name for entry in leaderboard.entries if entry.told_apart]:
         yield f"Weights change the latency, so each run has a row of its own: {', '.join(apart)}."
+    carried = {entry.name: entry.group.acc_from for entry in leaderboard.entries}
+    for source in dict.fromkeys(filter(None, carried.values())):
+        names = ", ".join(name for name, one in carried.items() if one == source)
+        yield f"Accuracy of {names} is carried over from: {source}."
     represented = {
         entry.label: ", ".join(group.label for group in entry.groups[1:])
         for entry in leaderboard.entries
@@ -216,5 +220,7 @@ def unranked_lines(comparison: Comparison) -> list[str]:
     for row in comparison.unranked:
         where = f" {row.variant} on {row.device}" if row.variant else ""
         status = row.status if row.variant or row.status == "failed" else "not measured"
+        if status in ("ok", "disturbed"):
+            status = "not ranked"
         lines.append(f"{row.id}{where} is {status}{f': {row.error}' if row.error else ''}")
     return lines

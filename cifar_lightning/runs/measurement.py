@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from cifar_lightning.config.protocols import PROTOCOL_VERSION
 from cifar_lightning.runs.candidate import recipe
+from cifar_lightning.runs.carried_over import CarriedOver
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.gpu import GPUActivity
 from cifar_lightning.runs.latency import (
@@ -65,10 +66,11 @@ class Measurement(Record):
     """One variant of one run on one device.
 
     Attributes:
-        reason: Why it is not ``ok``.
+        reason: Why it is not ``ok``, or has no accuracy.
         device: The hardware's name for people.
         hardware: Its identity as part of a file name.
-        test_acc: In percent, evaluated under this variant on the whole test split.
+        test_acc: In percent, under this variant on the whole test split; None if it is not known.
+        carried_over: Where it was evaluated; None where that was here.
         size_bytes: Of the file that this variant ships.
         weights: SHA-256 of the file of weights that was measured.
         candidate: What executes; see `benchmark.candidate_key`.
@@ -128,6 +130,7 @@ class Measurement(Record):
     gpu: GPUActivity = field(default_factory=GPUActivity)
     launches: Launches = field(default_factory=Launches)
     confusion: list[list[Count]] | None = None
+    carried_over: CarriedOver | None = None
 
     FREE: ClassVar[frozenset[str]] = frozenset({"reason", "confusion"})
 
@@ -136,9 +139,12 @@ class Measurement(Record):
             raise ValueError("environment.versions.torch: missing")
         if self.recipe.keys() != {*self.variant.split("+")}:
             raise ValueError(f"recipe: not of {self.variant}")
-        for key in ("test_acc", *TIMED) if self.has_figures else ():
+        told = () if self.reason else ("test_acc",)
+        for key in (*told, *TIMED) if self.has_figures else ():
             if getattr(self, key) is None:
                 raise ValueError(f"{key}: missing")
+        if self.carried_over is not None and self.test_acc is None:
+            raise ValueError("carried_over: without an accuracy")
         if self.confusion is not None:
             self._check_confusion(self.confusion)
 
@@ -192,16 +198,17 @@ class Measurement(Record):
             found, _ = cls.read_all(folder, Run.load(folder))
         except (OSError, ValueError):
             return False
+        asked = threads, recipe(variant), on_gpu
         return any(
-            one.threads == threads
-            and (one.clock == "cuda_event") == on_gpu
-            and one.protocol in (protocol, "full")
-            and one.recipe == recipe(variant)
-            and one.protocol_version == PROTOCOL_VERSION
-            and not one.failed
-            and one.ended != "stopped"
+            (one.threads, one.recipe, one.clock == "cuda_event") == asked
+            and one.counts_for(protocol)
             for one in found
         )
+
+    def counts_for(self, protocol: str) -> bool:
+        """Tell whether it need not be taken again for a protocol."""
+        version, done = self.protocol_version == PROTOCOL_VERSION, self.ended != "stopped"
+        return version and done and not self.failed and self.protocol in (protocol, "full")
 
     @property
     def making(self) -> str:
@@ -216,6 +223,10 @@ class Measurement(Record):
     @property
     def has_figures(self) -> bool:
         return self.status in ("ok", "disturbed")
+
+    @property
+    def can_be_ranked(self) -> bool:
+        return self.has_figures and self.test_acc is not None
 
     def path(self, folder: Path) -> Path:
         """Tell where its file is in its run's folder."""

@@ -66,6 +66,7 @@ class Row:
     clock: str | None = None
     protocol: str | None = None
     benchmark: str | None = None
+    acc_from: str | None = None
     torch: str | None = None
     recipe: str | None = None
     status: str
@@ -204,6 +205,7 @@ def _row(run: Run, measurement: Measurement) -> Row:
         clock=measurement.clock,
         protocol=measurement.protocol,
         benchmark=measurement.benchmark,
+        acc_from=str(measurement.carried_over) if measurement.carried_over else None,
         torch=measurement.environment.versions["torch"],
         recipe=measurement.making,
         status=measurement.status,

@@ -1,0 +1,205 @@
+"""Measuring runs whose data, or weights, are not on this machine."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+from conftest import TINY, call_once
+
+from cifar_lightning.benchmark import accuracy
+from cifar_lightning.cli import measure as measure_command
+from cifar_lightning.cli import report as report_command
+from cifar_lightning.data.cifar10 import CIFAR10DataModule
+from cifar_lightning.errors import UserError
+from cifar_lightning.runs.carried_over import CarriedOver
+from cifar_lightning.runs.measurement import Measurement
+from cifar_lightning.runs.run import Run
+from cifar_lightning.runs.table import write_table
+
+ELSEWHERE = "amd-epyc-elsewhere"
+EVALUATED = ["fp32", "fused"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, image_folder):
+    """Two seeds of one tiny network, measured on another machine, whose images are gone."""
+    import train
+
+    base = tmp_path_factory.mktemp("elsewhere")
+    images, outputs = base / "images", base / "outputs"
+    shutil.copytree(image_folder, images)
+    data = ["data=imagefolder", "data.name=mine", "data.num_classes=10", f"data.root={images}"]
+    for seed in (0, 1):
+        call_once(
+            train.main, *TINY[1:], *data, f"outputs={outputs}", "id=net", f"seed={seed}",
+            "epochs=1", "batch_size=64", f"benchmark.variants=[{','.join(EVALUATED)}]",
+        )  # fmt: skip
+    shutil.rmtree(images)
+    for folder in (outputs / "runs").iterdir():
+        for path in (folder / "measurements").iterdir():
+            theirs = replace(Measurement.read(path), device="EPYC elsewhere", hardware=ELSEWHERE)
+            path.unlink()
+            theirs.save(folder)
+    return outputs
+
+
+@pytest.fixture
+def outputs(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "outputs")
+
+
+@pytest.fixture
+def again(outputs, call):
+    settings = f"outputs={outputs}", "protocol=quick", "device=cpu"
+    return lambda *overrides: call(measure_command.main, *settings, *overrides)
+
+
+def folders(outputs):
+    return sorted((outputs / "runs").iterdir(), key=lambda one: Run.load(one).config["seed"])
+
+
+def found(folder, variant):
+    """Take a variant's measurements of here and of elsewhere."""
+    both = {
+        path.name: Measurement.read(path) for path in (folder / "measurements").iterdir()
+        if path.name.startswith(f"{variant}@")
+    }  # fmt: skip
+    theirs = [one for name, one in both.items() if ELSEWHERE in name]
+    ours = [one for name, one in both.items() if ELSEWHERE not in name]
+    return (ours or [None])[0], (theirs or [None])[0]
+
+
+def test_latency_is_measured_and_accuracy_carried_over(again, outputs, call):
+    ended = again("run=all", "variants=[fp32,fused,onnx]")
+    assert ended.status == 0, ended.err
+    assert "mine is not here and is not downloaded to measure (" in ended.out
+    for folder in folders(outputs):
+        for variant in EVALUATED:
+            ours, theirs = found(folder, variant)
+            assert ours.latency is not None
+            assert ours.latency != theirs.latency
+            assert (ours.test_acc, ours.confusion) == (theirs.test_acc, theirs.confusion)
+            where = CarriedOver("EPYC elsewhere", theirs.engines, theirs.benchmark)
+            assert ours.carried_over == where
+        onnx, _ = found(folder, "onnx")
+        assert (onnx.has_figures, onnx.test_acc, onnx.confusion) == (True, None, None)
+        assert "the run's data are not here" in onnx.reason
+        assert onnx.latency is not None
+    rows = [row for row in write_table(outputs) if row.hardware != ELSEWHERE]
+    assert {row.variant: row.acc_from is None for row in rows} == {
+        "fp32": False, "fused": False, "onnx": True,
+    }  # fmt: skip
+    ended = call(report_command.main, f"outputs={outputs}", "min_acc=0")
+    assert ended.status == 0, ended.err
+    told = ended.out.partition("## Not ranked")[0]
+    assert "Accuracy of net fused, net fp32 is carried over from: benchmark " in told or (
+        "Accuracy of net fp32, net fused is carried over from: benchmark " in told
+    )
+    assert "is not ranked: no accuracy: the run's data are not here" in ended.out
+    assert "net onnx" not in told
+
+
+def test_it_is_carried_over_again_with_where_it_came_from(again, outputs):
+    """From here to another number of threads: it was evaluated elsewhere all the same."""
+    folder = folders(outputs)[0]
+    assert again(f"run={folder}").status == 0
+    ours, _ = found(folder, "fp32")
+    shutil.rmtree(folder / "predictions")  # what is carried over does without
+    assert again(f"run={folder}", "threads=[2]").status == 0
+    (path,) = (folder / "measurements").glob("fp32@*-t2-quick.json")
+    assert Measurement.read(path).carried_over == ours.carried_over
+
+
+@pytest.mark.parametrize("change", [{"weights": "0" * 64}, {"recipe": {"fused": 7}}])
+def test_what_is_of_other_weights_or_another_recipe_is_not_carried_over(change, again, outputs):
+    folder = folders(outputs)[0]
+    _, theirs = found(folder, "fused")
+    replace(theirs, **change).save(folder)
+    assert again(f"run={folder}", "variants=[fused]").status == 0
+    ours, _ = found(folder, "fused")
+    assert (ours.has_figures, ours.test_acc, ours.carried_over) == (True, None, None)
+
+
+@pytest.mark.parametrize(("precision", "known"), [("32-true", True), ("bf16-mixed", False)])
+def test_fp32_has_the_accuracy_of_the_test_after_training(precision, known, again, outputs):
+    """Where nobody measured it yet, and the training was in fp32."""
+    folder = folders(outputs)[0]
+    run = Run.load(folder)
+    shutil.rmtree(folder / "measurements")
+    trainer = run.config["trainer"] | {"precision": precision}
+    replace(run, config=run.config | {"precision": precision, "trainer": trainer}).save(folder)
+    assert again(f"run={folder}").status == 0
+    ours, _ = found(folder, "fp32")
+    assert ours.test_acc == (run.test_acc if known else None)
+    where = CarriedOver(run.machine.device, {"torch": run.versions["torch"]})
+    assert ours.carried_over == (where if known else None)
+    assert ours.confusion is None
+
+
+def test_seeds_without_weights_have_the_latency_of_the_others(again, outputs):
+    whole, lacking = folders(outputs)
+    (lacking / "weights.safetensors").unlink()
+    _, theirs = found(lacking, "fused")
+    half = [[5 * (column in (row, 9 - row)) for column in range(10)] for row in range(10)]
+    replace(theirs, test_acc=50.0, confusion=half).save(lacking)
+    ended = again("run=all", "variants=[fp32,fused]")
+    assert ended.status == 0, ended.err
+    ours, theirs = found(lacking, "fused")
+    assert ours.latency == found(whole, "fused")[0].latency
+    assert ours.test_acc == 50 != found(whole, "fused")[0].test_acc
+    assert ours.carried_over.benchmark == theirs.benchmark
+    (whole / "weights.safetensors").unlink()
+    assert again("run=all").status == 2
+
+
+def test_int8_needs_images_to_calibrate(again, outputs):
+    pytest.importorskip("onnxruntime")
+    folder = folders(outputs)[0]
+    assert again(f"run={folder}", "variants=[fp32,int8]").status == 0
+    ours, _ = found(folder, "int8")
+    assert (ours.status, ours.latency) == ("unsupported", None)
+    assert "needs training images to calibrate" in ours.reason
+    assert found(folder, "fp32")[0].can_be_ranked
+
+
+def test_data_that_are_here_are_used(again, outputs, image_folder, monkeypatch):
+    """What was carried over is evaluated as soon as it can be; a wrong root is a mistake."""
+    folder = folders(outputs)[0]
+    ended = again(f"run={folder}", f"data_root={outputs}/nowhere")
+    assert ended.status == 2
+    assert "nowhere: there is no folder" in ended.err
+    assert again(f"run={folder}").status == 0
+    assert found(folder, "fp32")[0].carried_over is not None
+    (folder / "measurements" / f"fp32@{ELSEWHERE}-t1-quick.json").unlink()
+    assert again(f"run={folder}", f"data_root={image_folder}").status == 0
+    ours, _ = found(folder, "fp32")
+    assert ours.carried_over is None
+    assert ours.test_acc == pytest.approx(Run.load(folder).test_acc, abs=1e-3)
+    monkeypatch.setattr(accuracy, "evaluate", None)  # and never again
+    assert again(f"run={folder}").status == 0
+    assert found(folder, "fp32")[0].carried_over is None
+
+
+def test_no_archive_is_downloaded(again, outputs, monkeypatch, tmp_path):
+    """A record of CIFAR-10 on a machine without it: no mirror is asked, unless a root is given."""
+    folder, asked = folders(outputs)[0], []
+
+    def prepare_data(self):
+        asked.append(self.root)
+        raise UserError("no network")
+
+    monkeypatch.setattr(CIFAR10DataModule, "prepare_data", prepare_data)
+    monkeypatch.chdir(tmp_path)
+    run = Run.load(folder)
+    target = "cifar_lightning.data.cifar10.CIFAR10DataModule"
+    data = {key: one for key, one in run.config["data"].items() if key != "cache_dir"}
+    data |= {"_target_": target, "name": "cifar10", "md5": "0" * 32, "root": "data"}
+    replace(run, config=run.config | {"data": data}).save(folder)
+    ended = again(f"run={folder}")
+    assert ended.status == 0, ended.err
+    assert "cifar10 is not here and is not downloaded to measure (data/cifar-10-p" in ended.out
+    assert found(folder, "fp32")[0].carried_over is not None
+    assert not asked
+    assert not (tmp_path / "data").exists()
+    assert again(f"run={folder}", f"data_root={tmp_path}").err == "error: no network\n"
+    assert asked == [str(tmp_path)]
