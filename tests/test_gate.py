@@ -25,10 +25,10 @@ from cifar_lightning.deploy.classifier import load
 from cifar_lightning.deploy.export import FORMATS, Agreement, card
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.benchmark import BenchmarkRecord
+from cifar_lightning.runs.carried_over import CarriedOver
 from cifar_lightning.runs.completed import finished, show_files
 from cifar_lightning.runs.find import find_run
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.carried_over import CarriedOver
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.results import RunResults, rows_of
 from cifar_lightning.runs.run import Network, Run, read_weights

@@ -159,7 +159,7 @@ def test_int8_needs_images_to_calibrate(again, outputs):
     ours, _ = found(folder, "int8")
     assert (ours.status, ours.latency) == ("unsupported", None)
     assert "needs training images to calibrate" in ours.reason
-    assert found(folder, "fp32")[0].can_be_ranked
+    assert found(folder, "fp32")[0].has_figures
 
 
 def test_data_that_are_here_are_used(again, outputs, image_folder, monkeypatch):

@@ -3,7 +3,7 @@
 import logging
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from cifar_lightning.benchmark.session import time_here
 from cifar_lightning.config.protocols import MIN_ROUNDS, PROTOCOLS
 from cifar_lightning.errors import Interrupted
 from cifar_lightning.runs.benchmark import BenchmarkRecord, measured_before
+from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RUNS, RunFolder
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.system.devices import hardware_slug
@@ -109,6 +110,18 @@ def measure_missing(
     ]
     rest = [source for source in missing if source not in known]
     return found + measure(rest, spec, device, outputs, data).measurements
+
+
+def measured_here(source: Source, device: torch.device, protocol: str) -> bool:
+    """Tell whether a run has a measurement of exactly this candidate on this device."""
+    if source.folder is None:
+        return False
+    found, _ = Measurement.read_all(source.folder, load_run(source.folder))
+    keys = {source.candidate.key, replace(source.candidate, by_weights=True).key}
+    return any(
+        one.candidate in keys and one.hardware == hardware_slug(device) and one.counts_for(protocol)
+        for one in found
+    )
 
 
 def measure(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cifar_lightning.benchmark.candidates import BenchmarkSpec, of_network, of_run
 from cifar_lightning.benchmark.load import RunData, find_measurable
-from cifar_lightning.benchmark.measure import Measured, measure
+from cifar_lightning.benchmark.measure import Measured, measure, measured_here
 from cifar_lightning.benchmark.summary import summary
 from cifar_lightning.cli.command import command
 from cifar_lightning.comparison.publish import publish
@@ -43,6 +43,10 @@ def main(config: MeasureConfig) -> None:
             ]
             for variant, threads in spec.combinations(device)
         ]
+        if not config.rerun:
+            missing = [one for one in sources if not measured_here(one, device, spec.protocol)]
+            log.info("measured here before: %d of %d", len(sources) - len(missing), len(sources))
+            sources = missing
         try:
             measured = measure(sources, spec, device, outputs, data, config.processes)
             failed = measured.failed

@@ -15,6 +15,7 @@ from cifar_lightning.runs.identity import group_name
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.results import Row
 from cifar_lightning.runs.run import Run
+from cifar_lightning.system import environment
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def compare(
     by_conditions: dict[Conditions, Groups] = defaultdict(lambda: defaultdict(dict))
     for one in sorted(records.runs, key=lambda one: one.run.started if one.run else ""):
         for row, measurement in one.lines:
-            if one.run is None or measurement is None or not measurement.can_be_ranked:
+            known = measurement is not None and measurement.test_acc is not None
+            if one.run is None or measurement is None or not (known and measurement.has_figures):
                 unranked.append(row)
                 continue
             group = measurement.candidate, group_name(one.run.config, one.run.choices)
@@ -88,8 +90,16 @@ def compare(
             leaderboards.append(replace(found, choices=choices))
     if baseline is not None and everything:
         places_of(everything, baseline, "baseline")
-    leaderboards.sort(key=lambda one: (one.conditions.weight, -len(one.entries), one.conditions))
+    leaderboards.sort(key=_weight)
     return Comparison(tuple(leaderboards), tuple(unranked))
+
+
+def _weight(leaderboard: Leaderboard) -> tuple[object, ...]:
+    """Sort first what answers the question: on this machine, where it was measured there."""
+    conditions, entries = leaderboard.conditions, leaderboard.entries
+    machines = [one.measurement.environment.machine.processor for one in entries]
+    elsewhere = environment.processor() not in machines
+    return conditions.weight, elsewhere, -len(entries), conditions
 
 
 def _entries(groups: Groups, records: Records, where: Mapping[str, Sequence[Timed]]) -> list[Entry]:

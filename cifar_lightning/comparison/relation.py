@@ -27,7 +27,9 @@ class Timed:
 
     @property
     def calls_ms(self) -> list[float]:
-        """List all its calls."""
+        """List all its calls; empty where the record holds means only."""
+        if self.benchmark.means_only:
+            return []
         return [ms for block in self.benchmark.blocks(self.number) for ms in block.calls_ms]
 
     @cached_property

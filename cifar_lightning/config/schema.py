@@ -61,6 +61,7 @@ class MeasureConfig:
     protocol: str = MISSING
     device: str = MISSING
     processes: int = MISSING
+    rerun: bool = MISSING
     outputs: str = MISSING
     data_root: str | None = MISSING
 

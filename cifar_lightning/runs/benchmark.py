@@ -80,9 +80,12 @@ class BenchmarkRecord(BenchmarkHead):
 
     Attributes:
         sessions: One a process.
+        means_only: Whether each block holds the mean of its calls in their place, as in small
+            copies.
     """
 
     sessions: Annotated[list[Session], Meta(min_length=1)] = field(repr=False)
+    means_only: bool = False
 
     FREE: ClassVar[frozenset[str]] = frozenset({"sessions"})
 

@@ -199,11 +199,8 @@ class Measurement(Record):
         except (OSError, ValueError):
             return False
         asked = threads, recipe(variant), on_gpu
-        return any(
-            (one.threads, one.recipe, one.clock == "cuda_event") == asked
-            and one.counts_for(protocol)
-            for one in found
-        )
+        alike = [o for o in found if (o.threads, o.recipe, o.clock == "cuda_event") == asked]
+        return any(one.counts_for(protocol) for one in alike)
 
     def counts_for(self, protocol: str) -> bool:
         """Tell whether it need not be taken again for a protocol."""
@@ -223,10 +220,6 @@ class Measurement(Record):
     @property
     def has_figures(self) -> bool:
         return self.status in ("ok", "disturbed")
-
-    @property
-    def can_be_ranked(self) -> bool:
-        return self.has_figures and self.test_acc is not None
 
     def path(self, folder: Path) -> Path:
         """Tell where its file is in its run's folder."""
