@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from cifar_lightning.comparison.accuracy import SURE
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
+from cifar_lightning.comparison.reproduce import Reproduction
 from cifar_lightning.runs.gpu import GPUActivity
 from cifar_lightning.runs.paired import Difference
 from cifar_lightning.runs.run import MEGA
@@ -195,4 +196,6 @@ COLUMNS: dict[str, Column] = {
     "protocol": Column(lambda a, e: a.conditions.protocol, numeric=False),
     "benchmark": Column(lambda a, e: e.measurement.benchmark, numeric=False),
     "runs": Column(lambda a, e: " ".join(run.name for run in e.group.runs), numeric=False),
+    "trained_with": Column(lambda a, e: Reproduction.of(e).trained_with, numeric=False),
+    "measured_with": Column(lambda a, e: Reproduction.of(e).measured_with, numeric=False),
 }

@@ -10,6 +10,7 @@ from cifar_lightning.comparison import plots
 from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.collect import Comparison, places_of, plainest
 from cifar_lightning.comparison.drawing import Draw, Drawing
+from cifar_lightning.comparison.latex import table_tex
 from cifar_lightning.comparison.leaderboard import Place
 from cifar_lightning.comparison.marks import Marks
 from cifar_lightning.comparison.page import page
@@ -134,7 +135,11 @@ def write_report(
     text: str,
 ) -> None:
     """Replace the files of a report, all of them together; others in the folder stay."""
-    files: dict[str, str | bytes] = {"report.md": text, "table.csv": table_csv(sections)}
+    files: dict[str, str | bytes] = {
+        "report.md": text,
+        "table.csv": table_csv(sections),
+        "table.tex": table_tex(sections),
+    }
     figures = {name: draw for name, (_, draw) in details.items()}
     for section in sections:
         figures |= section.figures

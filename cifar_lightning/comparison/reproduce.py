@@ -10,6 +10,7 @@ from typing import Self
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from cifar_lightning.comparison.entry import Entry, Group
+from cifar_lightning.comparison.provenance import commit
 from cifar_lightning.config.components import MACHINE
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Versions
@@ -117,6 +118,4 @@ def _written(parts: Iterable[str]) -> str:
 
 
 def _made_with(code: environment.Code, versions: Versions) -> str:
-    commit = f"commit {code.commit[:8]}" if code.commit else "no commit"
-    dirty = " with changes" if code.dirty else ""
-    return ", ".join([commit + dirty, *(f"{name} {one}" for name, one in versions.items())])
+    return ", ".join([commit(code), *(f"{name} {one}" for name, one in versions.items())])

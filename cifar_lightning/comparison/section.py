@@ -14,6 +14,7 @@ from cifar_lightning.comparison.drawing import Draw
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.comparison.marks import Marks
+from cifar_lightning.comparison.provenance import provenance
 from cifar_lightning.comparison.reproduce import Reproduction
 from cifar_lightning.comparison.tables import in_order, table
 from cifar_lightning.comparison.verdict import Verdict, verdict
@@ -21,11 +22,12 @@ from cifar_lightning.runs.latency import ENDED_BY
 from cifar_lightning.runs.table import csv_text
 from cifar_lightning.system import escaping
 
-LEGEND = (
+SIGNS = (
     "± is 1.64 standard errors, by which accuracies are called surely different; relative latency "
     "is in multiples of the reference's (ResNet-8, fp32); = marks ties, front the Pareto "
-    "front. All columns are in `table.csv` and on the page."
+    "front."
 )
+LEGEND = f"{SIGNS} All columns are in `table.csv` and on the page."
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Section:
     @classmethod
     def of(cls, leaderboard: Leaderboard, sort: str, need: Need, marks: Marks) -> Self:
         entries = in_order(leaderboard, sort)
-        timed = [entry for entry in entries if entry.timings.timed]
+        timed = [entry for entry in entries if any(one.calls_ms for one in entry.timings.timed[:1])]
         return cls(
             leaderboard=leaderboard,
             rankings=[
@@ -180,6 +182,7 @@ def markdown(sections: Sequence[Section], comparison: Comparison) -> str:
             if told.command:
                 parts += [f"To know more: {escaping.markdown_code(told.command)}", ""]
         parts += [table(section.leaderboard, section.entries), LEGEND, ""]
+        parts += [escaping.markdown(provenance(section.leaderboard)), ""]
         slower = COLUMNS["slower_pct"]
         parts += _titled(
             "Slower than what is taken (%, with the interval that decides):",

@@ -19,6 +19,7 @@ FIRST = (
     "id", "model", "variant", "threads", "seeds", "test_acc", "lat_rel", "lat_rank", "slower_pct",
     "lat_mean_ms", "lat_p95_ms", "size_mb", "marks",
 )  # fmt: skip
+RANK_AND_MARKS = replace(COLUMNS["pareto"], header="Lat. rank", text=rank_and_marks)
 # What fits into a terminal; the rest is on the page and in table.csv.
 SUMMARY = [
     COLUMNS[name]
@@ -26,7 +27,7 @@ SUMMARY = [
         "id", "model", "variant", "threads", "seeds", "test_acc", "lat_rel", "lat_mean_ms",
         "lat_p95_ms", "size_mb",
     )
-] + [replace(COLUMNS["pareto"], header="Lat. rank", text=rank_and_marks)]  # fmt: skip
+] + [RANK_AND_MARKS]  # fmt: skip
 OVER_SEEDS = [
     *(COLUMNS[name] for name in ("id", "model", "variant", "threads", "seeds")),
     replace(COLUMNS["test_acc"], text=_accuracy_over_seeds),

@@ -115,6 +115,22 @@ def markdown_block(text: str, language: str) -> str:
     return f"{fence}{language}\n{terminal(text).rstrip()}\n{fence}"
 
 
+# What LaTeX obeys. Braces keep a bracket or star from being the argument of a line's end, and signs
+# from joining to another one, as two hyphens do.
+_LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$",
+    "[": "{[}", "]": "{]}", "*": "{*}", '"': "{\"}",
+} | {sign: f"\\{sign}" for sign in "{}$&#_%"}  # fmt: skip
+_JOINING = re.compile(r"(?<=[-'`,?!])(?=[-'`,])")
+
+
+def latex(text: object) -> str:
+    """Escape a sentence or a cell so that LaTeX shows it as it is."""
+    line = _JOINING.sub("\0", visible(text))
+    return "".join(_LATEX.get(sign, sign) for sign in line).replace("\0", "{}")
+
+
 def csv_cell(value: Any) -> Any:
     """Make a CSV cell that no spreadsheet computes; numbers stay numbers.
 
