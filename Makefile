@@ -13,7 +13,7 @@ presets = experiment=$(subst $() ,$(comma),$(addprefix study/,$(1)))
 comma := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train test test-slow gpu-check perf perf-long bench-latency study report docs lint tensorboard clean
+.PHONY: help setup demo train test test-slow gpu-check perf perf-long bench-latency study rank results report docs lint tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -56,9 +56,22 @@ bench-latency: setup ## a hundred benchmarks: what is told apart, and what shoul
 study: setup ## the project's answer: 13 networks, 30 minutes of 2 cores each, then one benchmark; goes on where it was
 	$(BIN)/python train.py -m $(call presets,$(STUDY)) 'benchmark.variants=[]' outputs=outputs/study data.root=$(DATA) $(ARGS)
 	$(BIN)/python train.py -m $(call presets,$(FRONT)) seed=1,2 'benchmark.variants=[]' outputs=outputs/study data.root=$(DATA) $(ARGS)
-	for threads in 1 2; do $(BIN)/python -m cifar_lightning.measure run=all 'variants=[fp32,fused,onnx,int8]' \
+	for threads in 1 2; do $(BIN)/python -m cifar_lightning.measure run=all rerun=false 'variants=[fp32,fused,onnx,int8]' \
 		"threads=[$$threads]" outputs=outputs/study data_root=$(DATA) || exit 1; done
 	$(BIN)/python -m cifar_lightning.report min_acc=85 outputs=outputs/study
+
+rank: setup ## the study's networks on your machine: no training, no data, ten minutes; goes on where it was
+	@test -d docs/results/runs || { echo "error: docs/results/runs: the study's runs are not there yet" >&2; exit 2; }
+	@mkdir -p outputs/rank/runs outputs/rank/benchmarks
+	@cd docs/results && for one in runs/* benchmarks/*; do \
+		test -e ../../outputs/rank/$$one || cp -R $$one ../../outputs/rank/$$one || exit 1; done
+	$(BIN)/python -m cifar_lightning.measure outputs=outputs/rank run=all 'variants=[fp32,fused,onnx]' rerun=false $(ARGS)
+	$(BIN)/python -m cifar_lightning.report outputs=outputs/rank
+
+results: setup ## write the study's tables and plot in README.md and docs/ anew from docs/results
+	$(BIN)/python -m cifar_lightning.report outputs=docs/results to=outputs/results
+	$(BIN)/python docs/tables.py
+	cp outputs/results/accuracy-latency-*-t1.svg docs/results/accuracy-latency.svg
 
 report: setup ## compare all runs: tables, plots and outputs/report/index.html
 	$(BIN)/python -m cifar_lightning.report $(ARGS)

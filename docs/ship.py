@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from cifar_lightning.comparison.choice import Need, choose
 from cifar_lightning.comparison.collect import compare
@@ -34,25 +35,25 @@ def ship(outputs: Path, to: Path) -> None:
         ValueError: If it is too large to ship; nothing is changed then.
     """
     records = Records.read([outputs])
-    new = to.with_name(f"{to.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
     with_weights = set(_worth_measuring(records))
-    for one in records.runs:
-        if one.run is not None and one.run.status == "finished":
-            run, copy = RunFolder(one.folder), RunFolder.of(new, one.run.name)
-            wanted = [run.record, run.overrides, run.measurements, run.predictions]
-            wanted += [run.weights] if one.run.name in with_weights else []
-            for path in wanted:
-                _copy(path, copy.path / path.relative_to(run.path))
-    for record in records.benchmarks.values():
-        path = BenchmarkRecord.path(new, record.id)
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(with_means_only(record).to_json())
-    _check_size(new)
-    for part in new.iterdir():
-        shutil.rmtree(to / part.name, ignore_errors=True)
-        part.rename(to / part.name)
-    new.rmdir()
+    to.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=to, prefix=".new-") as folder:
+        new = Path(folder)
+        for one in records.runs:
+            if one.run is not None and one.run.status == "finished":
+                run, copy = RunFolder(one.folder), RunFolder.of(new, one.run.name)
+                wanted = [run.record, run.overrides, run.measurements, run.predictions]
+                wanted += [run.weights] if one.run.name in with_weights else []
+                for path in wanted:
+                    _copy(path, copy.path / path.relative_to(run.path))
+        for record in records.benchmarks.values():
+            path = BenchmarkRecord.path(new, record.id)
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(with_means_only(record).to_json())
+        _check_size(new)
+        for part in new.iterdir():
+            shutil.rmtree(to / part.name, ignore_errors=True)
+            part.rename(to / part.name)
 
 
 def _worth_measuring(records: Records) -> Iterator[str]:

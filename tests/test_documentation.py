@@ -35,6 +35,7 @@ NOT_RUN = {
     "experiment=best": "needs a GPU",
     "data.device=gpu": "needs a GPU",
     "path/to/images": "stands for a folder of the reader's",
+    "outputs/rank": "needs the study's runs",
     "other/outputs": "stands for another machine's results",
     "run=A,B": "stands for two runs",
     "...": "stands for more",

@@ -147,6 +147,33 @@ def test_a_markdown_reader_sees_text(text):
         assert set(as_read(f"- {escaping.markdown(sentence)}").tags) == {"ul", "li"}
 
 
+def typeset(text):
+    """Read LaTeX back as a reader of the page does; what it would obey is an error."""
+    shown = {
+        r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^",
+        r"\textless{}": "<", r"\textgreater{}": ">", r"\textbar{}": "|", r"$\pm$": "±",
+    }  # fmt: skip
+    token = re.compile("|".join([*map(re.escape, shown), r"\\[{}$&#_%]", r"\{[][*\"]?\}", "."]))
+    read = []
+    for one in token.findall(text):
+        bare = one[1:-1] if one[0] == "{" else one[-1]
+        assert len(one) > 1 or one not in r"\{}$&#_%~^[]*|<>", f"{one} of {text}"
+        read.append(shown.get(one, bare))
+    return "".join(read)
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, *PLAIN, r"\input{x}", "a--b''c", "%", "[2pt]"])
+def test_latex_shows_text(text):
+    assert typeset(escaping.latex(text)) == escaping.visible(text)
+    assert "--" not in escaping.latex(text)  # would be one dash
+    assert "\n" not in escaping.latex(text)
+
+
+@given(st.text("\\{}$&#_%~^[]*|<>-'`?!,a \n", max_size=20))
+def test_no_text_is_obeyed_by_latex(text):
+    assert typeset(escaping.latex(text)) == escaping.visible(text)
+
+
 @given(st.text("=+-@\t\r\n 1e.ab'", max_size=8))
 def test_no_cell_begins_a_formula(text):
     cell = escaping.csv_cell(text)
@@ -221,6 +248,11 @@ def test_the_report_of_hostile_runs(tmp_path, call):
     for row in csv.reader((folder / "table.csv").open()):
         for cell in filter(begins_formula, row):
             float(cell)  # a negative number computes to itself
+    tex = (folder / "table.tex").read_text()
+    assert not obeyed(tex)
+    rows = [line for line in tex.splitlines() if line.endswith(r"\\")]
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {10}
+    assert len(rows) == len(HOSTILE) + tex.count(r"\begin{tabular}")
     page = (folder / "index.html").read_text()
     for script in re.findall(r"<script.*?</script>", page, re.DOTALL):
         assert not obeyed(script.replace(get_plotlyjs(), ""))

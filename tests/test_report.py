@@ -132,6 +132,25 @@ def test_everything_is_written_and_said(reported, outputs):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_table_for_a_thesis(reported, outputs):
+    """Each number of threads is a table; its caption says how it came about."""
+    assert reported().status == 0
+    tex = (outputs / "report" / "table.tex").read_text()
+    assert tex.count(r"\begin{table}") == tex.count(r"\end{table}") == 1
+    assert r"good & fp32" in " ".join(tex.split())
+    assert r"\usepackage" not in tex
+    caption = tex.partition(r"\caption{")[2].partition("\n")[0]
+    said = ("full protocol (version", "interleaved rounds", "torch 2", "commit", "seeds 0, 1")
+    for text in (*said, "Trained on"):
+        assert text in caption, text
+    told = (outputs / "report" / "report.md").read_text()
+    assert "Measured with commit" in told
+    rows = list(csv.DictReader((outputs / "report" / "table.csv").open()))
+    assert all("torch 2" in row["measured_with"] for row in rows)
+    assert all("commit" in row["trained_with"] for row in rows)
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_the_table_for_people_fits_into_a_terminal(reported, outputs):
     """Its ± is the verdict's; every further column is on the page and in table.csv."""
     ended = reported("min_acc=85")

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from conftest import TINY, call_once
 
+import cifar_lightning.benchmark.measure as measuring
 from cifar_lightning.benchmark import accuracy
 from cifar_lightning.cli import measure as measure_command
 from cifar_lightning.cli import report as report_command
@@ -15,6 +16,7 @@ from cifar_lightning.runs.carried_over import CarriedOver
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import Run
 from cifar_lightning.runs.table import write_table
+from cifar_lightning.variants import registry
 
 ELSEWHERE = "amd-epyc-elsewhere"
 EVALUATED = ["fp32", "fused"]
@@ -203,3 +205,22 @@ def test_no_archive_is_downloaded(again, outputs, monkeypatch, tmp_path):
     assert not (tmp_path / "data").exists()
     assert again(f"run={folder}", f"data_root={tmp_path}").err == "error: no network\n"
     assert asked == [str(tmp_path)]
+
+
+def test_what_was_measured_here_is_not_again(again, outputs, monkeypatch):
+    """With rerun=false: until all is there, or the engines have changed."""
+    both = folders(outputs)
+    assert again(f"run={both[0]}", "variants=[fp32]").status == 0
+    ended = again("run=all", "variants=[fp32,fused]", "rerun=false")
+    assert ended.status == 0, ended.err
+    assert "measured here before: 1 of 4" in ended.out
+    assert all(found(folder, variant)[0] for folder in both for variant in EVALUATED)
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "time_here", None)  # nothing is timed
+        ended = again("run=all", "variants=[fp32,fused]", "rerun=false")
+        assert ended.status == 0, ended.err
+        assert "measured here before: 4 of 4" in ended.out
+        assert ended.out.count("| net ") >= 4
+    monkeypatch.setattr(registry, "engines", lambda variant: {"torch": "9"})
+    ended = again("run=all", "variants=[fp32]", "rerun=false")
+    assert "measured here before: 0 of 2" in ended.out

@@ -1,0 +1,193 @@
+"""Write the study's tables into README.md and docs/results.md, from docs/results: `make results`.
+
+A table stands between `<!-- NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cifar_lightning.comparison.choice import Need
+from cifar_lightning.comparison.collect import compare
+from cifar_lightning.comparison.columns import COLUMNS, in_order, table
+from cifar_lightning.comparison.entry import Entry
+from cifar_lightning.comparison.leaderboard import Choice, Leaderboard
+from cifar_lightning.comparison.provenance import provenance
+from cifar_lightning.comparison.records import Records
+from cifar_lightning.runs.folder import RUNS
+from cifar_lightning.runs.table import draw_table, number
+from cifar_lightning.system import escaping
+
+DOCS = Path(__file__).resolve().parent
+PAGES = (DOCS.parent / "README.md", DOCS / "results.md")
+NEEDED = (85, 90, 93)  # percent
+EAGER = ("fp32", "fused", "channels_last")
+WAYS: dict[str, Callable[[Entry], bool]] = {
+    "PyTorch, eager": lambda entry: entry.variant in EAGER,
+    "with an engine": lambda entry: entry.variant not in EAGER,
+}
+LIMITED = 1.0  # points below what is published: more epochs would matter
+
+
+@dataclass(frozen=True)
+class Published:
+    """The accuracy of a network as somebody published it."""
+
+    accuracy: float
+    epochs: str
+    how: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the tables are made of.
+
+    Attributes:
+        published: By the networks' ids.
+    """
+
+    records: Records
+    published: dict[str, Published]
+
+    @classmethod
+    def read(cls, folder: Path) -> Study:
+        with (folder / "published.csv").open() as stream:
+            rows = {row.pop("network"): row for row in csv.DictReader(stream)}
+        published = {
+            name: Published(float(row["accuracy"]), row["epochs"], row["how"], row["source"])
+            for name, row in rows.items()
+        }
+        return cls(Records.read([folder]), published)
+
+    def leaderboard(
+        self, least: float = NEEDED[0], keep: Callable[[Entry], bool] = lambda entry: True
+    ) -> Leaderboard:
+        """Rank entries, on the machine that the overall answer is of."""
+        kept = compare(self.records, Need(least), keep=lambda _, entry: keep(entry))
+        return kept.leaderboards[0]
+
+    def limited(self, entry: Entry) -> Published | None:
+        """Give what is published of a network, if that is a point or more above the accuracy."""
+        found = self.published.get(entry.label)
+        short = found is not None and entry.accuracy.mean <= found.accuracy - LIMITED
+        return found if short else None
+
+
+def taken(study: Study) -> str:
+    """Draw what to take for each accuracy, eager and with an engine, on one thread."""
+    rows = []
+    for least in NEEDED:
+        cells = [f"at least {least} %"]
+        for keep in WAYS.values():
+            leaderboard = study.leaderboard(least, keep)
+            choice = _choice(leaderboard)
+            cells.append(_told(leaderboard, choice.entry) if choice.eligible else "none")
+        rows.append(cells)
+    return draw_table(["Test accuracy", *WAYS], rows, ())
+
+
+def budget(study: Study) -> str:
+    """Draw accuracies beside published ones; say which verdicts depend on the budget."""
+    plain = [one for one in study.leaderboard().entries if one.variant == "fp32"]
+    rows = [
+        [
+            entry.label,
+            f"{entry.accuracy.mean:.2f}",
+            str(entry.group.runs[0].config["epochs"]),
+            *([number(found.accuracy, 2), found.epochs or "-", found.how, found.source]),
+            "budget-limited" if study.limited(entry) else "",
+        ]
+        for entry in sorted(plain, key=lambda one: one.accuracy.mean)
+        if entry.threads <= 1 and (found := study.published.get(entry.label)) is not None
+    ]
+    header = ["Network", "Here (%)", "Epochs", "Published (%)", "Epochs", "How", "Source", "Mark"]
+    lines = [f"- {escaping.markdown(line)}" for line in dependent(study)]
+    none = "No verdict depends on the budget, as far as accuracies are published."
+    return "\n".join([draw_table(header, rows, (1, 2, 3, 4)), *(lines or [none]), ""])
+
+
+def dependent(study: Study) -> Iterator[str]:
+    """Say which verdicts another budget could turn, by what is published."""
+    for least in NEEDED:
+        for way, keep in WAYS.items():
+            leaderboard = study.leaderboard(least, keep)
+            choice = _choice(leaderboard)
+            for entry in leaderboard.peers(choice.entry.threads):
+                limit = study.limited(entry)
+                if limit is None or not entry.accuracy.mean < least <= limit.accuracy:
+                    continue
+                if not choice.eligible or leaderboard.slower(choice.entry, entry):
+                    faster = " and is faster" if choice.eligible else ""
+                    yield (
+                        f"At least {least} %, {way}: {entry.name} has {entry.accuracy.mean:.2f} % "
+                        f"here, but {limit.accuracy:g} % in {limit.source}{faster}."
+                    )
+
+
+def ranked(study: Study) -> str:
+    """Draw all rows, as the report does."""
+    leaderboard = study.leaderboard()
+    drawn = table(leaderboard, in_order(leaderboard, "lat_rel"))
+    return f"{drawn}\n{escaping.markdown(provenance(leaderboard))}\n"
+
+
+def trained(study: Study) -> str:
+    """Draw what was trained: one row a network."""
+    rows = []
+    for entry in sorted(study.leaderboard().entries, key=lambda one: one.label):
+        if entry.variant != "fp32" or entry.threads > 1:
+            continue
+        runs = entry.group.runs
+        minutes = statistics.fmean(run.train_seconds or 0.0 for run in runs) / 60
+        rows.append(
+            [
+                entry.label,
+                str(len(runs)),
+                str(runs[0].config["epochs"]),
+                number(entry.group.val_acc, 2),
+                f"{entry.accuracy.mean:.2f}",
+                number(entry.accuracy.std, 2),
+                f"{minutes:.0f}",
+                *(COLUMNS[name].shown(study.leaderboard(), entry) for name in ("params", "macs")),
+            ]
+        )
+    header = ["Network", "Seeds", "Epochs", "Val. (%)", "Test (%)", "Std", "Minutes"]
+    return draw_table([*header, "Params (M)", "MACs (M)"], rows, range(1, 9))
+
+
+TABLES = {"taken": taken, "budget": budget, "ranked": ranked, "trained": trained}
+
+
+def _choice(leaderboard: Leaderboard) -> Choice:
+    return leaderboard.choices[leaderboard.threads[0]]
+
+
+def _told(leaderboard: Leaderboard, entry: Entry) -> str:
+    shown = {
+        name: COLUMNS[name].shown(leaderboard, entry)
+        for name in ("test_acc", "lat_rel", "lat_mean_ms")
+    }
+    return f"{entry.name}: {shown['test_acc']} %, {shown['lat_rel']}, {shown['lat_mean_ms']} ms"
+
+
+def rewritten(text: str, study: Study) -> str:
+    """Put the tables into a page, in place of what is between their marks."""
+    for name, draw in TABLES.items():
+        begin, end = f"<!-- {name} -->\n", "<!-- end -->"
+        before, mark, rest = text.partition(begin)
+        if mark:
+            text = before + begin + draw(study) + end + rest.partition(end)[2]
+    return text
+
+
+if __name__ == "__main__":
+    if not (DOCS / "results" / RUNS).is_dir():
+        raise SystemExit("docs/results has no runs yet")
+    study = Study.read(DOCS / "results")
+    for page in PAGES:
+        page.write_text(rewritten(page.read_text(), study))
