@@ -172,8 +172,10 @@ def test_this_machines_ranking_comes_first(outputs, call):
 
 def test_make_rank_copies_each_run_once_and_says_what_is_missing(tmp_path):
     """The recipe's own lines, with another interpreter in place of the commands'."""
+    for name in ("requirements.lock", "pyproject.toml", "installed"):
+        (tmp_path / name).touch()
     shutil.copy(ROOT / "Makefile", tmp_path)
-    command = ["make", "BIN=bin", "INSTALLED=Makefile", "rank"]
+    command = ["make", "BIN=bin", "INSTALLED=installed", "rank"]
 
     def make():
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
