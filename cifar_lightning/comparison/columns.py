@@ -184,7 +184,7 @@ COLUMNS: dict[str, Column] = {
         numeric=False,
     ),
     "pareto": Column(_pareto, "Pareto", numeric=False),
-    "acc_from": Column(lambda a, e: e.group.acc_from, numeric=False),
+    "acc_from": Column(lambda a, e: e.group.acc_from or "", numeric=False),
     "val_acc": Column(lambda a, e: e.group.val_acc, highest=True),
     "optim": Column(lambda a, e: e.group.runs[0].choices["optim"], numeric=False),
     "scheduler": Column(lambda a, e: e.group.runs[0].choices["scheduler"], numeric=False),
