@@ -13,11 +13,12 @@ from pathlib import Path
 
 from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.collect import compare
-from cifar_lightning.comparison.columns import COLUMNS, in_order, table
+from cifar_lightning.comparison.columns import COLUMNS
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Choice, Leaderboard
 from cifar_lightning.comparison.provenance import provenance
 from cifar_lightning.comparison.records import Records
+from cifar_lightning.comparison.tables import in_order, table
 from cifar_lightning.runs.folder import RUNS
 from cifar_lightning.runs.table import draw_table, number
 from cifar_lightning.system import escaping

@@ -17,7 +17,7 @@ from simulated import benchmark, of_run
 from test_results import MEASUREMENT, RUN, place
 
 from cifar_lightning.benchmark.load import build_network, load_backbone, load_data
-from cifar_lightning.comparison import collect, columns, section, tensorboard, verdict
+from cifar_lightning.comparison import collect, section, tables, tensorboard, verdict
 from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.publish import publish
 from cifar_lightning.comparison.records import Records
@@ -125,7 +125,7 @@ def read_by_all(outputs, folder, config):
         for threads in leaderboard.threads:
             verdict.verdict(leaderboard, threads, Need(85.0))
         list(section._change_lines(leaderboard))
-        columns.in_order(leaderboard, "test_acc")
+        tables.in_order(leaderboard, "test_acc")
     section.unranked_lines(found)
     with suppress(UserError):
         finished(folder, config)

@@ -208,12 +208,6 @@ class Measurement(Record):
         return version and done and not self.failed and self.protocol in (protocol, "full")
 
     @property
-    def making(self) -> str:
-        """Tell the versions of its parts, and of what executed it beside torch."""
-        engines = {name: one for name, one in self.engines.items() if name != "torch"}
-        return ", ".join(f"{name} {version}" for name, version in (self.recipe | engines).items())
-
-    @property
     def failed(self) -> bool:
         return self.status == "failed"
 

@@ -182,6 +182,13 @@ def _run_row(run: Run) -> Row:
     )
 
 
+def _making(measurement: Measurement) -> str:
+    """Tell the versions of a variant's parts, and of what executed it beside torch."""
+    engines = {name: one for name, one in measurement.engines.items() if name != "torch"}
+    made = measurement.recipe | engines
+    return ", ".join(f"{name} {version}" for name, version in made.items())
+
+
 def _row(run: Run, measurement: Measurement) -> Row:
     row = replace(
         _run_row(run),
@@ -207,7 +214,7 @@ def _row(run: Run, measurement: Measurement) -> Row:
         benchmark=measurement.benchmark,
         acc_from=str(measurement.carried_over) if measurement.carried_over else None,
         torch=measurement.environment.versions["torch"],
-        recipe=measurement.making,
+        recipe=_making(measurement),
         status=measurement.status,
         marks=", ".join(measurement.marks) or None,
         error=measurement.reason,
