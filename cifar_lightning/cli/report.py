@@ -16,7 +16,7 @@ from cifar_lightning.comparison.filters import make_filter
 from cifar_lightning.comparison.marks import Marks
 from cifar_lightning.comparison.records import Records
 from cifar_lightning.comparison.report import draw_details, write_report
-from cifar_lightning.comparison.section import Section, markdown
+from cifar_lightning.comparison.section import Section, markdown, overall
 from cifar_lightning.comparison.tables import check_sort
 from cifar_lightning.config.schema import ReportConfig
 from cifar_lightning.errors import UserError, bad_value
@@ -58,6 +58,8 @@ def main(config: ReportConfig) -> None:
             raise
         raise UserError(f"to={to}: {error.strerror}: {error.filename}") from error
     log.info("\n%s", text)
+    if answer := overall(sections):
+        log.info("%s", answer)  # again, where a long text has left it out of sight
     if elsewhere := [str(path) for path in outputs if relative(path).is_absolute()]:
         log.info("the commands above need outputs=%s", " or outputs=".join(elsewhere))
     left_out = f"; {len(records.damaged)} damaged, left out" if records.damaged else ""
