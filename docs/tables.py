@@ -15,7 +15,7 @@ from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.collect import compare
 from cifar_lightning.comparison.columns import COLUMNS
 from cifar_lightning.comparison.entry import Entry
-from cifar_lightning.comparison.leaderboard import Choice, Leaderboard
+from cifar_lightning.comparison.leaderboard import Choice, Leaderboard, speed
 from cifar_lightning.comparison.provenance import provenance
 from cifar_lightning.comparison.records import Records
 from cifar_lightning.comparison.tables import in_order, table
@@ -118,11 +118,13 @@ def dependent(study: Study) -> Iterator[str]:
         for way, keep in WAYS.items():
             leaderboard = study.leaderboard(least, keep)
             choice = _choice(leaderboard)
-            for entry in leaderboard.peers(choice.entry.threads):
-                limit = study.limited(entry)
+            told = set()
+            for entry in sorted(leaderboard.peers(choice.entry.threads), key=speed):
+                limit = None if entry.label in told else study.limited(entry)
                 if limit is None or not entry.accuracy.mean < least <= limit.accuracy:
                     continue
                 if not choice.eligible or leaderboard.slower(choice.entry, entry):
+                    told.add(entry.label)
                     faster = " and is faster" if choice.eligible else ""
                     yield (
                         f"At least {least} %, {way}: {entry.name} has {entry.accuracy.mean:.2f} % "

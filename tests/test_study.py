@@ -184,10 +184,8 @@ def test_make_rank_copies_each_run_once_and_says_what_is_missing(tmp_path):
     assert "the study's runs are not there yet" in make().stderr
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to("/bin/echo")
-    for place_of_one in ("runs/a", "benchmarks"):
-        (tmp_path / "docs" / "results" / place_of_one).mkdir(parents=True)
+    (tmp_path / "docs" / "results" / "runs" / "a").mkdir(parents=True)
     (tmp_path / "docs" / "results" / "runs" / "a" / "run.json").write_text("theirs")
-    (tmp_path / "docs" / "results" / "benchmarks" / "b.json").write_text("theirs")
     ended = make()
     assert ended.returncode == 0, ended.stderr
     assert "run=all variants=[fp32,fused,onnx] rerun=false" in ended.stdout

@@ -221,6 +221,9 @@ def test_what_was_measured_here_is_not_again(again, outputs, monkeypatch):
         assert ended.status == 0, ended.err
         assert "measured here before: 4 of 4" in ended.out
         assert ended.out.count("| net ") >= 4
+    shutil.rmtree(outputs / "benchmarks")  # as if another machine of this kind had measured
+    ended = again("run=all", "variants=[fp32]", "rerun=false")
+    assert "measured here before: 0 of 2" in ended.out
     monkeypatch.setattr(registry, "engines", lambda variant: {"torch": "9"})
     ended = again("run=all", "variants=[fp32]", "rerun=false")
     assert "measured here before: 0 of 2" in ended.out

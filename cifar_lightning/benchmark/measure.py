@@ -112,15 +112,20 @@ def measure_missing(
     return found + measure(rest, spec, device, outputs, data).measurements
 
 
-def measured_here(source: Source, device: torch.device, protocol: str) -> bool:
-    """Tell whether a run has a measurement of exactly this candidate on this device."""
+def measured_here(source: Source, device: torch.device, protocol: str, outputs: Path) -> bool:
+    """Tell whether a run has a measurement of exactly this candidate on this device.
+
+    Its benchmark has to be in these outputs: another machine may have the same processor.
+    """
     if source.folder is None:
         return False
     found, _ = Measurement.read_all(source.folder, load_run(source.folder))
     keys = {source.candidate.key, replace(source.candidate, by_weights=True).key}
+    alike = [one for one in found if one.candidate in keys and one.counts_for(protocol)]
     return any(
-        one.candidate in keys and one.hardware == hardware_slug(device) and one.counts_for(protocol)
-        for one in found
+        one.hardware == hardware_slug(device)
+        and (one.benchmark is None or BenchmarkRecord.path(outputs, one.benchmark).exists())
+        for one in alike
     )
 
 

@@ -44,7 +44,9 @@ def main(config: MeasureConfig) -> None:
             for variant, threads in spec.combinations(device)
         ]
         if not config.rerun:
-            missing = [one for one in sources if not measured_here(one, device, spec.protocol)]
+            missing = [
+                one for one in sources if not measured_here(one, device, spec.protocol, outputs)
+            ]
             log.info("measured here before: %d of %d", len(sources) - len(missing), len(sources))
             sources = missing
         try:
