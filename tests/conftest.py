@@ -299,11 +299,14 @@ def resolved() -> Callable[..., tuple[dict, dict]]:
 
 
 @pytest.fixture(scope="session")
-def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_folder(made_once: Callable[..., Path]) -> Path:
     """30 training and 10 test images a class: of CIFAR-10 where its copy is there, else digits."""
+    return made_once("images", _write_images)
+
+
+def _write_images(base: Path) -> None:
     from cifar_lightning.data.digits import read_digits
 
-    base = tmp_path_factory.mktemp("images")
     if CIFAR10_COPY.exists():
         wanted = {"train": 30, "test": 10}
         seen: Counter[tuple[str, str]] = Counter()
@@ -317,7 +320,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     target = base / split / name / Path(member.name).name
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(archive.extractfile(member).read())
-        return base
+        return
     digits = read_digits()
     for split, part, count in (("train", digits.train, 30), ("test", digits.test, 10)):
         for label, name in enumerate(digits.classes):
@@ -325,4 +328,3 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for index in torch.nonzero(part.labels == label).flatten()[:count]:
                 pixels = part.images[index].permute(1, 2, 0).numpy()
                 Image.fromarray(pixels).save(base / split / name / f"{int(index):04d}.png")
-    return base

@@ -23,7 +23,9 @@ def adapt(
 
     The layers that lower the resolution (convolutions, pooling, blurring) are found by running the
     network once; those that see the same resolution (the branches of one block) form one step. The
-    first steps lose their stride until the rest multiply to ``output_stride``.
+    first steps lose their stride until the rest multiply to ``output_stride``. On the meta device,
+    where a network has nothing but its sizes, strides stay: running it there takes longer than all
+    the rest, and they change no size.
 
     NOTE: only the layers' own ``stride`` changes. Whether a block has a residual connection is
     decided by torchvision when it is built, so a block that lost its stride gains none.
@@ -41,7 +43,7 @@ def adapt(
     Raises:
         ValueError: If the output stride is none that the last steps multiply to.
     """
-    if output_stride is not None:
+    if output_stride is not None and not next(network.parameters()).is_meta:
         _lower_strides(network, output_stride)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -76,7 +76,9 @@ def timm_network(
             raise
         why = f"does not work on 32x32 images with output_stride={output_stride}"
         raise ValueError(f"name={name}: {why}: {reason_of(error)}") from error
-    if output_stride is not None and features[2:] != (INPUT_SIZE // output_stride,) * 2:
+    if output_stride is None or images.is_meta:  # where strides stay
+        return TimmNetwork(network.train())
+    if features[2:] != (INPUT_SIZE // output_stride,) * 2:
         raise ValueError(
             f"output_stride={output_stride}: can't be reached: {name}'s last features would have "
             f"the shape {features}; output_stride=null takes it as it is"
