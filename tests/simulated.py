@@ -201,7 +201,9 @@ def comparison(*plans, need=NEED, baseline=None, right=None, records=None, **opt
         key = of_run(one.run, **one.how).key
         there = [r for r in records if key in [r.candidates[n].key for n in r.ranked]]
         taken = measured(one.run, there[-1], **one.how, **one.measured)
-        results.append(RunResults(Path(one.run.name), one.run, [(None, taken)], []))
+        results.append(
+            RunResults(Path("outputs", "runs", one.run.name), one.run, [(None, taken)], [])
+        )
     known = {record.id: record for record in records}
     return compare(Records(results, known, right or {}), need, baseline)
 
