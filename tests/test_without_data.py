@@ -151,7 +151,9 @@ def test_seeds_without_weights_have_the_latency_of_the_others(again, outputs):
     assert ours.test_acc == 50 != found(whole, "fused")[0].test_acc
     assert ours.carried_over.benchmark == theirs.benchmark
     (whole / "weights.safetensors").unlink()
-    assert again("run=all").status == 2
+    ended = again("run=all")
+    assert ended.status == 2
+    assert "left out, as their weights are not here: net, net" in ended.out
 
 
 def test_int8_needs_images_to_calibrate(again, outputs):

@@ -164,7 +164,7 @@ def _all_measurable(outputs: Path, data: RunData) -> list[Path]:
     A run whose weights are not here has the latency of those with the same network, and comes last.
     """
     whole: dict[Path, str] = {}
-    lacking: list[tuple[Path, str, UserError]] = []
+    lacking: list[tuple[Path, str, str, UserError]] = []
     for folder, run in runs_of(outputs):
         if isinstance(run, str):
             log.warning("%s", run)
@@ -175,13 +175,17 @@ def _all_measurable(outputs: Path, data: RunData) -> list[Path]:
                 data(folder)
                 whole[folder] = network
             except UserError as error:
-                lacking.append((folder, network, error))
-    timed_with_others = []
-    for folder, network, reason in lacking:
-        if network in whole.values() and not RunFolder(folder).weights.exists():
+                lacking.append((folder, run.label, network, error))
+    timed_with_others, without_weights = [], []
+    for folder, label, network, reason in lacking:
+        if RunFolder(folder).weights.exists():
+            log.warning("left out: %s", reason)
+        elif network in whole.values():
             timed_with_others.append(folder)
         else:
-            log.warning("left out: %s", reason)
+            without_weights.append(label)
+    if without_weights:
+        log.warning("left out, as their weights are not here: %s", ", ".join(without_weights))
     if not whole:
         none = "none that can be measured here" if lacking else "no finished run"
         allowed = f"used where there are finished runs; {outputs} has {none}"
