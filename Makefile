@@ -60,7 +60,7 @@ study: setup ## the project's answer: 13 networks, 30 minutes of 2 cores each, t
 		"threads=[$$threads]" outputs=outputs/study data_root=$(DATA) || exit 1; done
 	$(BIN)/python -m cifar_lightning.report min_acc=85 outputs=outputs/study
 
-rank: setup ## the study's networks on your machine: no training, no data, ten minutes; goes on where it was
+rank: setup ## the study's networks on your machine: no training, no data; goes on where it was
 	@test -d docs/results/runs || { echo "error: docs/results/runs: the study's runs are not there yet" >&2; exit 2; }
 	@mkdir -p outputs/rank/runs
 	@for run in docs/results/runs/*; do \
