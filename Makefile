@@ -85,7 +85,7 @@ lint: setup ## check style and types
 	$(BIN)/mypy
 
 tensorboard: setup ## watch the training curves at http://localhost:6006
-	$(BIN)/tensorboard --logdir outputs/runs $(ARGS)
+	$(BIN)/tensorboard --logdir outputs/tensorboard $(ARGS)
 
 clean: ## remove caches and the virtual environment; outputs and data stay
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

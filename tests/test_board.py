@@ -1,17 +1,20 @@
 import os
 import shutil
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
+import torch
 from conftest import TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
-from cifar_lightning.comparison import tensorboard
+from cifar_lightning.comparison import plots, tensorboard
 from cifar_lightning.runs.find import find_run
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import Run
+from cifar_lightning.training import pictures
 
 
 @pytest.fixture
@@ -51,14 +54,60 @@ def test_settings_and_results_can_be_compared(folder):
     assert (found["seed"], found["epochs"], found["augment"]) == (0, 1, "crop")
     assert (found["threads"], found["protocol"]) == (1, "quick")
     assert not {"trainer.max_epochs", "outputs", "id", "data.root"} & set(found)
-    finals = {tag for tag in events.Tags()["scalars"] if tag.startswith("final/")}
-    assert finals == {
-        f"final/{name}"
-        for name in (
-            "val_acc", "test_acc", "lat_mean_ms", "lat_p95_ms", "size_mb", "params_m", "macs_m",
-        )
-    }  # fmt: skip
-    assert events.Scalars("final/test_acc")[0].value == pytest.approx(run.test_acc, abs=1e-3)
+    finals = {tag for tag in events.Tags()["scalars"] if tag.startswith("weights/")}
+    assert finals == {f"weights/{name}" for name in ("val_acc", "acc", "params_m", "macs_m")} | {
+        f"weights/{name}.{variant}"
+        for name in ("lat_mean_ms", "lat_p95_ms", "size_mb")
+        for variant in ("fp32", "fused")
+    }
+    assert events.Scalars("weights/acc")[0].value == pytest.approx(run.test_acc, abs=1e-3)
+
+
+def test_a_setting_that_is_a_list_is_shown(folder):
+    run = Run.load(folder)
+    model = run.config["model"] | {"channels": [16, 64, 64]}
+    replace(run, config=run.config | {"model": model}).save(folder)
+    for path in (folder / "measurements").iterdir():
+        path.unlink()  # of another network now
+    tensorboard.draw(folder)
+    found = hyperparameters(read(folder))
+    assert found["model.channels"] == "16, 64, 64"
+    assert not any("_target_" in name for name in found)
+
+
+def test_another_number_of_threads_has_another_name(folder):
+    """Else one run's figure of one thread would stand beside another's of two."""
+    for path in list((folder / "measurements").glob("fp32*")):
+        replace(Measurement.read(path), threads=2).save(folder)
+        path.unlink()
+    tensorboard.draw(folder)
+    tags = read(folder).Tags()["scalars"]
+    assert "weights/lat_mean_ms.fp32-t2" in tags
+    assert "weights/lat_mean_ms.fp32" not in tags
+
+
+def test_runs_are_listed_by_their_ids(folder, tmp_path):
+    """Links are made anew for another ID, and removed with the run."""
+    outputs, run = RunFolder(folder).outputs, RunFolder(folder)
+
+    def links():
+        return sorted(str(path.relative_to(outputs)) for path in outputs.glob("tensorboard/*/*"))
+
+    assert links() == [f"tensorboard/tiny/{folder.name}"]
+    (link,) = outputs.glob("tensorboard/*/*")
+    assert list(link.glob("events*")) == [link / path.name for path in run.tensorboard.iterdir()]
+    other = RunFolder(shutil.copytree(folder, folder.with_name("other")))
+    other.link_board("tiny")
+    run.link_board("again")
+    assert links() == [f"tensorboard/again/{folder.name}", "tensorboard/tiny/other"]
+    shutil.rmtree(other.path)
+    run.link_board("again")
+    assert links() == [f"tensorboard/again/{folder.name}"]
+    shutil.rmtree(outputs / "tensorboard")
+    (tmp_path / "mine").mkdir()
+    (outputs / "tensorboard").symlink_to(tmp_path / "mine")
+    run.link_board("again")  # a link out of the outputs is not followed
+    assert not list((tmp_path / "mine").iterdir())
 
 
 def test_every_runs_settings_are_shown(folder, tmp_path):
@@ -84,7 +133,7 @@ def test_every_runs_settings_are_shown(folder, tmp_path):
     found = MessageToDict(experiment)
     assert {"ema", "optim.lr", "model"} <= {info["name"] for info in found["hparamInfos"]}
     metrics = {info["name"]["tag"] for info in found["metricInfos"]}
-    assert {"final/test_acc", "final/lat_mean_ms"} <= metrics
+    assert {"weights/acc", "weights/lat_mean_ms.fp32"} <= metrics
 
 
 def test_a_disturbed_latency_is_not_shown(folder):
@@ -93,32 +142,56 @@ def test_a_disturbed_latency_is_not_shown(folder):
     tensorboard.draw(folder)
     events = read(folder)
     assert not events.Tags()["histograms"]
-    assert "final/lat_mean_ms" not in events.Tags()["scalars"]
-    assert "test/confusion" in events.Tags()["images"]
+    assert not any("lat_mean_ms" in tag for tag in events.Tags()["scalars"])
+    assert "weights/confusion" in events.Tags()["images"]
 
 
 def test_pictures(folder):
     events = read(folder)
     assert set(events.Tags()["images"]) == {
-        "train/images", "test/misclassified", "test/confusion",
+        "train/images", "weights/misclassified", "weights/confusion",
     }  # fmt: skip
     assert set(events.Tags()["histograms"]) == {
-        f"latency/{path.stem.removesuffix('-quick')}"
+        f"weights/calls_ms.{path.stem.partition('@')[0]}"
         for path in (folder / "measurements").iterdir()
     }
 
 
 def test_scalars_are_without_clutter(folder):
-    tags = set(read(folder).Tags()["scalars"])
-    curves = {f"{split}/{name}" for split in ("train", "val", "test") for name in ("loss", "acc")}
-    assert {tag for tag in tags if not tag.startswith("final/")} == curves | {"lr"}
+    """TensorBoard opens on the first groups, which are curves."""
+    tags = sorted(read(folder).Tags()["scalars"])
+    curves = [f"{split}/{name}" for split in ("train", "val") for name in ("acc", "loss")]
+    assert tags[:5] == ["lr", *curves]
+    assert all(tag.startswith("weights/") for tag in tags[5:])
+
+
+@pytest.mark.parametrize(("classes", "shown"), [(10, 30), (100, 25), (20, 20)])
+def test_misclassified_images_are_of_all_classes(classes, shown, monkeypatch):
+    """Also where the test split is sorted by its classes, as folders of images are."""
+    drawn = []
+    monkeypatch.setattr(pictures, "_draw", lambda trainer, what, draw: draw(Mock()))
+    monkeypatch.setattr(plots, "named_images", lambda images, names: drawn.extend(names))
+    trainer = Mock(is_global_zero=True)
+    trainer.datamodule.images.classes = [f"class {number}" for number in range(classes)]
+    trainer.datamodule.normalize.inverse = lambda images: images
+    callback = pictures.MisclassifiedImages()
+    callback.on_test_start(trainer, Mock())
+    for label in range(classes):
+        labels = torch.full((8,), label)
+        wrong = torch.nn.functional.one_hot((labels + 1) % classes, classes)
+        batch = torch.zeros(8, 3, 2, 2), labels
+        callback.on_test_batch_end(trainer, Mock(), {"logits": wrong}, batch)
+    callback.on_test_end(trainer, Mock())
+    assert len(drawn) == shown
+    assert len({name.partition("\n")[0] for name in drawn}) == min(classes, shown)
+    assert f"class {classes - 1}\n→ class 0" in drawn or classes > 32
 
 
 def test_drawing_again_replaces(folder):
     before = len(list((folder / "tensorboard").iterdir()))
     tensorboard.draw(folder)
     assert len(list((folder / "tensorboard").iterdir())) == before
-    assert len(read(folder).Scalars("final/test_acc")) == 1
+    assert len(read(folder).Scalars("weights/acc")) == 1
 
 
 def test_an_unfinished_run_gets_nothing(folder, tmp_path):
@@ -143,4 +216,4 @@ def test_what_a_kill_left_undrawn_is_drawn_by_the_next_command(folder, command):
         assert "is finished" in ended.out, ended.err
         (after,) = run.drawings()
         assert (after == before) == (lost is None)
-        assert "final/test_acc" in read(folder).Tags()["scalars"]
+        assert "weights/acc" in read(folder).Tags()["scalars"]

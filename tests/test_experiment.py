@@ -117,7 +117,7 @@ def test_from_the_command_to_the_row(command, outputs):
     scalars = set(events.Tags()["scalars"])
     for split in ("train", "val"):
         assert len(events.Scalars(f"{split}/loss")) == len(events.Scalars(f"{split}/acc")) == 3
-    assert {"lr", "test/acc", "final/val_acc", "final/test_acc"} <= scalars
+    assert {"lr", "val/acc", "weights/val_acc", "weights/acc"} <= scalars
     assert "configuration/text_summary" in events.Tags()["tensors"]
 
 
@@ -198,7 +198,7 @@ def curves(folder):
     return {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
-        if not tag.startswith("final/lat_")
+        if not tag.startswith(("weights/lat_", "weights/calls_"))
     }
 
 

@@ -3,7 +3,7 @@
 A view like the results table: derived from the run's files, and replaced whole.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,17 @@ from cifar_lightning.runs.results import RunResults
 from cifar_lightning.runs.run import MEGA, Run
 from cifar_lightning.system.event_files import Writer
 
+# Of the chosen weights' figures. TensorBoard sorts its groups by name and opens on the first ones,
+# which are the curves then.
+GROUP = "weights"
+
 
 def draw(folder: Path) -> None:
     """Write a finished run's settings and results into its TensorBoard folder.
 
-    The hparams tab gets every setting that changes the weights and the final figures, with the
-    latency of fp32 where it was measured undisturbed; each undisturbed measurement gets a histogram
-    of its calls, and the first one its confusion matrix.
+    The hparams tab gets every setting that changes the weights, and the figures of the chosen
+    weights; each undisturbed measurement gets its latency, size and a histogram of its calls, named
+    by its variant, and the first one its confusion matrix.
 
     Args:
         folder: The run's.
@@ -35,17 +39,17 @@ def draw(folder: Path) -> None:
     recorded = RunResults.read(folder)
     if recorded.run is None or recorded.run.status != "finished":
         return
+    RunFolder(folder).link_board(recorded.run.label)
     shown = [one for _, one in recorded.lines if one is not None]
     shown.sort(key=lambda one: (one.variant != "fp32", one.threads))
-    measured = [one for one in shown if one.status == "ok"]
+    measured = {_name(one, shown[0]): one for one in reversed(shown) if one.status == "ok"}
     confusion = next((one.confusion for one in shown if one.confusion is not None), None)
     for earlier in RunFolder(folder).drawings():
         earlier.unlink(missing_ok=True)  # another process may be drawing, too
     with Writer(str(RunFolder(folder).tensorboard), filename_suffix=DRAWN) as writer:
-        main = measured[0] if measured else None
-        figures = _figures(recorded.run, main)
+        figures = _figures(recorded.run, measured)
         settings = dict(_flat(recorded.run))
-        if main is not None:
+        for main in shown[:1]:
             settings |= {"device": main.device, "threads": main.threads, "protocol": main.protocol}
         # Not the summary of the experiment: TensorBoard takes one run's for all, and settings that
         # this run does not have would be hidden.
@@ -54,14 +58,13 @@ def draw(folder: Path) -> None:
             writer._get_file_writer().add_summary(summary)
         for name, value in figures.items():
             writer.add_scalar(name, value, 0)
-        for one in measured:
+        for name, one in measured.items():
             if (calls := _calls_ms(folder, one)) is not None:
-                name = f"latency/{one.variant}@{one.hardware}-t{one.threads}"
-                writer.add_histogram(name, np.array(calls), 0)
+                writer.add_histogram(f"{GROUP}/calls_ms.{name}", np.array(calls), 0)
         if confusion is not None:
             figure = plots.confusion_matrix(confusion, recorded.run.class_names(len(confusion)))
             figure.set_facecolor("white")
-            writer.add_figure("test/confusion", figure, 0)
+            writer.add_figure(f"{GROUP}/confusion", figure, 0)
 
 
 def _calls_ms(folder: Path, measurement: Measurement) -> list[float] | None:
@@ -82,23 +85,30 @@ def _benchmark(path: Path) -> BenchmarkRecord:
     return BenchmarkRecord.read(path)
 
 
-def _figures(run: Run, measurement: Measurement | None) -> dict[str, float]:
-    latency = measurement.latency if measurement else None
-    size = measurement.size_bytes if measurement else None
+def _name(measurement: Measurement, main: Measurement) -> str:
+    """Name what a latency is of: the variant, and what is not as in the main measurement."""
+    threads = f"-t{measurement.threads}" if measurement.threads > 1 else ""
+    hardware = f"@{measurement.hardware}" if measurement.hardware != main.hardware else ""
+    return f"{measurement.variant}{threads}{hardware}"
+
+
+def _figures(run: Run, measured: Mapping[str, Measurement]) -> dict[str, float]:
     figures = {
+        "acc": run.test_acc,
         "val_acc": run.val_acc,
-        "test_acc": run.test_acc,
-        "lat_mean_ms": latency.mean_ms if latency else None,
-        "lat_p95_ms": latency.p95_ms if latency else None,
-        "size_mb": size and size / MEGA,
         "params_m": run.params / MEGA,
         "macs_m": run.macs / MEGA,
     }
-    return {f"final/{name}": value for name, value in figures.items() if value is not None}
+    for name, one in measured.items():
+        if one.latency is not None:
+            figures[f"lat_mean_ms.{name}"] = one.latency.mean_ms
+            figures[f"lat_p95_ms.{name}"] = one.latency.p95_ms
+        figures[f"size_mb.{name}"] = one.size_bytes and one.size_bytes / MEGA
+    return {f"{GROUP}/{name}": value for name, value in figures.items() if value is not None}
 
 
 def _flat(run: Run) -> Iterator[tuple[str, str | float]]:
-    """Yield a run's settings, as TensorBoard takes them; lists, such as pixel means, it can't."""
+    """Yield a run's settings, as TensorBoard takes them; lists, such as channels, as texts."""
     yield from run.choices.items()
     yield "seed", run.config["seed"]
 
@@ -106,8 +116,12 @@ def _flat(run: Run) -> Iterator[tuple[str, str | float]]:
         for key, value in node.items():
             if isinstance(value, Mapping):
                 yield from nodes(value, f"{prefix}{key}.")
-            elif isinstance(value, int | float | str) and not key.startswith("_"):
+            elif key.startswith("_"):
+                continue
+            elif isinstance(value, int | float | str):
                 yield prefix + key, value
+            elif isinstance(value, Sequence):
+                yield prefix + key, ", ".join(map(str, value))
 
     shown = changes.settings(run)
     yield "augment", ", ".join(shown["augment"]) or "none"

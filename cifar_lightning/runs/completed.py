@@ -49,6 +49,7 @@ def take_up(folder: Path, run: Run, config: Mapping[str, Any]) -> None:
     """Give a finished run the ID that is asked for now, and say what has changed since."""
     if config["id"] not in (None, run.id):
         replace(run, id=config["id"]).save(folder)
+        RunFolder(folder).link_board(config["id"])
     for change in changes_since(run):
         log.info("since then changed: %s", change)
 

@@ -1,9 +1,14 @@
 """Where a run's files are: the one place that knows their names."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from cifar_lightning.errors import UserError
+from cifar_lightning.system.files import check_inside
+
 RUNS = "runs"  # the folder of the runs in the outputs
+BOARD = "tensorboard"  # the folder in the outputs that TensorBoard is given
 DRAWN = ".results"  # the ending of what TensorBoard shows beside the curves
 
 
@@ -59,6 +64,28 @@ class RunFolder:
     def is_in(self, outputs: Path) -> bool:
         """Tell whether it is one of these outputs' runs, and not one that was moved elsewhere."""
         return self.path.resolve().parent == (outputs / RUNS).resolve()
+
+    def link_board(self, label: str) -> None:
+        """Link its curves under its ID, by which TensorBoard lists it then.
+
+        Links of an earlier ID and of runs that are gone are removed. Without links TensorBoard can
+        still be given the runs, so nothing is said where there can't be any.
+        """
+        board = self.outputs / BOARD
+        link = board / label / self.path.name
+        if not self.tensorboard.is_dir() or not self.is_in(self.outputs):
+            return
+        with suppress(OSError, UserError):
+            check_inside(self.outputs, link.parent)
+            for other in board.glob("*/*"):
+                renamed = other.name == link.name and other != link
+                if other.is_symlink() and (renamed or not other.exists()):
+                    other.unlink()
+                    with suppress(OSError):  # others have that ID, too
+                        other.parent.rmdir()
+            link.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                link.symlink_to(Path("..", "..", RUNS, self.path.name, self.tensorboard.name))
 
     def drawings(self) -> list[Path]:
         """List what was drawn for TensorBoard out of the records; the curves are no part of it."""

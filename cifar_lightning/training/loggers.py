@@ -21,7 +21,11 @@ from cifar_lightning.training.components import construct
 
 
 class TensorBoardLogger(loggers.TensorBoardLogger):
-    """Leaves out the machine's name, and the epoch's number, which Lightning adds to everything."""
+    """Leaves out the machine's name, and what is no curve.
+
+    That is the epoch's number, which Lightning adds to everything, and the test's figures, which
+    `comparison.tensorboard` shows with the others of the chosen weights.
+    """
 
     def __init__(self, save_dir: str) -> None:
         super().__init__(save_dir, name="", version=RunFolder(Path(save_dir)).tensorboard.name)
@@ -34,7 +38,8 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
         return self._experiment
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        super().log_metrics({k: v for k, v in metrics.items() if k != "epoch"}, step)
+        curves = {k: v for k, v in metrics.items() if k != "epoch" and not k.startswith("test/")}
+        super().log_metrics(curves, step)
 
     def continue_at(self, step: int) -> None:
         """Drop what a killed process wrote beyond a step."""

@@ -1,6 +1,7 @@
 """Images that a training run shows in TensorBoard."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -47,36 +48,36 @@ class TrainingImages(Callback):
 
 
 class MisclassifiedImages(Callback):
-    """Draws the first test images that are taken for another class (→) in TensorBoard."""
+    """Draws test images of each class that are taken for another one (→) in TensorBoard."""
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._images: list[Any] = []
-        self._names: list[str] = []
+        self._found: dict[int, list[tuple[Any, str]]] = defaultdict(list)  # by the true class
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        room = COUNT - len(self._images)
-        if room == 0 or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
         data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
         images, labels = batch
         predicted = outputs["logits"].argmax(1)
-        wrong = (predicted != labels).nonzero().flatten()[:room]
         names = [visible(name) for name in data.images.classes]
-        pixels = data.normalize.inverse(images[wrong]).permute(0, 2, 3, 1)
-        self._images += list(pixels.cpu().numpy())
-        self._names += [
-            f"{names[true]}\n→ {names[taken]}"
-            for true, taken in zip(labels[wrong].tolist(), predicted[wrong].tolist(), strict=True)
-        ]
+        each = max(1, COUNT // len(names))
+        for index in (predicted != labels).nonzero().flatten().tolist():
+            true, taken = int(labels[index]), int(predicted[index])
+            if len(self._found[true]) < each:
+                pixels = data.normalize.inverse(images[index]).permute(1, 2, 0)
+                name = f"{names[true]}\n→ {names[taken]}"
+                self._found[true].append((pixels.cpu().numpy(), name))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._images:
+        found = [one for _, several in sorted(self._found.items()) for one in several]
+        if not found:
             return
+        images, names = zip(*found[:: -(-len(found) // COUNT)], strict=True)
 
         def draw(board: SummaryWriter) -> None:
-            figure = plots.named_images(self._images, self._names)
-            board.add_figure("test/misclassified", figure, trainer.global_step)
+            figure = plots.named_images(images, names)
+            board.add_figure("weights/misclassified", figure, trainer.global_step)
 
         _draw(trainer, "the misclassified images", draw)

@@ -148,6 +148,8 @@ def fit(experiment: Experiment, start: ResumeState) -> Run:
     """Train to the end and write the chosen backbone's weights."""
     trainer, record = experiment.trainer, start.record
     begin_logging(trainer.loggers, record.config, start.step if start.checkpoint else None)
+    if experiment.is_global_zero:
+        RunFolder(experiment.folder).link_board(record.label)
     with logging_redirect_tqdm():
         for handler in logging.root.handlers:
             if not isinstance(handler, logging.FileHandler):
