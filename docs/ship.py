@@ -20,7 +20,7 @@ from cifar_lightning.comparison.collect import compare
 from cifar_lightning.comparison.records import Records
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.run import MEGA
+from cifar_lightning.runs.run import MEGA, Run
 
 SHIPPED = Path(__file__).resolve().parent / "results"
 NEEDED = (85.0, 90.0, 93.0)  # percent, each with a verdict
@@ -42,10 +42,14 @@ def ship(outputs: Path, to: Path) -> None:
         for one in records.runs:
             if one.run is not None and one.run.status == "finished":
                 run, copy = RunFolder(one.folder), RunFolder.of(new, one.run.name)
-                wanted = [run.record, run.overrides, run.measurements, run.predictions]
+                wanted = [run.measurements, run.predictions]
                 wanted += [run.weights] if one.run.name in with_weights else []
                 for path in wanted:
                     _copy(path, copy.path / path.relative_to(run.path))
+                _anywhere(one.run).save(copy.path)
+                if run.overrides.exists():
+                    copy.hydra.mkdir()
+                    copy.overrides.write_text(without_folders(run.overrides.read_text()))
         for record in records.benchmarks.values():
             path = BenchmarkRecord.path(new, record.id)
             path.parent.mkdir(exist_ok=True)
@@ -81,6 +85,20 @@ def with_means_only(record: BenchmarkRecord) -> BenchmarkRecord:
         for session in record.sessions
     ]
     return replace(record, sessions=sessions, means_only=True)
+
+
+def _anywhere(run: Run) -> Run:
+    """Leave out where data and outputs lay: that is the machine's own."""
+    config = run.config | {"outputs": "outputs"}
+    if "root" in config["data"]:
+        config["data"] = config["data"] | {"root": "data"}
+    return replace(run, config=config)
+
+
+def without_folders(overrides: str) -> str:
+    """Leave the same out of what was said on the command line."""
+    own = ("- data.root=", "- outputs=")
+    return "".join(line for line in overrides.splitlines(True) if not line.startswith(own))
 
 
 def _copy(path: Path, to: Path) -> None:

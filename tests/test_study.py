@@ -60,6 +60,8 @@ def test_what_ships_is_outputs_of_their_own(outputs, tmp_path, call):
     }
     assert with_weights == {("fast", 0), ("slow", 0)}
     assert not [*shipped.rglob("*.ckpt")]
+    for path in [*shipped.rglob("*.json"), *shipped.rglob("*.yaml")]:
+        assert str(outputs) not in path.read_text()  # where it lay is the machine's own
     assert (shipped / "published.csv").read_text() == PUBLISHED
     reports = []
     for folder in (outputs, shipped):
