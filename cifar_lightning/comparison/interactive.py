@@ -106,8 +106,13 @@ def interactive(
     return Markup(drawn)  # plotly escapes what it embeds
 
 
-def _ticks(latencies: Sequence[float]) -> list[float]:
-    """Choose ticks where points are; the room for the front's names may reach below 0."""
+def _ticks(latencies: Sequence[float]) -> list[float] | None:
+    """Choose ticks where points are, as the room for the front's names may reach below 0.
+
+    None leaves it to plotly, where points are too close for that.
+    """
+    if max(latencies) < 1.2 * min(latencies):
+        return None
     low, high = min(latencies) / 1.2, max(latencies) * 1.2
     locator = LogLocator(subs=(1, 2, 5)) if plots.wide(latencies) else MaxNLocator(6)
     return [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high]
