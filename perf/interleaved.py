@@ -4,11 +4,32 @@ from __future__ import annotations
 
 import platform
 import statistics
+import time
 from collections.abc import Callable, Mapping
 
 import torch
 
 from cifar_lightning.system import environment
+
+
+def warmed_up(
+    builders: Mapping[str, Callable[[], Callable[[], float]]], unit: str
+) -> dict[str, Callable[[], float]]:
+    """Build each side and let it work once; leave out, with its reason, one that fails."""
+    sides = {}
+    for name, build in builders.items():
+        begin = time.perf_counter()
+        try:
+            side = build()
+            figure = side()
+        except Exception as error:  # the others' figures count all the same
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            print(f"- {name}: failed: {reason}", flush=True)
+            continue
+        taken = time.perf_counter() - begin
+        print(f"- {name}: {figure:.0f} {unit}, after {taken:.0f} s", flush=True)
+        sides[name] = side
+    return sides
 
 
 def interleave(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

@@ -38,7 +38,7 @@ from cifar_lightning.system.devices import device_name
 from cifar_lightning.training.build import Experiment
 from perf.baseline import Baseline, baseline_loader, prepare, random_images
 from perf.input import Images
-from perf.interleaved import conditions, interleave, table
+from perf.interleaved import conditions, interleave, table, warmed_up
 from perf.overhead import Stopwatch
 
 IMAGES, BATCH, ROUNDS = 5_120, 256, 5
@@ -55,8 +55,8 @@ CORES = usable_cores()
 PRESETS = ("experiment=[fast94,gpu]", "experiment=best")
 WARM, STEPS, GPU_ROUNDS = 10, 60, 3  # of an epoch on a GPU, in which graphs are recorded anew
 EXECUTIONS = {
-    "eager, contiguous": ("compile=false", "channels_last=false"),
     "eager": ("compile=false", "channels_last=true"),
+    "eager, contiguous": ("compile=false", "channels_last=false"),
     "CUDA graphs": ("compile=reduce-overhead", "channels_last=true"),
     "compiled": ("compile=default", "channels_last=true"),
     "CUDA graphs, contiguous": ("compile=reduce-overhead", "channels_last=false"),
@@ -185,16 +185,13 @@ def on_gpu(presets: list[str]) -> None:
     for preset in presets:
         print(f"## Training on {device_name(torch.device('cuda'))}: {preset}\n", flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            sides: dict[str, Callable[[], float]] = {}
-            for name, execution in EXECUTIONS.items():
-                begin, side = time.perf_counter(), OnGpu(preset, execution, f"{folder}/{name}")
-                try:
-                    rate, taken = side(), time.perf_counter() - begin
-                    print(f"- {name}: {rate:.0f} steps/s, after {taken:.0f} s", flush=True)
-                    sides[name] = side
-                except Exception as error:  # the others are timed all the same
-                    print(f"- {name}: {type(error).__name__}: {error}", flush=True)
-            print(f"\n{table(interleave(sides, GPU_ROUNDS), 'steps/s', 0, next(iter(sides)))}")
+            builders = {
+                name: partial(OnGpu, preset, execution, f"{folder}/{name}")
+                for name, execution in EXECUTIONS.items()
+            }
+            if sides := warmed_up(builders, "steps/s"):
+                figures = interleave(sides, GPU_ROUNDS)
+                print(f"\n{table(figures, 'steps/s', 0, next(iter(sides)))}")
             print(conditions(GPU_ROUNDS), flush=True)
 
 

@@ -361,8 +361,9 @@ def test_several_numbers_of_threads_are_finished_too(command, outputs, monkeypat
     assert "cifar_lightning.training.run" not in sys.modules
 
 
-@pytest.mark.parametrize("step", [2, 60])
-def test_a_loss_that_is_no_number(step, command, outputs, monkeypatch):
+@pytest.mark.parametrize(("step", "compiled"), [(2, False), (60, False), (60, True)])
+def test_a_loss_that_is_no_number(step, compiled, command, outputs, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda forward, mode: forward)  # takes long
     training_step = ImageClassifier.training_step
 
     def broken(self, batch, batch_idx):
@@ -370,11 +371,14 @@ def test_a_loss_that_is_no_number(step, command, outputs, monkeypatch):
         return loss * float("nan") if self.current_epoch == 1 and batch_idx >= step - 1 else loss
 
     monkeypatch.setattr(ImageClassifier, "training_step", broken)
-    ended = command(*TINY, "epochs=3", "batch_size=16", "benchmark.variants=[]")
+    ended = command(
+        *TINY, "epochs=3", "batch_size=16", "benchmark.variants=[]", f"compile={compiled}"
+    )
     assert ended.status == 1
     (line,) = [line for line in ended.err.splitlines() if line.startswith("error")]
     assert f"the training loss is nan in epoch 2, step {step} of" in line
     assert "a lower optim.lr" in line
+    assert ("compile=false" in line) == compiled
     folder = only_run(outputs)
     assert Run.load(folder).status == "failed"
     assert f"step {step} of" in Run.load(folder).error

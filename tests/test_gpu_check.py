@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from cifar_lightning.errors import DeviceLost
+from cifar_lightning.errors import DeviceLost, NotFinite
 from cifar_lightning.models.resnet import resnet_cifar
 from cifar_lightning.variants import registry
 from perf import gpu_batches, gpu_check, gpu_end_to_end, gpu_networks
@@ -338,6 +338,21 @@ def test_all_ways_are_timed_by_the_wall_clock():
     assert (alone.way, whole.way) == ("forward pass", "end to end")
     assert alone.latency.n > 1
     assert whole.rounds == alone.rounds
+
+
+def test_a_way_to_train_that_fails_is_left_out_with_its_reason(capsys):
+    from perf.interleaved import warmed_up  # reads the versions of Lightning and Hydra
+
+    def diverges():
+        raise NotFinite("the training loss is nan\nin step 2")
+
+    sides = {"eager": lambda: lambda: 155.2, "graphs": diverges, "compiled": lambda: diverges}
+    assert [*warmed_up(sides, "steps/s")] == ["eager"]
+    eager, *failed = capsys.readouterr().out.splitlines()
+    assert eager == "- eager: 155 steps/s, after 0 s"
+    assert failed == [
+        f"- {name}: failed: the training loss is nan" for name in ("graphs", "compiled")
+    ]
 
 
 # --- Steps -----------------------------------------------------------------------------------

@@ -88,6 +88,26 @@ def test_a_full_queue_is_no_launching(monkeypatch):
     assert found.enqueue_ms == pytest.approx(0.25)
 
 
+def test_another_process_on_the_device_does_not_count(monkeypatch):
+    """It takes some of the time in which ours would work, but not each time."""
+    gpu, tries = SimulatedGPU(launch_s=15e-6, kernel_s=3e-6), []
+    gpu.patch(monkeypatch)
+    timed = launches._queued_ms
+
+    def shared(call, calls, enqueue_s):
+        tries.append(calls)
+
+        def interrupted():
+            call()
+            gpu.free += 2e-3 * (len(tries) != 3)
+
+        return timed(interrupted, calls, enqueue_s)
+
+    monkeypatch.setattr(launches, "_queued_ms", shared)
+    assert gpu.measure(lambda: gpu.forward(35)).device_ms == pytest.approx(0.105)
+    assert tries == [20] * launches.REPEATS
+
+
 @pytest.mark.parametrize("waits", [True, False])
 def test_what_can_not_be_queued_has_no_time_of_the_device_alone(waits, monkeypatch):
     """A call that waits for the device, or has more kernels than the queue holds."""

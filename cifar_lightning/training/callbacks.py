@@ -116,10 +116,11 @@ class GracefulShutdown(Callback):
         if diverged:
             loss = losses[bad[0]] if bad else "not finite in another process"
             step = batches - len(losses) + bad[0] + 1 if bad else batches
+            compiled = getattr(trainer.lightning_module, "is_compiled", False)
             raise NotFinite(
                 f"the training loss is {loss} in epoch {trainer.current_epoch + 1}, step {step} of "
-                f"{trainer.num_training_batches}; a lower optim.lr, a longer scheduler.warmup or "
-                "precision=32-true may help"
+                f"{trainer.num_training_batches}; a lower optim.lr, a longer scheduler.warmup"
+                f"{', compile=false' if compiled else ''} or precision=32-true may help"
             )
 
 

@@ -81,6 +81,11 @@ class ImageClassifier(LightningModule):
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self.backbone.initialize_from(calibration(data, INITIAL_IMAGES))
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the backbone is compiled for training steps."""
+        return self._compiled is not None
+
     def forward(self, images: Tensor) -> Tensor:
         compiled = self._compiled if self.training else None
         logits: Tensor = (compiled or self.backbone)(images)
