@@ -216,14 +216,14 @@ def test_an_interrupted_measurement_is_continued_without_training(command, outpu
     real = session.interleave
 
     def interrupted(*arguments):
-        *rest, on_round = arguments
+        *rest, on_round, look = arguments
 
         def watched(done, expected):
             if done == 7:
                 signal.raise_signal(signal.SIGINT)
             return on_round(done, expected)
 
-        return real(*rest, watched)
+        return real(*rest, watched, look)
 
     settings = (*COMMAND, "benchmark.variants=[fp32,fused]")
     with monkeypatch.context() as patch:
