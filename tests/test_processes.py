@@ -109,6 +109,7 @@ def test_torchrun_with_another_number(command, outputs, monkeypatch):
 class OtherProcess:
     """The trainer of one of two processes; the other one's flags are added to its own."""
 
+    lightning_module = None
     world_size, num_training_batches, current_epoch = 2, 120, 0
 
     def __init__(self, *flags):
