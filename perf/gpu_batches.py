@@ -13,13 +13,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from cifar_lightning.benchmark.nvml import GPUMonitor, gpu_monitor
 from cifar_lightning.variants.context import example_images
 from perf.gpu_networks import (
     Builder,
@@ -57,36 +58,33 @@ class Energy:
 
 def energy_of(device: torch.device) -> Energy:
     """Find out what tells a device's energy."""
-    unknown = Energy(None, lambda: None)
-    if device.type != "cuda":
-        return unknown
-    try:
-        import pynvml
-    except ImportError:
-        return unknown
-    try:
-        pynvml.nvmlInit()
-        uuid = torch.cuda.get_device_properties(device).uuid
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-        counter, power = pynvml.nvmlDeviceGetTotalEnergyConsumption, pynvml.nvmlDeviceGetPowerUsage
-        with suppress(pynvml.NVMLError):  # before Volta there is none
-            counter(handle)
-            return Energy("counter", lambda: float(counter(handle)) / 1000)
-        power(handle)
-        return Energy("power", integrated(lambda: float(power(handle)) / 1000))
-    except pynvml.NVMLError:
-        return unknown
+    monitor = gpu_monitor(device) if device.type == "cuda" else "only a GPU tells"
+    if isinstance(monitor, GPUMonitor):
+        if monitor.energy_j() is not None:
+            return Energy("counter", monitor.energy_j)
+        if (watts := monitor.power_w()) is not None:
+            return Energy("power", integrated(monitor.power_w, watts))
+    return Energy(None, lambda: None)
 
 
 def integrated(
-    watts: Callable[[], float], now: Callable[[], float] = time.perf_counter
+    watts: Callable[[], float | None],
+    first: float,
+    now: Callable[[], float] = time.perf_counter,
 ) -> Callable[[], float]:
-    """Make joules of watts, which are taken as straight lines between two readings."""
-    before, joules = (now(), watts()), 0.0
+    """Make joules of watts, which are taken as straight lines between two readings.
+
+    Args:
+        watts: Tells the power; where it tells None, the reading before counts on.
+        first: The reading now.
+        now: Seconds on a clock.
+    """
+    before, joules = (now(), first), 0.0
 
     def read() -> float:
         nonlocal before, joules
-        latest = now(), watts()
+        told = watts()
+        latest = now(), before[1] if told is None else told
         joules += (latest[0] - before[0]) * (latest[1] + before[1]) / 2
         before = latest
         return joules

@@ -155,6 +155,15 @@ def outputs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def again(outputs: Path, call: Callable[..., Ended]) -> Callable[..., Ended]:
+    """Measure a test's outputs with the command, quickly, in this process."""
+    from cifar_lightning.cli import measure
+
+    settings = f"outputs={outputs}", "protocol=quick", "device=cpu"
+    return lambda *overrides: call(measure.main, *settings, *overrides)
+
+
+@pytest.fixture
 def call(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Ended]:

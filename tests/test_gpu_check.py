@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+from cifar_lightning.benchmark.nvml import GPUMonitor
 from cifar_lightning.errors import DeviceLost, NotFinite
 from cifar_lightning.models.resnet import resnet_cifar
 from cifar_lightning.variants import registry
@@ -264,9 +265,9 @@ def test_energy_is_read_where_the_counter_moves(quick, stack):
 
 
 def test_joules_of_watts():
-    seconds, watts = iter([0.0, 1.0, 3.0]), iter([100.0, 200.0, 200.0])
-    read = integrated(lambda: next(watts), lambda: next(seconds))
-    assert [read(), read()] == [150, 550]
+    seconds, watts = iter([0.0, 1.0, 3.0, 4.0]), iter([200.0, 200.0, None])
+    read = integrated(lambda: next(watts), 100.0, lambda: next(seconds))
+    assert [read(), read(), read()] == [150, 550, 750]  # a refused reading is as the one before
 
 
 @pytest.mark.parametrize(
@@ -287,14 +288,10 @@ def test_what_tells_the_energy(monkeypatch, counter, power, source, joules):
 
     pynvml = types.SimpleNamespace(
         NVMLError=NVMLError,
-        nvmlInit=lambda: None,
-        nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
         nvmlDeviceGetTotalEnergyConsumption=told(counter),
         nvmlDeviceGetPowerUsage=told(power),
     )
-    monkeypatch.setitem(sys.modules, "pynvml", pynvml)
-    properties = types.SimpleNamespace(uuid="1-2")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(gpu_batches, "gpu_monitor", lambda device: GPUMonitor(pynvml, "1-2"))
     energy = energy_of(CUDA)
     assert (energy.source, energy.joules()) == (source, joules)
 

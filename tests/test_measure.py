@@ -68,13 +68,6 @@ def outputs(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "outputs")
 
 
-@pytest.fixture
-def again(outputs, call):
-    """Run the measure command in this process."""
-    settings = f"outputs={outputs}", "protocol=quick", "device=cpu"
-    return lambda *overrides: call(measure_command.main, *settings, *overrides)
-
-
 def folder_of(outputs, label):
     (folder,) = [f for f in (outputs / "runs").iterdir() if Run.load(f).id == label]
     return folder

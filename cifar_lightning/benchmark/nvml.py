@@ -33,7 +33,6 @@ class GPUMonitor:
         """Tell what the GPU does now, and what other processes did on it since last time."""
         nvml, now = self._nvml, time.time()
         others, others_s = self._use_by_others(now)
-        power_mw = self._told("nvmlDeviceGetPowerUsage")
         state: DeviceState = {
             "since_s": max(0.0, now - self._sampled),
             "others": others,
@@ -41,7 +40,7 @@ class GPUMonitor:
             "sm_mhz": self._told("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
             "memory_mhz": self._told("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
             "temperature_c": self._told("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
-            "power_w": None if power_mw is None else power_mw / 1000,
+            "power_w": self.power_w(),
             "throttle_reasons": self._throttle_reasons(),
         }
         self._sampled = now
@@ -50,6 +49,19 @@ class GPUMonitor:
     def state_if_due(self) -> DeviceState | None:
         """Tell the state, unless it was told a moment ago."""
         return self.state() if time.time() - self._sampled >= SAMPLE_S else None
+
+    def power_w(self) -> float | None:
+        """Tell the power that the card takes now, in watts."""
+        milliwatts = self._told("nvmlDeviceGetPowerUsage")
+        return None if milliwatts is None else milliwatts / 1000
+
+    def energy_j(self) -> float | None:
+        """Tell the energy that the card has taken since its driver was loaded, in joules.
+
+        Cards before Volta don't count it.
+        """
+        millijoules = self._told("nvmlDeviceGetTotalEnergyConsumption")
+        return None if millijoules is None else millijoules / 1000
 
     def driver(self) -> str | None:
         """Tell the driver's version."""
