@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 # The networks of the tests are so small that a second thread slows them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# `make test` hands its own level and flags on; a `make` of a test begins anew.
+for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):
+    os.environ.pop(name, None)
 ROOT = Path(__file__).resolve().parent.parent
 # All of CIFAR-10 as an archive of class folders, where it lies beside the checkout.
 CIFAR10_COPY = ROOT.parent / "shared" / "data" / "cifar10-jpeg.tar.xz"
