@@ -10,11 +10,14 @@ from torch import nn
 
 from cifar_lightning.benchmark.evaluate import calibration
 from cifar_lightning.data.digits import DigitsDataModule
+from cifar_lightning.models.branched import Branches
 from cifar_lightning.models.complexity import count_macs, count_parameters
 from cifar_lightning.models.interfaces import reparameterized
-from cifar_lightning.models.plain import GlobalMaxPool, cifarnet
+from cifar_lightning.models.layers import GlobalMaxPool
+from cifar_lightning.models.plain import cifarnet
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.training.module import INITIAL_IMAGES, ImageClassifier
+from cifar_lightning.variants.folding import fold_batchnorms
 
 AIRBENCH = {
     "num_classes": 10, "stem": 24, "stem_kernel": 2, "stem_stride": 1, "whiten": True,
@@ -50,7 +53,17 @@ def test_known_sizes(settings, mega_params, mega_macs):
     assert round(count_macs(network) / 1e6, 1) == mega_macs
 
 
-@pytest.mark.parametrize("settings", [{}, STRIDED, {"whiten": False, "depth": 3, "stem_kernel": 3}])
+RESIDUAL = {"whiten": False, "residual": True, "depth": 3}
+BRANCHED = {"whiten": False, "branches": True, "residual": True}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, STRIDED, {"whiten": False, "depth": 3, "stem_kernel": 3}, {"resolution": 20}, RESIDUAL,
+        BRANCHED, STRIDED | BRANCHED,
+    ],
+)  # fmt: skip
 def test_gradients_reach_all_but_a_whitened_stem(settings):
     network = build(num_classes=7, **settings)
     logits = network(torch.randn(2, 3, 32, 32))
@@ -69,6 +82,43 @@ def test_batch_norms_are_settings_and_have_no_scale_to_learn():
     assert {(norm.momentum, norm.eps) for norm in norms} == {(0.05, 2e-5)}
     assert all([*dict(norm.named_parameters())] == ["bias"] for norm in norms)
     assert all((norm.weight == 1).all() for norm in norms)
+
+
+def test_a_residual_convolution_adds_what_it_was_given():
+    network, images = build(**RESIDUAL).eval(), torch.randn(2, 16, 8, 8)
+    block = network.stage1[4]
+    nn.init.zeros_(block[0].weight)
+    assert torch.equal(block(images), images)
+    assert count_parameters(network) == count_parameters(build(whiten=False, depth=3))
+    folded = fold_batchnorms(reparameterized(network))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+
+
+@pytest.mark.parametrize("settings", [BRANCHED, STRIDED | BRANCHED, {"branches": True}])
+def test_branches_are_executed_as_one_convolution(settings):
+    network = build(**settings)
+    for _ in range(3):  # the BatchNorms have something to fold
+        network(torch.randn(16, 3, 32, 32))
+    plain = build(**settings | {"branches": None})
+    executed = reparameterized(network.eval())
+    assert any(isinstance(module, Branches) for module in network.modules())
+    assert not any(isinstance(module, Branches | nn.BatchNorm2d) for module in executed.modules())
+    assert count_macs(network) == count_macs(plain)
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(executed(images), network(images))
+
+
+def test_a_lower_resolution_is_the_images_shrunk_first():
+    shrunk, images = build(resolution=16).eval(), torch.randn(2, 3, 32, 32)
+    half = nn.functional.avg_pool2d(images, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(shrunk(images), build().eval()(half))
+    assert count_macs(shrunk) < count_macs(build()) / 3
+    shrunk.initialize_from(images)
+    whole = build()
+    whole.initialize_from(half)
+    torch.testing.assert_close(shrunk.stem.conv.weight, whole.stem.conv.weight)
 
 
 def test_convolutions_can_begin_as_the_identity():
@@ -191,6 +241,9 @@ def test_a_trained_run_keeps_the_whitened_stem(command, outputs):
         ({"stem_stride": 0}, "stem_stride=0: must be 1 to 4"),
         ({"stem": None}, "whiten=True: must be false without a stem"),
         ({"scale": 0.0}, "scale=0.0: must be above 0"),
+        ({"resolution": 3}, "resolution=3: must be 4 to 31, or null"),
+        ({"resolution": 32}, "resolution=32: must be 4 to 31, or null"),
+        ({"resolution": 8}, "must be at most 2 stages"),
     ],
 )
 def test_what_can_not_be_built(settings, message):

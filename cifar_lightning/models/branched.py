@@ -58,6 +58,14 @@ class Branches(nn.Module):
         return merged
 
 
+def merge_branches(network: nn.Module) -> nn.Module:
+    """Replace every `Branches` of a network, in place, by its one convolution."""
+    for name, module in list(network.named_modules()):
+        if isinstance(module, Branches):
+            network.set_submodule(name, module.merged())
+    return network
+
+
 def _identity(channels: int) -> nn.Conv2d:
     conv = nn.Conv2d(channels, channels, 1, bias=False).eval()
     nn.init.dirac_(conv.weight)
@@ -69,11 +77,7 @@ class RepVGG(nn.Sequential):
 
     def reparameterized(self) -> nn.Module:
         """Merge each convolution's branches into one convolution."""
-        executed = copy.deepcopy(self).eval()
-        for name, module in list(executed.named_modules()):
-            if isinstance(module, Branches):
-                executed.set_submodule(name, module.merged())
-        return executed
+        return merge_branches(copy.deepcopy(self).eval())
 
 
 def repvgg(

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cifar_lightning.models.branched import Branches, merge_branches
+from cifar_lightning.models.layers import GlobalMaxPool, Residual, Resize, Scale
+
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
@@ -43,10 +46,13 @@ class CifarNet(nn.Sequential):
         filters: Tensor = stem.conv.weight
         half = len(filters) // 2
         size = filters[0].numel()
+        shrink = getattr(self, "resize", nn.Identity())
         covariance = torch.zeros(size, size, dtype=torch.float64)
         patches = 0
         for chunk in images.cpu().split(500):
-            columns = functional.unfold(chunk, stem.conv.kernel_size).transpose(0, 1).flatten(1)
+            columns = (
+                functional.unfold(shrink(chunk), stem.conv.kernel_size).transpose(0, 1).flatten(1)
+            )
             covariance += (columns @ columns.T).double()
             patches += columns.shape[1]
         variances, components = torch.linalg.eigh(covariance / patches)  # ascending
@@ -56,8 +62,9 @@ class CifarNet(nn.Sequential):
             filters.copy_(torch.cat([largest, -largest]))
 
     def reparameterized(self) -> nn.Module:
-        """Multiply the last layer by the scale."""
+        """Multiply the last layer by the scale, and merge branches."""
         executed = copy.deepcopy(self).eval()
+        merge_branches(executed)
         with torch.no_grad():
             executed.fc.weight.mul_(executed.scale.factor)
         del executed.scale
@@ -79,6 +86,9 @@ def cifarnet(
     dirac: bool,
     bn_momentum: float,
     bn_eps: float,
+    residual: bool | None = None,
+    branches: bool | None = None,
+    resolution: int | None = None,
 ) -> nn.Module:
     """Build a plain network of the kind of airbench's (Jordan 2024, arXiv:2404.00498).
 
@@ -106,14 +116,21 @@ def cifarnet(
         dirac: Let each convolution begin as the identity as far as it has channels for it.
         bn_momentum: Of every BatchNorm.
         bn_eps: Of every BatchNorm.
+        residual: Add to what each convolution but a stage's first makes what it was given (He et
+            al. 2015), before the activation.
+        branches: Train each convolution with RepVGG's parallel branches (Ding et al. 2021); it is
+            executed as one. Their BatchNorms have a scale, and lie before a max-pool.
+        resolution: Images are shrunk to it first, by bilinear interpolation; None: they are not.
 
     Raises:
         ValueError: If there is no such network.
     """
-    _check(stem, stem_kernel, stem_stride, whiten, channels, depth, downsample, scale)
+    _check(stem, stem_kernel, stem_stride, whiten, channels, depth, downsample, scale, resolution)
     activate = _ACTIVATIONS[activation]
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     before = 3
+    if resolution is not None:
+        parts["resize"] = Resize(resolution)
     if stem is not None:
         padding = (stem_kernel - 1) // 2
         conv = nn.Conv2d(before, stem, stem_kernel, stem_stride, padding)
@@ -126,21 +143,28 @@ def cifarnet(
         layers: list[nn.Module] = []
         for position in range(depth):
             halve = position == 0
-            strided = halve and downsample == "stride"
-            conv = nn.Conv2d(before, count, 3, 2 if strided else 1, padding=1, bias=False)
-            if dirac:
-                nn.init.dirac_(conv.weight[:before])
-            layers.append(conv)
-            if halve and downsample == "pool":
-                layers.append(nn.MaxPool2d(2))
-            layers += [_biased_norm(count, bn_momentum, bn_eps), activate()]
+            stride = 2 if halve and downsample == "stride" else 1
+            pools = [nn.MaxPool2d(2)] if halve and downsample == "pool" else []
+            if branches:
+                convolution: list[nn.Module] = [Branches(before, count, stride), *pools]
+            else:
+                conv = nn.Conv2d(before, count, 3, stride, padding=1, bias=False)
+                if dirac:
+                    nn.init.dirac_(conv.weight[:before])
+                convolution = [conv, *pools, _biased_norm(count)]
+            layers += convolution if halve or not residual else [Residual(*convolution)]
+            layers.append(activate())
             before = count
         parts[f"stage{number + 1}"] = nn.Sequential(*layers)
     parts["pool"] = GlobalMaxPool() if pool == "max" else nn.AdaptiveAvgPool2d(1)
     parts["flatten"] = nn.Flatten()
     parts["fc"] = nn.Linear(before, num_classes, bias=False)
     parts["scale"] = Scale(scale)
-    return CifarNet(parts)
+    network = CifarNet(parts)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum, module.eps = bn_momentum, bn_eps
+    return network
 
 
 def _check(
@@ -152,8 +176,11 @@ def _check(
     depth: int,
     downsample: str,
     scale: float,
+    resolution: int | None,
 ) -> None:
-    size = 32
+    if resolution is not None and not 4 <= resolution < 32:
+        raise ValueError(f"resolution={resolution}: must be 4 to 31, or null for the images' own")
+    size = resolution or 32
     if stem is not None:
         for name, value, most in (
             ("stem", stem, MAX_CHANNELS),
@@ -183,31 +210,9 @@ def _check(
         raise ValueError(f"scale={scale}: must be above 0")
 
 
-def _biased_norm(channels: int, momentum: float, eps: float) -> nn.BatchNorm2d:
+def _biased_norm(channels: int) -> nn.BatchNorm2d:
     """Make a BatchNorm whose scale is no parameter, but 1."""
-    norm = nn.BatchNorm2d(channels, eps, momentum)
+    norm = nn.BatchNorm2d(channels)
     del norm.weight
     norm.register_buffer("weight", torch.ones(channels))
     return norm
-
-
-class GlobalMaxPool(nn.Module):
-    """The largest value of each channel: (B, C, H, W) to (B, C, 1, 1)."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        if not self.training:
-            return features.amax((2, 3), keepdim=True)
-        # NOTE: the gradient of `amax` goes to all that equal the maximum. A compiled step compares
-        # rounded numbers with others that are not, finds none, and divides by their number.
-        return functional.max_pool2d(features, features.shape[2:])
-
-
-class Scale(nn.Module):
-    """Multiply by a constant."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, logits: Tensor) -> Tensor:
-        return self.factor * logits
