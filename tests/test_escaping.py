@@ -24,9 +24,10 @@ from cifar_lightning.cli import report as report_command
 from cifar_lightning.comparison import plots, scatter
 from cifar_lightning.comparison.drawing import Drawing
 from cifar_lightning.comparison.marks import Marks
-from cifar_lightning.deploy.export import FORMATS, Agreement, card
+from cifar_lightning.deploy.card import Exported, card
 from cifar_lightning.runs.table import draw_table, write_table
 from cifar_lightning.system import escaping
+from cifar_lightning.variants.agreement import Agreement
 
 HOSTILE = (
     "\x1b[2J\x1b]0;title\x07",
@@ -270,7 +271,8 @@ def test_the_card_of_a_hostile_run(tmp_path):
         run = replace(a_run("B1"), classes=[text, "```"])
         settings = run.config | {"data": run.config["data"] | {"name": text}}
         folder = place(tmp_path, replace(run, config=settings), measured(run))
-        shown = card(folder, FORMATS["safetensors"], Agreement(1, 0.0, 1))
+        found = Agreement(1, 0.0, 1)
+        shown = card(folder, Exported("onnx", ["model.onnx"], "load()", found, "test"))
         assert not obeyed(shown)
         page = Page(
             markdown_reader.markdown(

@@ -21,8 +21,8 @@ from cifar_lightning.comparison import collect, section, tables, tensorboard, ve
 from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.publish import publish
 from cifar_lightning.comparison.records import Records
+from cifar_lightning.deploy.card import Exported, card
 from cifar_lightning.deploy.classifier import load
-from cifar_lightning.deploy.export import FORMATS, Agreement, card
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.carried_over import CarriedOver
@@ -34,6 +34,7 @@ from cifar_lightning.runs.results import RunResults, rows_of
 from cifar_lightning.runs.run import Network, Run, read_weights
 from cifar_lightning.runs.table import write_table
 from cifar_lightning.system import untrusted
+from cifar_lightning.variants.agreement import Agreement
 
 HARM = "harm-was-done"
 ODD = (
@@ -145,7 +146,8 @@ def use(folder):
     with suppress(UserError):
         load(folder)(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     assert Network.of(Run.load(folder)).metadata
-    assert card(folder, FORMATS["safetensors"], Agreement(1, 0.0, 1))
+    found = Agreement(1, 0.0, 1)
+    assert card(folder, Exported("onnx", ["model.onnx"], "load()", found, "test"))
 
 
 def reason_to_refuse(kind, path):

@@ -77,8 +77,6 @@ def test_the_search_finds(tmp_path):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_exports_tell_nothing(exported, private, name):
-    if name == "onnx":
-        pytest.importorskip("onnxscript", reason="needs the onnx extra")
     to = exported(name)
     assert len(list(to.iterdir())) == 3
     assert list(told(to, private)) == []

@@ -4,7 +4,7 @@ Where a run's data or weights are not here, what was evaluated elsewhere is carr
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,11 +32,13 @@ class Accuracy:
     """What a run's network gets right under a variant; see `Measurement`.
 
     Attributes:
+        files: See `Measurement`.
         missing: Why there is none.
     """
 
     test_acc: float | None
     confusion: list[list[int]] | None
+    files: dict[str, str] = field(default_factory=dict)
     carried_over: CarriedOver | None = None
     missing: str | None = None
 
@@ -67,7 +69,8 @@ class Accuracies:
             self._fail(source, error)
             return
         predictions.save(source.folder, source.candidate.variant)
-        found = Accuracy(predictions.accuracy, predictions.confusion(data.num_classes))
+        confusion = predictions.confusion(data.num_classes)
+        found = Accuracy(predictions.accuracy, confusion, prepared.digests)
         self._found[source.folder, source.candidate.variant] = found
 
     def of(self, source: Source) -> Accuracy | str:
@@ -90,6 +93,7 @@ class Accuracies:
                     source.build(),
                     self._device,
                     lambda: self._data.calibration(source.folder),
+                    source.metadata,
                 ) as prepared,
                 prepared.switched(),
                 torch.inference_mode(),
@@ -141,7 +145,7 @@ class Accuracies:
         origin = one.carried_over
         if origin is None and (one.hardware, one.engines) != (here, candidate.engines):
             origin = CarriedOver(one.device, one.engines, one.benchmark)
-        return Accuracy(one.test_acc, one.confusion, origin)
+        return Accuracy(one.test_acc, one.confusion, one.files, origin)
 
     def _lacking(self, folder: Path) -> str | None:
         """Tell why a run can't be evaluated here; None if it can."""
@@ -163,5 +167,5 @@ def _after_training(run: Run, candidate: Candidate, otherwise: str) -> Accuracy:
     if in_fp32 and run.test_acc is not None:
         device = run.machine.device or run.machine.processor.title
         engines = {name: run.versions[name] for name in candidate.engines if name in run.versions}
-        return Accuracy(run.test_acc, None, CarriedOver(device, engines))
+        return Accuracy(run.test_acc, None, carried_over=CarriedOver(device, engines))
     return Accuracy(None, None, missing=f"no accuracy: {otherwise}")

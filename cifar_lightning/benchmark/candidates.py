@@ -16,6 +16,7 @@ from cifar_lightning.models.interfaces import reparameterized
 from cifar_lightning.runs.candidate import Candidate, Role, recipe
 from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RunFolder
+from cifar_lightning.runs.run import Network
 from cifar_lightning.system.cores import usable_cores
 from cifar_lightning.variants import registry
 
@@ -80,6 +81,11 @@ class Source:
     def has_weights(self) -> bool:
         """Whether the run's weights are here."""
         return self.folder is not None and RunFolder(self.folder).weights.exists()
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What files made of the network say of themselves."""
+        return {} if self.folder is None else Network.of(load_run(self.folder)).description
 
     def build(self) -> nn.Module:
         """Build the network as it is executed, on the CPU."""

@@ -117,6 +117,7 @@ def _of(
         test_acc=found.test_acc,
         confusion=found.confusion,
         carried_over=found.carried_over,
+        files=found.files,
         size_bytes=candidate.size_bytes,
         environment=replace(
             record.environment,

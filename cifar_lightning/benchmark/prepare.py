@@ -25,9 +25,12 @@ from cifar_lightning.system import signals
 from cifar_lightning.system.cores import torch_threads
 from cifar_lightning.system.devices import check_usable
 from cifar_lightning.variants import precision, registry
+from cifar_lightning.variants.agreement import agreement
 from cifar_lightning.variants.context import Unsupported, VariantContext, example_images
 
 log = logging.getLogger(__name__)
+
+COMPARED_IMAGES = 64  # with the network's logits, one by one
 
 Calibration = Callable[[Path | None], Tensor]
 # What to do with each candidate that is ready, outside what is timed.
@@ -115,7 +118,7 @@ def prepare(
         with torch_threads(candidate.threads):
             images = partial(calibration, source.folder)
             prepared = own.enter_context(
-                registry.prepare(candidate.variant, source.build(), device, images)
+                registry.prepare(candidate.variant, source.build(), device, images, source.metadata)
             )
         image, on_gpu = example_images(1, device), device.type == "cuda"
 
@@ -144,6 +147,7 @@ def prepare(
             launches = time_launches(call, image, prepared) if on_gpu else Launches()
             flags = precision.flags()
             error = precision.convolution_error(device)
+            _check_logits(source, prepared)
             look(source, prepared)
         stack.push(own.pop_all())
     return Ready(
@@ -164,6 +168,18 @@ def prepare(
         conditions,
         statistics.median(latest),
     )
+
+
+def _check_logits(source: Source, prepared: VariantContext) -> None:
+    """Compare logits of single images with the network's in fp32."""
+    images = example_images(COMPARED_IMAGES).split(1)
+    found = agreement(
+        source.build(),
+        lambda image: prepared.forward(image.to(prepared.device)),
+        images,
+        exact=prepared.exact,
+    )
+    prepared.notes["logit_difference"] = found.difference
 
 
 def _contradiction(variant: str, error: float) -> str | None:

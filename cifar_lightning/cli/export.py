@@ -8,10 +8,12 @@ The network takes normalised images, as in training; the card says how.
 import logging
 from pathlib import Path
 
+from cifar_lightning.benchmark.candidates import of_run
+from cifar_lightning.benchmark.load import RunData
 from cifar_lightning.cli.command import command
 from cifar_lightning.config.schema import ExportConfig
-from cifar_lightning.deploy.export import FORMATS, export
-from cifar_lightning.errors import UserError, bad_value
+from cifar_lightning.deploy.export import WEIGHTS, check_format, export
+from cifar_lightning.errors import UserError
 from cifar_lightning.runs.find import find_run
 from cifar_lightning.system.files import check_inside, is_disk_full
 from cifar_lightning.system.formatting import relative
@@ -23,15 +25,15 @@ log = logging.getLogger(__name__)
 @command("export", ExportConfig)
 def main(config: ExportConfig) -> None:
     """Export a finished run."""
-    if config.format not in FORMATS:
-        raise bad_value("format", config.format, ", ".join(FORMATS))
+    name = check_format(config.format)
     outputs = Path(config.outputs)
     folder = find_run(outputs, config.run)
     to = Path(config.to or outputs / "exports" / folder.name)
     check_inside(outputs, to)
     try:
         with computing():
-            path = export(folder, config.format, to, config.data_root)
+            source = of_run(folder, "fp32" if name == WEIGHTS else name, threads=1)
+            path = export(source, name, to, RunData(config.data_root))
     except OSError as error:
         if is_disk_full(error):
             raise

@@ -1,172 +1,131 @@
-"""Exporting a finished run's network: formats, the check against the run, the model card."""
+"""Exporting a trained network as the files that a variant runs, checked against the network."""
 
-import shutil
 import tempfile
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from markupsafe import Markup
-from omegaconf import OmegaConf
 from torch import Tensor
 
+from cifar_lightning.benchmark.candidates import Source
 from cifar_lightning.benchmark.evaluate import evenly
-from cifar_lightning.benchmark.load import load_backbone, load_data
+from cifar_lightning.benchmark.load import RunData
+from cifar_lightning.deploy.card import Exported, card
 from cifar_lightning.deploy.classifier import load
-from cifar_lightning.errors import RunFailed, UserError
-from cifar_lightning.runs import identity
+from cifar_lightning.errors import RunFailed, UserError, bad_value, unknown_name
 from cifar_lightning.runs.find import load_run
-from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.results import rows_of
-from cifar_lightning.runs.table import markdown
+from cifar_lightning.runs.run import read_weights
 from cifar_lightning.runs.views import replace_views
-from cifar_lightning.system import escaping
-from cifar_lightning.system.environment import installation
-from cifar_lightning.variants.context import Forward, example_images
-from cifar_lightning.variants.onnx import export_onnx, on_cpu
+from cifar_lightning.system.cores import torch_threads
+from cifar_lightning.variants import registry
+from cifar_lightning.variants.agreement import Disagrees, agreement
+from cifar_lightning.variants.context import Forward, Unsupported, example_images, on_arrays
 
-TOLERANCE = 1e-3  # of a logit: other kernels round otherwise
+WEIGHTS = "safetensors"  # the format that needs this project to be executed
+FORMATS = (*registry.FORMATS, WEIGHTS)
 CHECKED_IMAGES = 1000
 
 
-@dataclass(frozen=True)
-class Format:
-    """A way to write a network to a file.
+def check_format(name: str) -> str:
+    """See that a format exists: the weights alone, or a variant that ships files.
 
-    Attributes:
-        file: Its name.
-        write: Writes the network of a run's folder to a path.
-        load: Makes something callable of the file.
-        example: Lines that load and call it, for the model card.
+    Returns:
+        The name as variants are recorded.
+
+    Raises:
+        UserError: If not.
     """
-
-    file: str
-    write: Callable[[Path, Path], object]
-    load: Callable[[Path], Forward]
-    example: str
-
-
-def _load_onnx(path: Path) -> Forward:
-    import onnxruntime
-
-    return on_cpu(onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]))
+    if name == WEIGHTS:
+        return name
+    for part in name.split("+"):
+        if part not in registry.PARTS:
+            raise unknown_name(f"format={name}", "format", part, FORMATS)
+    name = registry.check(name, "format")
+    if registry.format_of(name) is None:
+        raise bad_value("format", name, f"{', '.join(FORMATS)}: it ships no file but the weights")
+    return name
 
 
-def _write_torch_export(folder: Path, path: Path) -> None:
-    network, shapes = load_backbone(folder), ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(network, (example_images(2),), dynamic_shapes=shapes)
-    for module in program.graph_module.modules():
-        if isinstance(module, torch.fx.GraphModule):
-            for operation in module.graph.nodes:
-                operation.meta.pop("stack_trace", None)  # names files on this machine
-    torch.export.save(program, path)
-
-
-FORMATS = {
-    "onnx": Format(
-        "model.onnx",
-        lambda folder, path: export_onnx(load_backbone(folder), path),
-        _load_onnx,
-        """\
-import onnxruntime
-session = onnxruntime.InferenceSession("model.onnx")
-(logits,) = session.run(None, {"images": images.numpy()})""",
-    ),
-    "torch_export": Format(
-        "model.pt2",
-        _write_torch_export,
-        lambda path: torch.export.load(path).module(),
-        """\
-import torch
-network = torch.export.load("model.pt2").module()
-logits = network(images)""",
-    ),
-    "safetensors": Format(
-        "model.safetensors",
-        # They say of which network they are.
-        lambda folder, path: shutil.copy(RunFolder(folder).weights, path),
-        lambda path: load(path).network,
-        """\
-import cifar_lightning
-network = cifar_lightning.load("model.safetensors").network
-logits = network(images)""",
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How an exported network's logits compare with the run's.
-
-    Attributes:
-        images: Number of test images.
-        difference: Largest absolute difference of a logit.
-        same_class: Images that get the same class.
-    """
-
-    images: int
-    difference: float
-    same_class: int
-
-
-def agreement(reference: Forward, exported: Forward, images: Tensor) -> Agreement:
-    """Compare two networks on normalised images, (N, 3, 32, 32)."""
-    with torch.inference_mode():
-        pairs = [(reference(chunk), exported(chunk)) for chunk in images.split(250)]
-    expected, found = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    same_class = int((expected.argmax(1) == found.argmax(1)).sum())
-    return Agreement(len(images), float((expected - found).abs().max()), same_class)
-
-
-def export(folder: Path, name: str, to: Path, data_root: str | None = None) -> Path:
+def export(source: Source, name: str, to: Path, data: RunData) -> Path:
     """Write a run's network and its model card.
 
     Args:
-        folder: The run's.
-        name: One of `FORMATS`.
+        source: The run's network.
+        name: As `check_format` returns it.
         to: Folder to write to.
-        data_root: As for `load_data`.
+        data: Of runs. Where the run's are not here, random images are compared.
 
     Returns:
-        The file's path.
+        The path of the file that is loaded.
 
     Raises:
-        UserError: If a package is missing or the run's files are damaged.
+        UserError: If it can't be made here, or the run's files are damaged.
         RunFailed: If the exported network does not agree; nothing is written then.
     """
-    form, run = FORMATS[name], load_run(folder)
-    network = load_backbone(folder)
-    data = load_data(folder, data_root)
-    test = data.images.test.images
-    images = data.normalize(test[evenly(len(test), CHECKED_IMAGES)])
-    with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / form.file
+    assert source.folder is not None
+    images, images_are = _compared(source.folder, data)
+    with ExitStack() as stack:
         try:
-            form.write(folder, path)
-            found = agreement(network, form.load(path), images)
-        except ModuleNotFoundError as error:
-            raise UserError(f"format={name}: needs {error.name}: {installation('onnx')}") from error
-        if not found.difference <= TOLERANCE:
-            differ = f"differ by {found.difference:.2g}, more than {TOLERANCE:g}"
-            raise RunFailed(f"{run.name}: the exported logits {differ}")
-        files: dict[str, str | bytes] = {form.file: path.read_bytes()}
-    files[f"model-{name}.md"] = card(folder, form, found)
-    replace_views(to, files, f".model-{name}.sha256")
-    return to / form.file
+            made = _made(stack, source, name, data)
+            found = agreement(source.build(), made.forward, images.split(250), exact=made.exact)
+        except Unsupported as error:
+            raise UserError(f"format={name}: {error}") from error
+        except Disagrees as error:
+            said = f"the exported network is another one: {error}"
+            raise RunFailed(f"{source.candidate.run}: {said}") from error
+        contents: dict[str, str | bytes] = {path.name: path.read_bytes() for path in made.files}
+    exported = Exported(name, [*contents], made.example, found, images_are)
+    contents[f"model-{name}.md"] = card(source.folder, exported)
+    replace_views(to, contents, f".model-{name}.sha256")
+    return to / exported.files[0]
 
 
-def card(folder: Path, form: Format, found: Agreement) -> str:
-    """Write a run's model card in Markdown: what it is, how to load it, how good, how made."""
-    run = load_run(folder)
-    settings = OmegaConf.to_yaml(OmegaConf.create(identity.training_config(run.config)))
-    values = {
-        "run": run,
-        "name": Markup(escaping.markdown_code(run.name)),
-        "form": form,
-        "data": run.config["data"],
-        "found": found,
-        "table": Markup(markdown(rows_of(folder))),
-        "settings": Markup(escaping.markdown_block(settings, "yaml")),
-    }
-    return escaping.render("deploy/model_card.md.jinja", escaping.markdown, values)
+def _compared(folder: Path, data: RunData) -> tuple[Tensor, str]:
+    """Take normalised images to compare logits of, and what they are."""
+    found = data(folder)
+    if found is None:
+        return example_images(CHECKED_IMAGES), "random"
+    test = found.images.test.images
+    return found.normalize(test[evenly(len(test), CHECKED_IMAGES)]), "test"
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Files of a format, and what is called of them.
+
+    Attributes:
+        exact: Whether it computes in fp32.
+        example: Lines that load and call it.
+    """
+
+    files: list[Path]
+    forward: Forward
+    exact: bool
+    example: str
+
+
+def _made(stack: ExitStack, source: Source, name: str, data: RunData) -> _Made:
+    """Make a format's files; they are gone with the stack."""
+    assert source.folder is not None
+    if name == WEIGHTS:
+        path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.safetensors"
+        path.write_bytes(read_weights(source.folder, load_run(source.folder)))
+        example = (
+            "import cifar_lightning\n"
+            f'network = cifar_lightning.load("{path.name}").network\n'
+            "logits = network(images)  # a tensor"
+        )
+        return _Made([path], load(path).network, True, example)
+    form = registry.format_of(name)
+    assert form is not None
+    threads = torch.get_num_threads()
+    stack.enter_context(torch_threads(threads))  # loading may set it
+    calibration = partial(data.calibration, source.folder)
+    prepared = stack.enter_context(
+        registry.prepare(name, source.build(), torch.device("cpu"), calibration, source.metadata)
+    )
+    call = form.load(str(prepared.files[0]), threads)
+    lines = f'{form.source}\nlogits = {form.load.__name__}("{form.files[0]}", threads=1)(images)'
+    return _Made(prepared.files, on_arrays(call), prepared.exact, lines)

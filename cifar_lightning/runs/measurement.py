@@ -71,7 +71,9 @@ class Measurement(Record):
         hardware: Its identity as part of a file name.
         test_acc: In percent, under this variant on the whole test split; None if it is not known.
         carried_over: Where it was evaluated; None where that was here.
-        size_bytes: Of the file that this variant ships.
+        size_bytes: Of the files that this variant ships.
+        files: SHA-256 of each file whose accuracy was evaluated, by its name; none where the
+            weights are what is shipped.
         weights: SHA-256 of the file of weights that was measured.
         candidate: What executes; see `benchmark.candidate_key`.
         benchmark: Names the record of the benchmark that timed it; None if it was not timed.
@@ -114,6 +116,7 @@ class Measurement(Record):
     engines: Versions
     candidate: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
     weights: Digest | None = None
+    files: dict[Name, Digest] = field(default_factory=dict)
     benchmark: Name | None = None
     latency: LatencyStats | None = None
     relative: Relative | None = None

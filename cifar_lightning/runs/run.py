@@ -1,5 +1,6 @@
 """The record of one training run, and of the network that its weights hold."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -182,6 +183,16 @@ class Network(Record):
         untrusted.check_plain({"model": self.model}, REINSTANTIATED_GROUPS)
         if len(self.classes) != (count := self.model.get("num_classes", len(self.classes))):
             raise ValueError(f"classes: {len(self.classes)} of {count}")
+
+    @property
+    def description(self) -> dict[str, str]:
+        """What a file that another engine executes says of itself."""
+        told = {"classes": self.classes, "mean": self.mean, "std": self.std}
+        return {
+            "run": self.run,
+            "input": "float32, NCHW, RGB from 0 to 1, minus mean, divided by std",
+            **{key: json.dumps(value, ensure_ascii=False) for key, value in told.items()},
+        }
 
     @property
     def metadata(self) -> dict[str, str]:

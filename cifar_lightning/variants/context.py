@@ -1,21 +1,49 @@
 """What a variant is made of, and what it gives."""
 
+import inspect
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 Forward = Callable[[Tensor], Tensor]
 Switch = Callable[[], AbstractContextManager[object]]  # sets something, and puts it back
+Call = Callable[[Any], Any]  # of arrays
 
 
 class Unsupported(Exception):
     """This device or installation can't run the variant; the text says why, in one line."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """The files that an engine executes, and how they are loaded where this project is not.
+
+    Attributes:
+        files: Their names. The first one is what is loaded; others are found beside it, by the same
+            stem.
+        load: Makes of the first one's path, and a number of CPU threads, a function of normalised
+            float32 arrays (N, 3, 32, 32) that gives logits (N, classes). Model cards and
+            ``bench.py`` hold its source, so it imports for itself what it needs: numpy and the
+            engine alone.
+        packages: What to install for it, beside numpy.
+    """
+
+    files: tuple[str, ...]
+    load: Callable[[str, int], Call]
+    packages: tuple[str, ...]
+
+    @property
+    def source(self) -> str:
+        """The lines of ``load``."""
+        return inspect.getsource(self.load).replace(" -> Call:", ":")
 
 
 @dataclass
@@ -33,7 +61,11 @@ class VariantContext:
         preparing: Ends with its preparation.
         eager: Whether torch calls the network's operations one by one.
         subnormals: Number of weights so small that some processors are slow with them.
-        size_bytes: Of the file that is shipped; a part sets it where that is not the weights.
+        exact: Whether it computes in fp32: then its logits are the network's but for rounding.
+        metadata: What files that are shipped say of themselves, where they can.
+        opset: Of ONNX, if not the exporter's own.
+        files: What is shipped; none where that is the weights.
+        size_bytes: Of what is shipped.
         preparation_s: How long that took: what happens once, before the first call.
         notes: Facts worth recording.
         switches: What has to be set whenever it is called.
@@ -47,6 +79,10 @@ class VariantContext:
     preparing: ExitStack
     eager: bool
     subnormals: int
+    exact: bool = True
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    opset: int | None = None
+    files: list[Path] = field(default_factory=list)
     size_bytes: int = 0
     preparation_s: float = 0.0
     notes: dict[str, float | str] = field(default_factory=dict)
@@ -96,6 +132,17 @@ class VariantContext:
         """Make a folder that ends with the variant."""
         return Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
 
+    def ship(self, form: Format) -> list[Path]:
+        """Say that files are shipped; return where the part has to write them, and run them."""
+        folder = self.folder()
+        self.files = [folder / name for name in form.files]
+        return self.files
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each file that is shipped, by its name."""
+        return {path.name: sha256(path.read_bytes()).hexdigest() for path in self.files}
+
     def need_gpu(self) -> None:
         if self.device.type != "cuda":
             raise Unsupported("needs a GPU")
@@ -108,6 +155,11 @@ class Kind(IntEnum):
     PRECISION = 1  # decides what it computes with
     MEMORY_FORMAT = 2  # decides how tensors lie
     RUNTIME = 3  # decides what calls it
+
+
+def on_arrays(call: Call) -> Forward:
+    """Make a function of CPU tensors out of one of arrays, as `Format.load` gives it."""
+    return lambda images: torch.from_numpy(call(images.numpy()))
 
 
 def example_images(count: int, device: torch.device | None = None) -> Tensor:

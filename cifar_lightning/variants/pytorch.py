@@ -34,6 +34,7 @@ def use_tf32(variant: VariantContext) -> None:
     variant.need_gpu()
     if torch.cuda.get_device_capability(variant.device) < (8, 0):
         raise Unsupported("needs a GPU of the Ampere generation or later")
+    variant.exact = False
     variant.switch(partial(matmul_precision, "tf32"))
 
 
@@ -41,7 +42,7 @@ def cast_to(dtype: torch.dtype) -> Callable[[VariantContext], None]:
     """Make the part that casts the whole network."""
 
     def part(variant: VariantContext) -> None:
-        network = variant.network.to(dtype)
+        network, variant.exact = variant.network.to(dtype), False
         variant.forward = lambda images: network(images.to(dtype)).float()
         _try_forward(variant)
 
@@ -53,6 +54,7 @@ def autocast_to(dtype: torch.dtype) -> Callable[[VariantContext], None]:
 
     def part(variant: VariantContext) -> None:
         network, kind = variant.network, variant.device.type
+        variant.exact = False
 
         def forward(images: Tensor) -> Tensor:
             with torch.autocast(kind, dtype):

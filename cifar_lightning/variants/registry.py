@@ -1,7 +1,7 @@
 """All parts of variants, and how a variant is prepared from them."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain, pairwise
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from cifar_lightning.errors import bad_value, unknown_name
 from cifar_lightning.system import environment
-from cifar_lightning.variants import compiled, cuda_graph, onnx, pytorch, tensorrt
-from cifar_lightning.variants.context import Kind, VariantContext
+from cifar_lightning.variants import compiled, cuda_graph, onnx, pytorch, tensorrt, torch_export
+from cifar_lightning.variants.context import Format, Kind, VariantContext
 from cifar_lightning.variants.precision import fastest_algorithms, matmul_precision
 
 PARTS: dict[str, tuple[Kind, Callable[[VariantContext], None]]] = {
@@ -29,8 +29,16 @@ PARTS: dict[str, tuple[Kind, Callable[[VariantContext], None]]] = {
     "compile_max_autotune": (Kind.RUNTIME, compiled.use_max_autotune),
     "cuda_graph": (Kind.RUNTIME, cuda_graph.use_cuda_graph),
     "tensorrt": (Kind.RUNTIME, tensorrt.use_tensorrt),
+    "torch_export": (Kind.RUNTIME, torch_export.use_torch_export),
     "onnx": (Kind.RUNTIME, onnx.use_onnx),
     "int8": (Kind.RUNTIME, onnx.use_int8),
+}
+
+# What parts ship that ship more than weights.
+FORMATS: dict[str, Format] = {
+    "torch_export": torch_export.TORCH_EXPORT,
+    "onnx": onnx.ONNX,
+    "int8": onnx.INT8,
 }
 
 # ONNX Runtime lays out memory itself, and is given the network in fp32.
@@ -80,9 +88,19 @@ def engines(variant: str) -> dict[str, str]:
     return {name: found for name in packages if (found := environment.version(name)) is not None}
 
 
+def format_of(name: str) -> Format | None:
+    """Tell as what files a variant is shipped; None where it is the weights."""
+    return next((FORMATS[part] for part in name.split("+") if part in FORMATS), None)
+
+
 @contextmanager
 def prepare(
-    name: str, backbone: nn.Module, device: torch.device, calibration: Callable[[], Tensor]
+    name: str,
+    backbone: nn.Module,
+    device: torch.device,
+    calibration: Callable[[], Tensor],
+    metadata: Mapping[str, str] | None = None,
+    opset: int | None = None,
 ) -> Iterator[VariantContext]:
     """Make a variant ready; every flag is as before as soon as it is.
 
@@ -94,6 +112,8 @@ def prepare(
         device: Where to run.
         calibration: Gives normalised training images (N, 3, 32, 32) on the CPU; called only by
             variants that need them.
+        metadata: What files that are shipped say of themselves, where they can.
+        opset: Of ONNX, if not the exporter's own.
 
     Raises:
         Unsupported: If this device or installation can't run it.
@@ -106,8 +126,9 @@ def prepare(
         subnormals, start = _count_subnormals(network), time.perf_counter()
         with ExitStack() as preparing:
             variant = VariantContext(
-                network, network, device, calibration, stack, preparing, eager, subnormals
-            )
+                network, network, device, calibration, stack, preparing, eager, subnormals,
+                metadata=metadata or {}, opset=opset,
+            )  # fmt: skip
             variant.switch(partial(matmul_precision, "ieee"))
             variant.switch(fastest_algorithms)
             if device.type == "cuda":
@@ -121,6 +142,7 @@ def prepare(
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             variant.preparation_s = time.perf_counter() - start
+            variant.size_bytes = sum(path.stat().st_size for path in variant.files)
             variant.size_bytes = variant.size_bytes or _weights_size(variant.network)
         yield variant
 

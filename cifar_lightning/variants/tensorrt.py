@@ -1,20 +1,10 @@
 """TensorRT, by torch-tensorrt."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cifar_lightning.variants.context import Forward, Unsupported, VariantContext
-
-
-class _Called(nn.Module):
-    """What a variant calls, as a module that can be exported."""
-
-    def __init__(self, variant: VariantContext) -> None:
-        super().__init__()
-        self.network, self.call = variant.network, variant.forward
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.call(images)
+from cifar_lightning.variants.torch_export import Called
 
 
 def use_tensorrt(variant: VariantContext) -> None:
@@ -28,7 +18,7 @@ def use_tensorrt(variant: VariantContext) -> None:
     except ImportError as error:
         same = ".".join(torch.__version__.split(".")[:2])  # each release is built for one of torch
         raise Unsupported(f"needs {error.name}: pip install 'torch-tensorrt=={same}.*'") from error
-    called = _Called(variant).eval()
+    called = Called(variant).eval()
     timings = variant.folder() / "timings"  # from scratch for each variant
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
 
