@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cifar_lightning.data import image_folder
 from cifar_lightning.data.cifar_archive import CIFAR10
 from cifar_lightning.data.digits import read_digits
+from cifar_lightning.data.image_cache import ImageCache
 from cifar_lightning.data.image_folder import read_image_folder
 from cifar_lightning.errors import UserError
 
@@ -328,14 +328,14 @@ def test_a_cache_that_does_not_fit_is_made_anew(folder, change):
 def test_a_cache_says_what_was_decoded_even_if_it_changes_meanwhile(folder, monkeypatch):
     """What lies there after decoding is not what the cache was made of, so it is no use."""
     path, later = folder / "train" / "cat" / "a.png", folder / "train" / "dog" / "a.png"
-    decode = image_folder._decode
+    decode = ImageCache.decode
 
-    def changed_meanwhile(paths, name):
-        decoded = decode(paths, name)
+    def changed_meanwhile(cache):
+        decoded = decode(cache)
         shutil.copy(later, path)
         return decoded
 
-    monkeypatch.setattr(image_folder, "_decode", changed_meanwhile)
+    monkeypatch.setattr(ImageCache, "decode", changed_meanwhile)
     assert read_folder(folder).train.images[0, :, 0, 0].tolist() == [0, 20, 30]
     monkeypatch.undo()
     assert read_folder(folder).train.images[0, :, 0, 0].tolist() == [50, 20, 30]
@@ -367,7 +367,7 @@ def test_folders_that_are_missing(folder, tmp_path):
     assert f"there is no folder {tmp_path / 'nowhere' / 'train'}" in refused(tmp_path / "nowhere")
     for path in (folder / "test" / "dog").iterdir():
         path.unlink()
-    assert "no PNG or JPEG" in refused(folder)
+    assert refused(folder) == f"{folder / 'test' / 'dog'}: no image in it"
     (folder / "test" / "dog").rmdir()
     assert f"class 'dog' is missing from {folder / 'test'}" in refused(folder)
 
@@ -378,7 +378,10 @@ def test_images_that_can_not_be_used(folder):
     path.write_bytes(whole[: len(whole) // 2])
     assert refused(folder).startswith(f"{path}: this image can't be read")
     Image.new("RGB", (31, 32)).save(path)
-    assert refused(folder) == f"{path}: this image is 31x32, must be 32x32"
+    assert refused(folder) == (
+        f"{path}: this image is 31x32, must be 32x32; data.resize=true takes images of any size; "
+        "data.skip_bad=true leaves out what is no use"
+    )
     path.write_bytes(b"")
     assert refused(folder).startswith(f"{path}: this image can't be read")
 

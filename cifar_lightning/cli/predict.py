@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from cifar_lightning.cli.command import command
 from cifar_lightning.config.schema import PredictConfig
-from cifar_lightning.data.image_files import find_images
+from cifar_lightning.data.found_files import find_images
 from cifar_lightning.deploy.classifier import Prediction, load, predict
 from cifar_lightning.errors import RunFailed, UserError, bad_value
 from cifar_lightning.system.escaping import csv_cell, visible

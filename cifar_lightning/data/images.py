@@ -29,19 +29,38 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set with its official train/test split."""
+    """A data set with its official train/test split.
+
+    Attributes:
+        train: With the images of the source's own validation split, where it has one.
+        test: The test split.
+        classes: Their names, in the order of the labels.
+        val: Indices in ``train`` of the source's own validation split.
+        files: Sixteen hex digits that change when any file does, where files were decoded: other
+            versions of a JPEG decoder give other pixels, but these are the same data.
+        decoder: What decoded them.
+    """
 
     train: Split
     test: Split
     classes: tuple[str, ...]
+    val: Tensor | None = None
+    files: str | None = None
+    decoder: str | None = None
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Sixteen hex digits that change when any pixel, label or class name does."""
+    def pixels(self) -> str:
+        """Sixteen hex digits that change when any pixel, label, split or class name does."""
         digest = hashlib.sha256(json.dumps(self.classes).encode())
-        for tensor in (self.train.images, self.train.labels, self.test.images, self.test.labels):
+        tensors = self.train.images, self.train.labels, self.test.images, self.test.labels
+        for tensor in tensors if self.val is None else (*tensors, self.val):
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()[:16]
+
+    @property
+    def fingerprint(self) -> str:
+        """What these data are known by: their files, else their pixels."""
+        return self.files or self.pixels
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

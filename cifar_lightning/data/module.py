@@ -44,7 +44,8 @@ class ImageDataModule(LightningDataModule, ABC):
         name: What the results table calls the data set.
         num_classes: Has to agree with what is read.
         val_fraction: Fraction of the training images held out to choose the checkpoint; 0 trains on
-            all of them, and the last checkpoint is the chosen one.
+            all of them, and the last checkpoint is the chosen one. A source's own validation split
+            is used instead.
         split_seed: Of the held-out split; not the training's, so all seeds share the split.
         batch_size: Of training, per process.
         eval_batch_size: Of validation and testing, per process.
@@ -104,11 +105,21 @@ class ImageDataModule(LightningDataModule, ABC):
         Raises:
             UserError: If a split is too small to work with.
         """
-        labels = self.images.train.labels
-        train, val = stratified_split(labels, self.val_fraction, self.split_seed)
+        train, val = self._held_out()
         if (self.val_fraction > 0 and len(val) == 0) or len(train) == 0:
             raise bad_value("data.val_fraction", self.val_fraction, "what leaves images in both")
         return {"train": train, "val": val, "test": torch.arange(len(self.images.test.labels))}
+
+    def _held_out(self) -> tuple[Tensor, Tensor]:
+        """Part the images to train on from those that choose the checkpoint."""
+        labels, own = self.images.train.labels, self.images.val
+        if own is None:
+            return stratified_split(labels, self.val_fraction, self.split_seed)
+        if self.val_fraction == 0:
+            raise bad_value("data.val_fraction", 0, "above 0 for data with a validation split")
+        kept = torch.ones(len(labels), dtype=torch.bool)
+        kept[own] = False
+        return torch.nonzero(kept).flatten(), own
 
     def check_batches(self, trainer: Trainer) -> None:
         """See that an epoch has at least one step, and its validation at least one batch.

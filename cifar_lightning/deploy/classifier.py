@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cifar_lightning.benchmark.evaluate import check_finite
 from cifar_lightning.benchmark.load import build_network, load_backbone
-from cifar_lightning.data.image_files import read_image
+from cifar_lightning.data.image_files import decode_files, read_image
 from cifar_lightning.data.images import IMAGE_SIZE, Normalize
 from cifar_lightning.errors import NotFinite, UserError
 from cifar_lightning.runs.find import find_run, load_run
@@ -115,16 +115,14 @@ def predict(
 ) -> Iterator[Prediction | ValueError]:
     """Classify image files batch by batch; what can't be read gives an error instead."""
     for start in range(0, len(paths), BATCH_SIZE):
-        images = {}
-        for path in paths[start : start + BATCH_SIZE]:
-            try:
-                images[path] = read_image(path)
-            except ValueError as error:
-                yield error
-        if images:
-            best = classifier(torch.stack(list(images.values()))).topk(top)
-            for path, probabilities, indices in zip(
-                images, best.values.tolist(), best.indices.tolist(), strict=True
+        batch = paths[start : start + BATCH_SIZE]
+        decoded = decode_files(batch, resize=True)
+        for index, reason in decoded.errors.items():
+            yield ValueError(f"{batch[index]}: {reason}")
+        if used := [index for index in range(len(batch)) if index not in decoded.errors]:
+            best = classifier(torch.from_numpy(decoded.images[used])).topk(top)
+            for index, probabilities, labels in zip(
+                used, best.values.tolist(), best.indices.tolist(), strict=True
             ):
-                names = [classifier.classes[index] for index in indices]
-                yield Prediction(str(path), list(zip(names, probabilities, strict=True)))
+                names = [classifier.classes[label] for label in labels]
+                yield Prediction(str(batch[index]), list(zip(names, probabilities, strict=True)))
