@@ -7,13 +7,16 @@ import pickle
 import sys
 import tarfile
 import time
+from dataclasses import replace
+from hashlib import md5
 
 import numpy as np
 import pytest
-from conftest import pack_archive
+from conftest import cifar10, pack_archive
+from torchvision import datasets
 
 from cifar_lightning.data import cifar_archive
-from cifar_lightning.data.cifar_archive import CIFAR100
+from cifar_lightning.data.cifar_archive import CIFAR10, CIFAR100
 from cifar_lightning.errors import UserError
 
 NAMES = ["airplane", "bird", "cat"]
@@ -370,3 +373,66 @@ def test_cifar_100_is_checked_as_closely(cifar100, member, change, line):
 def test_the_archives_of_the_family_are_told_apart(cifar100):
     with pytest.raises(UserError, match="has no place in it"):
         cifar100(pickled(contents()))
+
+
+# --- Unpacked -------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[CIFAR10, CIFAR100], ids=lambda layout: layout.folder)
+def unpacked(request, tmp_path, monkeypatch):
+    """A data module whose root holds what a small archive was unpacked to, and nothing else."""
+    packed = pickled(contents()) if request.param is CIFAR10 else pickled100(contents100())
+    for name, content in packed.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    paths = {name: tmp_path / request.param.folder / name for name in request.param.digests}
+    digests = {name: md5(path.read_bytes()).hexdigest() for name, path in paths.items()}
+    data = cifar10(tmp_path, [], request.param.md5)
+    monkeypatch.setattr(type(data), "layout", replace(request.param, digests=digests))
+    data.num_classes = 3
+    return data, paths
+
+
+def test_what_was_unpacked_is_read_and_nothing_downloaded(unpacked, tmp_path):
+    data, paths = unpacked
+    before = sorted(tmp_path.rglob("*"))
+    data.prepare_data()
+    found = data.images
+    assert sorted(tmp_path.rglob("*")) == before
+    files = {str(path.relative_to(tmp_path)): path.read_bytes() for path in paths.values()}
+    (tmp_path / data.layout.file).write_bytes(pack_archive(files))
+    assert cifar_archive.read(data.archive, data.layout).fingerprint == found.fingerprint
+
+
+def test_what_was_unpacked_is_the_originals(unpacked):
+    """All that differ are named, and nothing in them is unpickled."""
+    data, paths = unpacked
+    first, second, *_ = paths
+    paths[first].write_bytes(pickle.dumps(Imports()))
+    paths[second].unlink()
+    with pytest.raises(UserError) as caught:
+        _ = data.images
+    told = str(caught.value)
+    assert told.startswith(f"{paths[first].parent}: {first}: md5 is ")
+    assert f"; {second}: No such file or directory; remove the folder" in told
+
+
+def test_of_another_archive_nothing_is_known_once_it_is_unpacked(unpacked):
+    data, _ = unpacked
+    data.md5 = "0" * 32
+    with pytest.raises(UserError, match="no mirror gave it"):
+        data.prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("layout", "theirs"),
+    [(CIFAR10, datasets.CIFAR10), (CIFAR100, datasets.CIFAR100)],
+    ids=["10", "100"],
+)
+def test_checksums_are_torchvisions(layout, theirs):
+    listed = [*theirs.train_list, *theirs.test_list, (theirs.meta["filename"], theirs.meta["md5"])]
+    assert layout.digests == dict(map(tuple, listed))
+    assert (layout.md5, layout.file, layout.folder) == (
+        theirs.tgz_md5, theirs.filename, theirs.base_folder,
+    )  # fmt: skip

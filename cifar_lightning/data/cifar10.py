@@ -1,4 +1,7 @@
-"""CIFAR-10 and CIFAR-100: their original archives, downloaded from a mirror, and checked."""
+"""CIFAR-10 and CIFAR-100: their original archives, downloaded from a mirror, and checked.
+
+Where the archive is not there, the folder that it was unpacked to does as well.
+"""
 
 import hashlib
 import http.client
@@ -27,7 +30,7 @@ class CIFAR10DataModule(ImageDataModule):
     """The original CIFAR-10 archive.
 
     Args:
-        root: Folder that holds or will hold the archive, under its own name.
+        root: Folder that holds or will hold the archive, under its own name; or what was unpacked.
         mirrors: URLs of byte-identical archives, tried in turn.
         md5: Checksum of the archive.
         connect_timeout: Seconds to wait for a connection, and for each piece of the download.
@@ -44,6 +47,13 @@ class CIFAR10DataModule(ImageDataModule):
     def archive(self) -> Path:
         return Path(self.root) / self.layout.file
 
+    @property
+    def unpacked(self) -> Path | None:
+        """What the original archive was unpacked to, where it is not there itself."""
+        folder = Path(self.root) / self.layout.folder
+        there = not self.archive.exists() and folder.is_dir()
+        return folder if there and self.md5 == self.layout.md5 else None
+
     def prepare_data(self) -> None:
         """Download the archive where it is not there yet.
 
@@ -51,15 +61,17 @@ class CIFAR10DataModule(ImageDataModule):
             UserError: If no mirror could give it.
         """
         archive = self.archive
-        if not archive.exists():
+        if not archive.exists() and self.unpacked is None:
             download_archive(archive, self.mirrors, self.md5, self.connect_timeout)
 
     def read(self) -> ImageData:
-        """Read the archive.
+        """Read the archive, or what was unpacked.
 
         Raises:
             UserError: If it has another checksum, or is not as `cifar_archive` says.
         """
+        if (unpacked := self.unpacked) is not None:
+            return cifar_archive.read(unpacked, self.layout)
         archive = self.archive
         try:
             found = md5_of(archive)

@@ -1,13 +1,14 @@
-"""Reads the archives of CIFAR-10 and CIFAR-100, and believes nothing that is in them.
+"""Reads CIFAR-10 and CIFAR-100, packed or unpacked, and believes nothing that is in them.
 
 The format is a gzipped tar of Python 2 pickles. What does not fit what it promises is named, since
 images with another one's labels train as silently as good ones.
 """
 
+import hashlib
 import logging
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,7 @@ import torch
 from cifar_lightning.data.array_unpickler import Array, Bad, Member, show_value, unpickle_arrays
 from cifar_lightning.data.images import IMAGE_SIZE, ImageData, Split
 from cifar_lightning.errors import UserError
+from cifar_lightning.system import untrusted
 from cifar_lightning.system.files import open_regular
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ class Layout:
 
     Attributes:
         file: The archive's name.
+        md5: Of the original archive.
         folder: Of all its members.
         meta: The member with the classes' names.
         train: The members with training images.
@@ -38,10 +41,12 @@ class Layout:
         labels: The key of the images' classes.
         ignored: Members that may be there.
         train_images: Of each such member of the original.
+        digests: Of the original's members that are read: their MD5.
         test_images: Of the original's.
     """
 
     file: str
+    md5: str
     folder: str
     meta: str
     train: tuple[str, ...]
@@ -50,11 +55,13 @@ class Layout:
     labels: str
     ignored: str
     train_images: int
+    digests: Mapping[str, str]
     test_images: int = 10_000
 
 
 CIFAR10 = Layout(
     file="cifar-10-python.tar.gz",
+    md5="c58f30108f718f92721af3b95e74349a",
     folder="cifar-10-batches-py",
     meta="batches.meta",
     train=tuple(f"data_batch_{number}" for number in range(1, 6)),
@@ -63,9 +70,19 @@ CIFAR10 = Layout(
     labels="labels",
     ignored="readme.html",
     train_images=10_000,
+    digests={
+        "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
+    },
 )
 CIFAR100 = Layout(
     file="cifar-100-python.tar.gz",
+    md5="eb9058c3a382ffc7106e4002c42a8d85",
     folder="cifar-100-python",
     meta="meta",
     train=("train",),
@@ -74,6 +91,11 @@ CIFAR100 = Layout(
     labels="fine_labels",
     ignored="file.txt~",
     train_images=50_000,
+    digests={
+        "meta": "7973b15100ade9c7d40fb424638fde48",
+        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+        "train": "16019d7e3df5f24257cddd939b257f8d",
+    },
 )
 # Bytes of a member: the pixels, and names and labels beside them; with room to spare.
 MAX_MEMBER = 50_000 * (PIXELS + 512)
@@ -87,8 +109,8 @@ def _named(place: object) -> Iterator[None]:
         raise Bad(f"{place}: {error}") from error
 
 
-def read(archive: Path, layout: Layout = CIFAR10) -> ImageData:
-    """Read a whole archive.
+def read(source: Path, layout: Layout = CIFAR10) -> ImageData:
+    """Read a whole archive, or the folder that one was unpacked to.
 
     Every member has to be there once and at its place, and to hold what the format promises: bytes
     of shape (n, 3072), as many labels, each of a class, and distinct names of classes. How many
@@ -97,11 +119,11 @@ def read(archive: Path, layout: Layout = CIFAR10) -> ImageData:
     original's number.
 
     Raises:
-        UserError: If anything is not as promised; the line names the archive and the member.
+        UserError: If anything is not as promised; the line names the source and the member.
     """
     try:
-        with _named(archive):
-            members = _members(archive, layout)
+        with _named(source):
+            members = (_unpacked if source.is_dir() else _packed)(source, layout)
             with _named(layout.meta):
                 classes = _names(members[layout.meta], layout.names)
                 images = _images_said(members[layout.meta])
@@ -115,7 +137,7 @@ def read(archive: Path, layout: Layout = CIFAR10) -> ImageData:
                 images = len(parts[0].labels)
             if images != layout.train_images:
                 said = "%s: %d images in %s, %d in the original"
-                log.info(said, archive, images, layout.train[0], layout.train_images)
+                log.info(said, source, images, layout.train[0], layout.train_images)
     except Bad as error:
         raise UserError(str(error)) from error
     *train, test = parts
@@ -123,10 +145,27 @@ def read(archive: Path, layout: Layout = CIFAR10) -> ImageData:
     return ImageData(Split(pixels, labels), test, classes)
 
 
-def _members(archive: Path, layout: Layout) -> dict[str, Member]:
+def _unpacked(folder: Path, layout: Layout) -> dict[str, Member]:
+    """Unpickle each member of a folder; they are the original's, of which no archive vouches."""
+    bad, found = [], {}
+    for name, md5 in layout.digests.items():
+        try:
+            content = untrusted.read(folder / name, MAX_MEMBER)
+            if (digest := hashlib.md5(content).hexdigest()) != md5:
+                raise untrusted.Unreadable(f"md5 is {digest}, expected {md5}")
+        except (OSError, untrusted.Unreadable) as error:
+            bad.append(f"{name}: {getattr(error, 'strerror', None) or error}")
+        else:
+            with _named(name):
+                found[name] = unpickle_arrays(content)
+    if bad:
+        raise Bad(f"{'; '.join(bad)}; remove the folder to have {layout.file} downloaded")
+    return found
+
+
+def _packed(archive: Path, layout: Layout) -> dict[str, Member]:
     """Unpickle each member, by its name; nothing else may be in the archive."""
-    names = (*layout.train, layout.test, layout.meta)
-    wanted = {f"{layout.folder}/{name}": name for name in names}
+    wanted = {f"{layout.folder}/{name}": name for name in layout.digests}
     harmless = {layout.folder, f"{layout.folder}/{layout.ignored}"}
     found: dict[str, Member] = {}
     seen: set[str] = set()
