@@ -1,5 +1,6 @@
 """What this process may use of the machine, and how its threads wait beside other programs."""
 
+import math
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 from conftest import ROOT
 
 from cifar_lightning.system import openmp_waiting
-from cifar_lightning.system.cores import others_seconds, quotas, usable_cores
+from cifar_lightning.system.cores import others_seconds, quotas, steal_seconds, usable_cores
 from cifar_lightning.system.openmp_waiting import (
     FREE_WINDOWS,
     LoadWatch,
@@ -106,6 +107,19 @@ def test_others_are_all_but_this_process_on_its_cores(monkeypatch):
         psutil.Process, "cpu_times", lambda self: times._replace(user=2.0, system=1.0)
     )
     assert others_seconds() == 3.0
+
+
+def test_a_system_that_does_not_tell_its_load(monkeypatch):
+    """Then threads wait as by default, and blocks are judged by what else is known."""
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "/proc/stat")
+
+    monkeypatch.setattr(psutil, "cpu_times", refuse)
+    assert math.isnan(others_seconds())
+    assert steal_seconds() == 0
+    watch = LoadWatch()
+    assert not any(watch.look() for _ in range(FREE_WINDOWS + 1))
 
 
 def looks(shares):

@@ -251,8 +251,18 @@ def broken(*arguments, **settings):
     raise PermissionError(13, "Permission denied", "somewhere")
 
 
-AFTER_TRAINING = {
-    # What fails once the run is tested: what the line says of it.
+# What fails while the run is tested and its loggers are closed: what the line says of it.
+ENDING = {
+    "lightning.pytorch.loggers.TensorBoardLogger.finalize": (
+        "closing logger.tensorboard: PermissionError: "
+    ),
+    "cifar_lightning.training.pictures.MisclassifiedImages.on_test_end": (
+        "ending the test: PermissionError: "
+    ),
+    "cifar_lightning.training.pictures.plots.named_images": None,
+}
+AFTER_TRAINING = ENDING | {
+    # Once it is finished.
     "cifar_lightning.benchmark.accuracy.evaluate": "measuring fp32: PermissionError: ",
     "cifar_lightning.benchmark.session.device_lock": "measuring: PermissionError: ",
     "cifar_lightning.benchmark.candidates.load_backbone": "measuring fp32: PermissionError: ",
@@ -260,14 +270,45 @@ AFTER_TRAINING = {
         "drawing for TensorBoard: PermissionError: "
     ),
     "cifar_lightning.comparison.publish.write_table": "writing the table: PermissionError: ",
+    "cifar_lightning.runs.predictions.write_atomically": "measuring fp32: PermissionError: ",
+    "cifar_lightning.benchmark.measure.write_atomically": "measuring: PermissionError: ",
+    "cifar_lightning.runs.measurement.write_atomically": "measuring: PermissionError: ",
+    "cifar_lightning.runs.folder.RunFolder.is_undrawn": (
+        "drawing for TensorBoard: PermissionError: "
+    ),
     "cifar_lightning.comparison.publish.markdown": "showing the rows: PermissionError: ",
-    "cifar_lightning.training.pictures.plots.named_images": None,
+    "cifar_lightning.training.run.show_files": "showing its files: PermissionError: ",
 }
 
 
+def test_all_that_follows_a_training_is_attempted():
+    """Every step in the code has its fault below."""
+    said = " ".join(filter(None, AFTER_TRAINING.values()))
+    for name in ("training/run.py", "training/loggers.py", "comparison/publish.py"):
+        text = (ROOT / "cifar_lightning" / name).read_text()
+        steps = re.findall(r'(?:attempt\(f?|_close, [\w.]+, f)"(\w+ \w*)', text)
+        assert steps
+        assert {step for step in steps if step not in said} <= {"giving it"}, name
+
+
+def test_a_finished_run_that_can_not_get_another_id(command, trained, monkeypatch):
+    before = Run.load(trained)
+    for settings in (COMMAND, (*COMMAND, MEASURED)):  # nothing is left to do, and something
+        with monkeypatch.context() as patch:
+            patch.setattr("cifar_lightning.runs.run.write_atomically", broken)
+            ended = command(*settings, "id=other")
+        assert ended.status == 1
+        assert "trained and tested, but giving it the ID: PermissionError: " in ended.err
+        assert Run.load(trained) == before
+
+
 @pytest.mark.parametrize("what", AFTER_TRAINING)
-def test_a_finished_training_stays_finished(what, command, outputs, monkeypatch):
-    settings = (*COMMAND, MEASURED, "epochs=1")
+def test_a_finished_training_stays_finished(what, command, outputs, trained_once, monkeypatch):
+    settings = (*COMMAND, MEASURED)
+    if what not in ENDING:
+        shutil.copytree(trained_once, outputs)
+    else:
+        settings = (*settings, "epochs=1")
     with monkeypatch.context() as patch:
         patch.setattr(what, broken)
         ended = command(*settings)
@@ -416,6 +457,37 @@ def test_a_full_disk(command, outputs, monkeypatch):
     again = command(*COMMAND)
     assert "continuing after epoch 1" in again.out
     assert again.status == 0
+
+
+def test_a_full_disk_leaves_what_a_run_was_made_with(command, trained, monkeypatch):
+    """Hydra writes it anew with every command."""
+    before = {path: path.read_bytes() for path in (trained / ".hydra").iterdir()}
+    assert len(before) == 3
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    ended = command(*COMMAND, "id=another")
+    assert (ended.status, ended.err.count("no space left")) == (1, 1)
+    assert {path: path.read_bytes() for path in (trained / ".hydra").iterdir()} == before
+
+
+def test_a_log_that_can_not_be_written_is_named(command, trained):
+    """By an error that is not the system's own."""
+    (trained / "train.log").unlink()
+    (trained / "train.log").mkdir()
+    ended = command(*COMMAND)
+    assert (ended.status, ended.err) == (2, f"error: {trained / 'train.log'}: Is a directory\n")
+
+
+@pytest.mark.parametrize("name", ["measurements", "predictions"])
+def test_a_folder_that_can_not_be_written_is_found_before_measuring(name, again, trained):
+    (trained / name).touch()
+    ended = again(f"run={trained.name}")
+    assert ended.status == 2
+    assert ended.err == f"error: {trained / name}: can't be written to\n"
+    assert not (trained.parent.parent / "benchmarks").exists()
 
 
 def test_two_commands_at_the_same_run(command, outputs, trained):

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import sqlite3
 import stat
 import tempfile
 from pathlib import Path
@@ -13,8 +14,11 @@ from cifar_lightning.errors import UserError
 from cifar_lightning.system.files import (
     check_inside,
     check_replaceable,
+    check_writable,
+    is_disk_full,
     is_unfinished,
     remove_unfinished,
+    share_with_others,
     write_all,
 )
 from cifar_lightning.system.locks import alone, check_lock, locked
@@ -159,6 +163,18 @@ def test_several_files_are_replaced_together(failing, tmp_path, monkeypatch):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == old
 
 
+def test_a_full_disk_has_many_names():
+    full = sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorcode = sqlite3.SQLITE_FULL
+    for error in (*map(OSError, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ["x"] * 3), full):
+        assert is_disk_full(error)
+        made = RuntimeError("of a library")
+        made.__cause__ = error
+        assert is_disk_full(made)
+    for error in (OSError(errno.EACCES, "x"), sqlite3.OperationalError("locked"), OSError("x")):
+        assert not is_disk_full(error)
+
+
 def test_links_out_of_the_outputs(tmp_path):
     outputs = tmp_path / "outputs"
     (outputs / "runs").mkdir(parents=True)
@@ -174,6 +190,56 @@ def test_links_out_of_the_outputs(tmp_path):
     for bad in ("report", "report/x", "runs/../report"):
         with pytest.raises(UserError, match="leads out of"):
             check_inside(outputs, outputs / bad)
+
+
+@needs_root
+@pytest.mark.parametrize(("mode", "umask", "shared"), [
+    (0o777, 0o022, True), (0o777, 0o077, True), (0o755, 0o002, False), (0o1777, 0o002, False),
+])  # fmt: skip
+def test_what_is_made_in_a_shared_folder_is_shared(mode, umask, shared):
+    """Another user can go on with it, whatever the umask; elsewhere the umask is as before."""
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = Path(folder)
+        outputs.chmod(mode)
+        before = os.umask(umask)
+        try:
+            share_with_others(outputs)
+            write_all(outputs / "runs" / "one", {"run.json": "mine"})
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((outputs / "runs").stat().st_mode) == 0o777 & ~(0 if shared else umask)
+
+        def goes_on():
+            write_all(outputs / "runs" / "one", {"run.json": "theirs"})
+            with (outputs / "runs" / "one" / "train.log").open("a"):
+                pass
+
+        refused = as_nobody(goes_on)
+        assert refused is None if shared else refused.startswith("PermissionError")
+
+
+def test_a_group_shares_with_the_group_alone(tmp_path):
+    tmp_path.chmod(0o2775)
+    before = os.umask(0o077)
+    try:
+        share_with_others(tmp_path)
+        assert os.umask(0o077) == 0o007
+        share_with_others(tmp_path / "not there yet")
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(before)
+
+
+@needs_root
+def test_folders_that_can_not_be_written(shared):
+    (shared / "file").touch()
+    (shared / "own").mkdir(mode=0o755)
+    assert as_nobody(lambda: check_writable(shared / "new" / "newer")) is None
+    for folder in ("own", "own/new"):
+        refused = as_nobody(lambda folder=shared / folder: check_writable(folder))
+        assert refused.startswith(f"UserError: {shared / folder}: can't be written to")
+    with pytest.raises(UserError, match="file is no folder"):
+        check_writable(shared / "file" / "new")
 
 
 @needs_root

@@ -271,6 +271,9 @@ def test_records_are_written_as_they_are_read():
     again = Measurement.decoded(odd.to_json())
     assert (again.notes, again.reason) == ({"error": None}, "half ?")
     assert replace(again, notes={}, reason=None) == MEASUREMENT
+    # Bytes of a file name that are no UTF-8: two such names stay two.
+    names = [os.fsdecode(b"a\xff"), os.fsdecode(b"a\xfe")]
+    assert json.loads(untrusted.encode(names)) == ["a\\xff", "a\\xfe"]
 
 
 def test_what_is_said_beside_the_figures_has_types():

@@ -1,9 +1,12 @@
 """What a processor is, by what Linux says of it."""
 
+import subprocess
+
 import pytest
 
-from cifar_lightning.system import environment
-from cifar_lightning.system.environment import Code, Processor, parse_processor
+from cifar_lightning.system import environment, processor
+from cifar_lightning.system.environment import Code
+from cifar_lightning.system.processor import Processor, parse_processor
 
 EPYC = """processor : 0
 vendor_id : AuthenticAMD
@@ -54,14 +57,46 @@ def test_boards_are_told_by_their_model_and_cores():
     assert "c0ffee" not in repr(four)
 
 
+def test_only_cores_that_the_process_may_use_count():
+    """On a chip with large and small ones, `taskset` decides what is measured."""
+    little = "".join(f"processor : {n}\nCPU part : 0xd03\n\n" for n in (0, 1))
+    text = f"{little}processor : 2\nCPU part : 0xd08\n\nModel : Odroid\n"
+    assert parse_processor(text, usable={0, 1, 2}).model == "0xd03-0xd08"
+    assert parse_processor(text, usable={0, 1}).model == "0xd03"
+    large = parse_processor(text, usable={2})
+    assert (large.model, large.name) == ("0xd08", "Odroid")
+
+
+def test_only_one_of_intels_kinds_of_cores(tmp_path):
+    hybrid = {"core": tmp_path / "core", "atom": tmp_path / "atom"}
+    text = EPYC.format(model=151, more="")
+    assert parse_processor(text, None, {0}, hybrid).cores is None  # all are alike
+    hybrid["core"].write_text("0-3,6\n")
+    hybrid["atom"].write_text("4-5\n")
+    assert parse_processor(text, None, {0, 4}, hybrid) == parse_processor(text)
+    assert parse_processor(text, None, {3, 6}, hybrid).cores == "core"
+    small = parse_processor(text, None, {5}, hybrid)  # a core that is not listed
+    assert small.title == "AMD EPYC (family 25 model 151 cores atom)"
+    assert small.slug == "amd-epyc-25-151-1-avx2-atom"
+
+
+def no_sysctl(*_, **__):
+    raise FileNotFoundError
+
+
 def test_what_the_system_does_not_tell_is_left_out(monkeypatch, tmp_path):
     nothing = parse_processor("")
     assert nothing.name
     assert nothing.slug
-    monkeypatch.setattr(environment, "CPU_INFO", tmp_path / "nowhere")
-    environment.processor.cache_clear()
-    assert environment.processor().name == nothing.name
-    environment.processor.cache_clear()
+    monkeypatch.setattr(processor, "CPU_INFO", tmp_path / "nowhere")
+    monkeypatch.setattr(subprocess, "check_output", no_sysctl)
+    processor.processor.cache_clear()
+    assert processor.processor().name == nothing.name
+    # macOS has no such file, and all of Apple's chips are `arm` by another way.
+    monkeypatch.setattr(subprocess, "check_output", lambda *_, **__: "Apple M3\n")
+    processor.processor.cache_clear()
+    assert processor.processor().slug == "apple-m3"
+    processor.processor.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["", "///", "日本"])

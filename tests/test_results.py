@@ -18,8 +18,9 @@ from cifar_lightning.runs.measurement import Environment, Measurement
 from cifar_lightning.runs.results import CSV_COLUMNS, rows_of
 from cifar_lightning.runs.run import Run
 from cifar_lightning.runs.table import markdown, write_table
-from cifar_lightning.system.environment import Code, Machine, Processor
+from cifar_lightning.system.environment import Code, Machine
 from cifar_lightning.system.files import write_atomically
+from cifar_lightning.system.processor import Processor
 
 MACHINE = Machine("Linux x86_64", Processor("A CPU"), 2, "A CPU")
 RUN = Run(

@@ -80,6 +80,27 @@ def test_a_full_disk_is_an_error(tmp_path):
     assert "No space left" in done.stderr
 
 
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}, {}])
+def test_names_are_utf8_whatever_the_locale(locale, tmp_path):
+    """Classes are called by their folders; what is printed is in the terminal's encoding."""
+    (tmp_path / "猫ü").touch()
+    (tmp_path / os.fsdecode(b"\xff")).touch()
+    code = (
+        "import os, sys\nfrom types import SimpleNamespace as Module\n"
+        "from cifar_lightning.cli import start\nfrom cifar_lightning.system import streams\n"
+        "def main():\n    streams.secure()\n    print(*sorted(os.listdir(sys.argv[1])))\n"
+        "    print(ascii(sys.argv[2]), open(os.devnull).encoding, os.environ.get('PYTHONUTF8'))\n"
+        "start.import_module = lambda name: Module(main=main)\nstart.report()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path, "ü"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+        env={**os.environ, **({"PYTHONUTF8": "0"} if locale else {"PYTHONUTF8": "1"}), **locale},
+    )  # fmt: skip
+    shown = r"\u732b\xfc" if locale else "猫ü"
+    assert done.stdout.splitlines() == [f"{shown} \\udcff", r"'\xfc' utf-8 1"]
+
+
 @pytest.mark.parametrize("how", ["{0} 2>&1 | head -n 1", "{0} >&- 2>&-", "nohup {0} & wait $!"])
 def test_a_training_without_a_terminal(how, outputs, forked):
     settings = " ".join([*TINY, "epochs=1", "batch_size=128", "benchmark.variants=[]"])

@@ -14,7 +14,7 @@ from cifar_lightning.cli import report as report_command
 from cifar_lightning.comparison.records import Records
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.run import Run
-from cifar_lightning.system import environment
+from cifar_lightning.system.processor import processor
 
 sys.path.append(str(ROOT / "docs"))
 import ship
@@ -159,7 +159,7 @@ def test_this_machines_ranking_comes_first(outputs, call):
     """However many rows another one has."""
     mine = a_run("mine", epochs=3)
     one = measured(mine, acc=85)
-    here = replace(one.environment.machine, processor=environment.processor())
+    here = replace(one.environment.machine, processor=processor())
     there = replace(here, processor=replace(here.processor, name="another"))
     for path in outputs.glob("runs/*/measurements/*.json"):
         measurement = type(one).read(path)

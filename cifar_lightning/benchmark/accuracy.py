@@ -20,6 +20,7 @@ from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import Run
+from cifar_lightning.system import signals
 from cifar_lightning.system.devices import check_usable, hardware_slug
 from cifar_lightning.variants import registry
 from cifar_lightning.variants.context import Unsupported, VariantContext
@@ -86,6 +87,7 @@ class Accuracies:
         log.info("evaluating %s, %s", source.candidate.label, source.candidate.variant)
         try:
             with (
+                signals.immediate(),
                 device_lock(self._device),
                 torch.inference_mode(mode=False),
                 registry.prepare(

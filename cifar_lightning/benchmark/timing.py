@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-import psutil
 import torch
 
 from cifar_lightning.runs.blocks import Block
+from cifar_lightning.system.cores import steal_seconds
 
 Clock = Literal["cuda_event", "perf_counter"]
 Call = Callable[[], object]
@@ -56,14 +56,14 @@ class Stopwatch:
         self._calls(call, discarded)
         self._synchronize()
         steal, switches, cpu, wall = (
-            _steal_s(),
+            steal_seconds(),
             _switches(),
             time.thread_time(),
             time.perf_counter(),
         )
         walls, calls = self._calls(call, count)
         wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
-        switches, steal = _switches() - switches, _steal_s() - steal
+        switches, steal = _switches() - switches, steal_seconds() - steal
         return Block(calls, wall, cpu, switches, max(0.0, steal), walls)
 
     def _calls(self, call: Call, count: int) -> tuple[list[float], list[float]]:
@@ -110,11 +110,6 @@ class Stopwatch:
 def _switches() -> int:
     """Count how often this thread lost its core to another one."""
     return resource.getrusage(_THREAD).ru_nivcsw
-
-
-def _steal_s() -> float:
-    """Tell for how long other virtual machines have had the cores; 0 where it is not told."""
-    return float(getattr(psutil.cpu_times(), "steal", 0.0))
 
 
 @contextmanager

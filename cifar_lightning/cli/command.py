@@ -20,16 +20,35 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning.cli.arguments import flags_apart, key_positional, quote_text, rename
 from cifar_lightning.config import rules, schema, user_errors
-from cifar_lightning.errors import CifarLightningError, Interrupted, RunFailed, UserError, reason_of
+from cifar_lightning.errors import (
+    CifarLightningError,
+    Interrupted,
+    RunFailed,
+    UserError,
+    chain,
+    reason_of,
+)
 from cifar_lightning.runs import resolve
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.system import outcome, signals, streams
 from cifar_lightning.system.escaping import visible, without_secrets
-from cifar_lightning.system.files import is_disk_full
+from cifar_lightning.system.files import is_disk_full, share_with_others, write_atomically
 from cifar_lightning.system.locks import alone
 
 C = TypeVar("C")
 _started = False
+
+
+def _save_config(config: DictConfig, filename: str, output_dir: Path) -> None:
+    """Write one of Hydra's files.
+
+    NOTE: Hydra's function empties the earlier file first, so a full disk would take from a finished
+    run what it was made with.
+    """
+    write_atomically(Path(output_dir) / filename, OmegaConf.to_yaml(config))
+
+
+hydra.core.utils._save_config = _save_config
 
 
 def command(
@@ -79,6 +98,7 @@ def entry_point(
     def job(composed: DictConfig) -> None:
         try:
             signals.check()  # what Hydra called may have swallowed it
+            share_outputs(composed)
             mark_started()
             task(composed)
             _remove_leftovers()  # a trial of a few batches makes no run
@@ -139,9 +159,11 @@ def _ending(error: BaseException) -> CifarLightningError:
         return RunFailed("no space left; free some, and give the same command again")
     if explained := user_errors.to_user_error(error):
         return explained
-    if isinstance(error, OSError) and error.filename:
-        line = f"{error.filename}: {error.strerror}"
-        return RunFailed(line) if _started else UserError(line)
+    # What is a library's own error may come from the system, such as a log's that can't be opened.
+    for link in [error] if _started else chain(error):
+        if isinstance(link, OSError) and link.filename:
+            line = f"{link.filename}: {link.strerror}"
+            return RunFailed(line) if _started else UserError(line)
     if not _started and user_errors.raised_in_composing(error):
         # Hydra does not wrap everything that it finds wrong with a command line.
         return UserError(" ".join(str(error).split()) or type(error).__name__)
@@ -162,8 +184,17 @@ def _fault(error: Exception) -> RunFailed:
     return RunFailed(f"{line} with {stream.name}")
 
 
-class RememberSweep(Callback):
-    """Makes a multirun's settings known before its first job, so that it can be tidied up.
+def share_outputs(config: DictConfig) -> None:
+    """Share what is written with all users of the outputs."""
+    outputs = config.outputs
+    for folder in [outputs] if isinstance(outputs, str) else outputs[:1]:
+        share_with_others(Path(folder))
+
+
+class BeforeFolders(Callback):
+    """Does what has to be done before Hydra makes folders.
+
+    A multirun's settings are known then before its first job, so that it can be tidied up.
 
     Args:
         places: That Hydra's folders are ours was checked when this was resolved. What a callback
@@ -173,7 +204,11 @@ class RememberSweep(Callback):
     def __init__(self, places: bool) -> None:
         assert places
 
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        share_outputs(config)
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        share_outputs(config)
         HydraConfig.instance().set_config(config)
 
 

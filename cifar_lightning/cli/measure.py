@@ -18,6 +18,7 @@ from cifar_lightning.cli.command import command
 from cifar_lightning.comparison.publish import publish
 from cifar_lightning.config.schema import MeasureConfig
 from cifar_lightning.errors import DeviceLost, RunFailed, UserError
+from cifar_lightning.runs.ownership import check_measurable
 from cifar_lightning.system import signals
 from cifar_lightning.system.devices import find_device
 from cifar_lightning.system.openmp_waiting import computing
@@ -34,6 +35,7 @@ def main(config: MeasureConfig) -> None:
     device, outputs = find_device(config.device), Path(config.outputs)
     data = RunData(config.data_root)
     folders = find_measurable(outputs, config.run, data)  # a signal ends it at once
+    check_measurable(outputs, folders)
     with signals.deferred(), computing():
         sources = [
             made(variant, threads)

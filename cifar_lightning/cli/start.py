@@ -3,6 +3,7 @@
 Nothing but this module and the signals is imported before.
 """
 
+import codecs
 import os
 import sys
 from functools import partial
@@ -14,8 +15,23 @@ from cifar_lightning.system import signals
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
+def _use_utf8() -> None:
+    """Start Python again in its UTF-8 mode where the locale has another encoding.
+
+    Names of files would have other letters there, and files that libraries open, such as a log,
+    would lack some. What is printed stays in the terminal's encoding.
+    """
+    if codecs.lookup(sys.getfilesystemencoding()).name == "utf-8" or not sys.executable:
+        return
+    terminal = getattr(sys.stdout or sys.stderr, "encoding", None)
+    os.environ.setdefault("PYTHONIOENCODING", terminal or "ascii")
+    os.environ["PYTHONUTF8"] = "1"  # of child processes
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def _start(name: str) -> None:
     """Import and run the command of a file in this folder."""
+    _use_utf8()
     if (CHECKOUT / "pyproject.toml").exists():
         # Processes that this one starts take the same copy, wherever the user is.
         searched = filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH")))

@@ -15,7 +15,7 @@ from cifar_lightning.runs.identity import group_name
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.results import Row
 from cifar_lightning.runs.run import Run
-from cifar_lightning.system import environment
+from cifar_lightning.system.processor import processor
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _weight(leaderboard: Leaderboard) -> tuple[object, ...]:
     """Sort first what answers the question: on this machine, where it was measured there."""
     conditions, entries = leaderboard.conditions, leaderboard.entries
     machines = [one.measurement.environment.machine.processor for one in entries]
-    elsewhere = environment.processor() not in machines
+    elsewhere = processor() not in machines
     return conditions.weight, elsewhere, -len(entries), conditions
 
 

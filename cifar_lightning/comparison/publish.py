@@ -29,17 +29,17 @@ def publish(outputs: Path, folders: Sequence[Path] = (), draw: bool = False) -> 
     Args:
         outputs: Whose table is written, unless the folders are of runs that were moved elsewhere.
         folders: Of the runs whose rows are shown.
-        draw: Whether what TensorBoard shows of these runs has changed.
+        draw: Whether TensorBoard is to show what is new of these runs.
 
     Returns:
         What went wrong, a line for each step; the other steps are done.
     """
     failures: list[str] = []
-    if draw:
-        with attempt("drawing for TensorBoard", failures):
-            from cifar_lightning.comparison import tensorboard
+    with attempt("drawing for TensorBoard", failures):
+        for folder in folders:
+            if draw and RunFolder(folder).is_undrawn():
+                from cifar_lightning.comparison import tensorboard
 
-            for folder in folders:
                 tensorboard.draw(folder)
     here = not folders or any(RunFolder(folder).is_in(outputs) for folder in folders)
     if here and RunFolder.all(outputs):
@@ -109,9 +109,13 @@ def publish_finished(cfg: DictConfig) -> bool:
     if run is None:
         return False
     log.info("%s is finished; rerun=true would train it again", run.name)
-    take_up(folder, run, config)
-    failures = publish(Path(config["outputs"]), [folder], draw=RunFolder(folder).is_undrawn())
-    show_files(folder)
+    failures: list[str] = []
+    with attempt("giving it the ID", failures):
+        take_up(folder, run, config)
+    failures += publish(Path(config["outputs"]), [folder], draw=True)
+    with attempt("showing its files", failures):
+        show_files(folder)
     if failures:
-        raise RunFailed(f"{folder.name}: {'; '.join(failures)}")
+        again = "the same command again does what is missing"
+        raise RunFailed(f"{folder.name}: trained and tested, but {'; '.join(failures)}; {again}")
     return True

@@ -11,8 +11,8 @@ import yaml
 
 from cifar_lightning.comparison.accuracy import Right
 from cifar_lightning.errors import UserError
-from cifar_lightning.runs.benchmark import BENCHMARKS, BenchmarkRecord
-from cifar_lightning.runs.folder import RUNS, RunFolder
+from cifar_lightning.runs.benchmark import BenchmarkRecord
+from cifar_lightning.runs.folder import BENCHMARKS, RUNS, RunFolder
 from cifar_lightning.runs.predictions import Predictions
 from cifar_lightning.runs.results import RunResults
 from cifar_lightning.runs.run import left_out

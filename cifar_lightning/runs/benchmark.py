@@ -11,6 +11,7 @@ from msgspec import Meta
 from cifar_lightning.config.protocols import PROTOCOL_VERSION, PROTOCOLS
 from cifar_lightning.runs.blocks import Block, Session, Timing
 from cifar_lightning.runs.candidate import REFERENCES, Candidate, Role
+from cifar_lightning.runs.folder import BENCHMARKS
 from cifar_lightning.runs.gpu import GPUActivity
 from cifar_lightning.runs.latency import Ended, LatencyStats, Relative
 from cifar_lightning.runs.measurement import Environment
@@ -26,7 +27,6 @@ from cifar_lightning.system import environment, untrusted
 from cifar_lightning.system.environment import DeviceState
 from cifar_lightning.system.files import finished_files
 
-BENCHMARKS = "benchmarks"  # the folder in the outputs
 ERROR = 0.05  # how often a verdict may call something slower that is not
 
 

@@ -8,6 +8,7 @@ from cifar_lightning.errors import UserError
 from cifar_lightning.system.files import check_inside
 
 RUNS = "runs"  # the folder of the runs in the outputs
+BENCHMARKS = "benchmarks"  # that of the benchmarks
 BOARD = "tensorboard"  # the folder in the outputs that TensorBoard is given
 DRAWN = ".results"  # the ending of what TensorBoard shows beside the curves
 

@@ -1,13 +1,13 @@
 """Whether a run's folder is ours to write to."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cifar_lightning.errors import UserError
-from cifar_lightning.runs.folder import RunFolder
+from cifar_lightning.runs.folder import BENCHMARKS, RunFolder
 from cifar_lightning.runs.run import Run
-from cifar_lightning.system.files import check_inside, is_unfinished
+from cifar_lightning.system.files import check_inside, check_writable, is_unfinished
 
 
 def check_ours(outputs: Path, folder: Path) -> None:
@@ -47,6 +47,24 @@ def check_ours(outputs: Path, folder: Path) -> None:
             f"{folder}: holds {damaged}{', '.join(foreign[:5])}, which no run of this name wrote; "
             "move it away, or set outputs"
         )
+
+
+def check_measurable(outputs: Path, folders: Iterable[Path]) -> None:
+    """See that this user can record measurements of runs, before minutes are spent on them.
+
+    Args:
+        outputs: Where the benchmark is recorded.
+        folders: The runs'.
+
+    Raises:
+        UserError: If not.
+    """
+    places = [outputs / BENCHMARKS]
+    for run in map(RunFolder, folders):
+        places += [run.measurements, run.predictions]
+    for place in places:
+        check_inside(outputs, place)
+        check_writable(place)
 
 
 def _foreign(run: RunFolder, paths: set[Path]) -> Iterator[str]:

@@ -17,14 +17,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning.config import rules
-from cifar_lightning.errors import RunFailed, UserError, bad_value
+from cifar_lightning.errors import RunFailed, UserError, bad_value, reason_of
 from cifar_lightning.runs import identity
 from cifar_lightning.runs.run import Run
 from cifar_lightning.sweeps import executors, jobs, run
 from cifar_lightning.sweeps import space as spaces
 from cifar_lightning.sweeps.space import Space, as_override
 from cifar_lightning.system.environment import installation
-from cifar_lightning.system.files import check_inside
+from cifar_lightning.system.files import check_inside, is_disk_full
 from cifar_lightning.system.locks import alone
 from cifar_lightning.system.outcome import Outcome
 
@@ -69,12 +69,17 @@ def search(cfg: DictConfig) -> None:
     name = _study_name(base, space)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with alone(outputs / f".{name}.lock", f"study {name}: already running in another process"):
-        study = optuna.create_study(
-            storage=f"sqlite:///{outputs.resolve() / STUDIES}",
-            study_name=name,
-            direction="maximize",
-            load_if_exists=True,
-        )
+        try:
+            study = optuna.create_study(
+                storage=f"sqlite:///{outputs.resolve() / STUDIES}",
+                study_name=name,
+                direction="maximize",
+                load_if_exists=True,
+            )
+        except Exception as error:  # another user's, damaged, or no such file at all
+            if is_disk_full(error):
+                raise
+            raise UserError(f"{outputs / STUDIES}: can't be used: {reason_of(error)}") from error
         ended = sum(trial.state.is_finished() for trial in study.get_trials())
         log.info("study %s: %d of %d trials are done", name, ended, cfg.n_trials)
         for trial in _trials(study, cfg.n_trials, base.config["seed"]):

@@ -92,15 +92,27 @@ def torch_threads(count: int) -> Iterator[None]:
 def others_seconds() -> float:
     """Tell for how long others than this process have kept its cores busy, summed over the cores.
 
-    Time that a virtual machine asked for and did not get counts as others'.
+    Time that a virtual machine asked for and did not get counts as others'. NaN where the system
+    does not tell.
     """
     mine = affinity()
+    try:
+        cores, own = psutil.cpu_times(percpu=True), psutil.Process().cpu_times()
+    except Exception:  # psutil parses what each kernel writes in its own way
+        return math.nan
     busy = sum(
         seconds
-        for number, core in enumerate(psutil.cpu_times(percpu=True))
+        for number, core in enumerate(cores)
         if number in mine
         for kind, seconds in core._asdict().items()
         if kind not in IDLE
     )
-    own = psutil.Process().cpu_times()
     return float(busy - own.user - own.system)
+
+
+def steal_seconds() -> float:
+    """Tell for how long other virtual machines have kept cores from this one; 0 if unknown."""
+    try:
+        return float(getattr(psutil.cpu_times(), "steal", 0.0))
+    except Exception:  # as above
+        return 0.0

@@ -3,22 +3,22 @@
 import torch
 
 from cifar_lightning.errors import DeviceLost, bad_value, reason_of
-from cifar_lightning.system import environment
+from cifar_lightning.system.processor import processor, slug
 
 
 def device_name(device: torch.device) -> str:
     """Name the hardware for people and tables."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpu = environment.processor().title
+    cpu = processor().title
     return cpu if device.type == "cpu" else f"{cpu} ({device.type})"
 
 
 def hardware_slug(device: torch.device) -> str:
     """Make the hardware's identity fit for a file name."""
     if device.type == "cuda":
-        return environment.slug(device_name(device))
-    cpu = environment.processor().slug
+        return slug(device_name(device))
+    cpu = processor().slug
     return cpu if device.type == "cpu" else f"{cpu}-{device.type}"
 
 

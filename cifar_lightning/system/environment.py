@@ -1,11 +1,10 @@
 """The environment of a run or measurement: code, versions, machine."""
 
 import platform
-import re
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, TypedDict
@@ -13,13 +12,10 @@ from typing import Annotated, TypedDict
 from msgspec import Meta
 
 from cifar_lightning.system.cores import usable_cores
+from cifar_lightning.system.processor import Processor, processor
 
 GIT_TIMEOUT_S = 10  # a file system that hangs, or a prompt, ends nothing
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "numpy")
-# The widest that a processor has decides which kernels run on it.
-VECTORS = ("amx_tile", "avx512f", "avx2", "avx", "sse4_2", "sve2", "sve", "asimd", "neon", "vsx")
-CPU_INFO = Path("/proc/cpuinfo")
-BOARD = Path("/proc/device-tree/model")
 # Of NVIDIA's driver: on Linux, on Windows' Linux, on Jetson.
 GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/nvhost-gpu"))
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -55,41 +51,6 @@ class DeviceState(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Processor:
-    """What a CPU is, as far as the operating system tells.
-
-    Attributes:
-        name: The maker's, for people. Several generations may share it.
-        vendor: On ARM the number of the implementer.
-        family: None on ARM.
-        model: On ARM the part numbers of its cores.
-        vector: The widest vector instructions.
-        board: Where the board has a name, as on a Raspberry Pi.
-    """
-
-    name: str
-    vendor: str | None = None
-    family: str | None = None
-    model: str | None = None
-    stepping: str | None = None
-    vector: str | None = None
-    board: str | None = None
-
-    @property
-    def title(self) -> str:
-        """Its name in tables, which tells generations and boards apart."""
-        numbers = {"family": self.family, "model": self.model}
-        told = " ".join(f"{key} {number}" for key, number in numbers.items() if number)
-        return f"{self.board or self.name} ({told})" if told else self.board or self.name
-
-    @property
-    def slug(self) -> str:
-        """Its identity as part of a file name, such as ``amd-epyc-25-17-1-avx512f``."""
-        parts = [self.board or self.name, self.family, self.model, self.stepping, self.vector]
-        return slug("-".join(part for part in parts if part))
-
-
-@dataclass(frozen=True)
 class Machine:
     """The computer, without its name or address.
 
@@ -105,11 +66,6 @@ class Machine:
     cores: int | None
     device: str | None = None
     threads: Annotated[int, Meta(ge=1, le=2**20)] | None = None
-
-
-def slug(text: str) -> str:
-    """Make a text fit for a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unknown"
 
 
 def code() -> Code:
@@ -160,38 +116,3 @@ def machine(device: str | None = None, threads: int | None = None) -> Machine:
 def has_gpu_driver() -> bool:
     """Tell whether there may be a GPU for CUDA, without torch, which knows but takes seconds."""
     return any(path.exists() for path in GPU_DRIVERS)
-
-
-@cache
-def processor() -> Processor:
-    """Tell this computer's CPU."""
-    text = board = ""
-    with suppress(OSError):
-        text = CPU_INFO.read_text(errors="replace")
-    with suppress(OSError):
-        board = BOARD.read_text(errors="replace").strip("\0\n ")
-    return parse_processor(text, board or None)
-
-
-def parse_processor(text: str, board: str | None = None) -> Processor:
-    """Read what Linux says of the CPU.
-
-    Args:
-        text: Of ``/proc/cpuinfo``; empty on other systems.
-        board: The board's name, if it has one.
-    """
-    told = re.findall(r"^(.+?)[ \t]*:[ \t]*(\S.*?)[ \t]*$", text, re.M)
-    first = dict(reversed(told)).get
-    flags = (first("flags") or first("Features") or "").split()
-    # The parts of one ARM chip's large and small cores differ.
-    parts = "-".join(sorted({value for key, value in told if key == "CPU part"})) or None
-    name = first("model name") or first("Model") or platform.processor() or platform.machine()
-    return Processor(
-        name=name or "unknown",
-        vendor=first("vendor_id") or first("CPU implementer"),
-        family=first("cpu family"),
-        model=first("model") or parts,
-        stepping=first("stepping") or first("CPU revision"),
-        vector=next((vector for vector in VECTORS if vector in flags), None),
-        board=board,
-    )

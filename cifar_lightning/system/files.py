@@ -3,8 +3,10 @@
 import errno
 import os
 import re
+import sqlite3
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 
@@ -84,6 +86,28 @@ def check_inside(outputs: Path, path: Path) -> None:
         raise UserError(f"{path}: leads out of {outputs}, to {target}; remove this link")
 
 
+def share_with_others(folder: Path) -> None:
+    """Let those who may write in a folder write to what this process makes from now on, too.
+
+    They are to go on with what others began, whatever their umask is. In a sticky folder, such as
+    the temporary one, everybody has files of their own.
+    """
+    with suppress(OSError):
+        mode = folder.stat().st_mode
+        if not mode & stat.S_ISVTX:
+            classes = ((stat.S_IWGRP, stat.S_IRWXG), (stat.S_IWOTH, stat.S_IRWXO))
+            shared = sum(bits & mode for may_write, bits in classes if mode & may_write)
+            os.umask(os.umask(0o777) & ~shared)
+
+
+def check_writable(folder: Path) -> None:
+    """See that this user can write files in a folder, which is made if needed, or `UserError`."""
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = "" if there == folder else f": {there} is no folder that can be"
+        raise UserError(f"{folder}: can't be written to{reason}")
+
+
 def check_replaceable(path: Path) -> None:
     """See that this user can write or replace a file; a `UserError` says why not."""
     folder = path.parent
@@ -105,7 +129,8 @@ def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes were writing; call it where nobody else is writing."""
     for path in folder.glob(f"{_UNFINISHED}*"):
         if is_unfinished(path):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # another user's
+                path.unlink()
 
 
 def finished_files(folder: Path, suffix: str) -> list[Path]:
@@ -120,8 +145,9 @@ def is_unfinished(path: Path) -> bool:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Tell whether an error comes from a full disk or a used-up quota."""
+    """Tell whether an error comes from a full disk, a used-up quota or a limit of a file's size."""
     return any(
-        isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT)
+        getattr(link, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        or getattr(link, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
         for link in chain(error)
     )

@@ -1,7 +1,8 @@
 """Ctrl-C, SIGTERM, a closed window: an end at once, or where nothing is lost by it.
 
 Inside `deferred` a signal is only remembered, and the work looks for it with `check` at points
-where it can end. A second Ctrl-C ends the process at once.
+where it can end; inside `immediate`, where that would take long and nothing is there yet that could
+be lost, it ends the work again. A second Ctrl-C ends the process at once.
 """
 
 import os
@@ -20,7 +21,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAME_PRESS_S = 0.2
 _received: signal.Signals | None = None
 _received_at = 0.0
-_deferring = 0
+_deferring = False
 _handled: tuple[signal.Signals, ...] = ()
 
 
@@ -74,11 +75,32 @@ def _handle(number: int, frame: FrameType | None) -> Any:
 def deferred() -> Iterator[None]:
     """Let signals wait for the next `check`."""
     global _deferring
-    _deferring += 1
+    before, _deferring = _deferring, True
     try:
         yield
     finally:
-        _deferring -= 1
+        _deferring = before
+
+
+@contextmanager
+def immediate() -> Iterator[None]:
+    """Let signals end the work at once meanwhile, inside `deferred`, too.
+
+    Raises:
+        Interrupted: If one came, whatever a library has made of it.
+    """
+    global _deferring
+    check()
+    before, _deferring = _deferring, False
+    try:
+        yield
+    except BaseException as surfaced:
+        if _received is None:
+            raise
+        raise error() from surfaced
+    finally:
+        _deferring = before
+    check()  # a library may have swallowed it
 
 
 def received() -> signal.Signals | None:

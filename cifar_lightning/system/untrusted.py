@@ -5,6 +5,7 @@ holds no interpolation, and names nothing to call but at the top of a component.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ MAX_WEIGHTS = 8 * 2**30
 MAX_REASON = 200  # characters
 MAX_DEPTH = 16  # of lists and mappings in one another
 MAX_HEADER = 2**20  # of the metadata in front of weights
+_BYTE = re.compile(r"[\udc80-\udcff]")
 T = TypeVar("T")
 
 
@@ -77,7 +79,9 @@ def convert(value: object, kind: type[T]) -> T:
 def encode(record: Any, indent: int | None = 1) -> str:
     """Write a record as JSON that `decode` reads: text as UTF-8, and what is no number as null."""
     text = json.dumps(msgspec.to_builtins(record), ensure_ascii=False)
-    # Half of a character, as in names of files that are no UTF-8, has no place in JSON.
+    # Halves of characters have no place in JSON; some stand for bytes of a file name that is no
+    # UTF-8, and are written so that two names stay two.
+    text = _BYTE.sub(lambda half: rf"\\x{ord(half.group()) - 0xDC00:02x}", text)
     plain = json.loads(text.encode(errors="replace"), parse_constant=lambda _: None)
     return json.dumps(plain, indent=indent, ensure_ascii=False) + "\n"
 

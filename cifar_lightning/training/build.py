@@ -29,7 +29,11 @@ from cifar_lightning.training.progress import Bar, Estimate, bar_wanted
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything a training run is made of."""
+    """Everything a training run is made of.
+
+    Attributes:
+        failures: What went wrong beside the training, a line each; none of it ends it.
+    """
 
     folder: Path
     data: ImageDataModule
@@ -39,6 +43,7 @@ class Experiment:
     last: ModelCheckpoint
     timer: Timer
     benchmark: BenchmarkSpec
+    failures: list[str]
 
     @property
     def is_global_zero(self) -> bool:
@@ -110,13 +115,14 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         # Written after validation, best first: last.ckpt then knows the best one so far.
         *([best, last] if best else [last]),
     ]
+    failures: list[str] = []
     trainer = construct(
         "trainer",
         node,
         callbacks=all_callbacks,
         default_root_dir=str(folder),
         enable_model_summary=False,
-        logger=build_loggers(config["logger"], folder),
+        logger=build_loggers(config["logger"], folder, failures),
         num_sanity_val_steps=0,
         # Whole checkpoints; and under SLURM no checkpoint in mid-epoch when time runs out.
         plugins=[callbacks.AtomicCheckpointIO(paths.best)]
@@ -128,7 +134,7 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         raise bad_value("trainer.strategy", config["trainer"]["strategy"], "auto, ddp or the like")
     # No variants measure nothing, so that the same command can do it later.
     benchmark = construct("benchmark", config["benchmark"]).checked("benchmark.", may_be_empty=True)
-    return Experiment(folder, data, classifier, trainer, best, last, timer, benchmark)
+    return Experiment(folder, data, classifier, trainer, best, last, timer, benchmark, failures)
 
 
 def silence_lightning() -> None:

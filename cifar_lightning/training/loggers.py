@@ -1,7 +1,8 @@
 """Where metrics go: Lightning's loggers, of which TensorBoard's and CSV's also continue a run."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
+from cifar_lightning.comparison.publish import attempt
 from cifar_lightning.config.components import check_component, parameters_of
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs import identity
@@ -59,8 +61,15 @@ class CSVLogger(loggers.CSVLogger):
         self.experiment.metrics = [line for line in earlier if int(line["step"]) < step]
 
 
-def build_loggers(nodes: Mapping[str, Any], folder: Path) -> list[Logger]:
+def build_loggers(nodes: Mapping[str, Any], folder: Path, failures: list[str]) -> list[Logger]:
     """Build what the ``logger`` group names; each writes into the run's folder, or under its name.
+
+    One that can't be closed, as a full disk or a server that is gone does not let it, ends nothing.
+
+    Args:
+        nodes: Of the configuration, by the loggers' names.
+        folder: The run's.
+        failures: Where a line is added for each that could not be closed.
 
     Raises:
         UserError: If one's package is not installed, or its settings are wrong.
@@ -72,11 +81,18 @@ def build_loggers(nodes: Mapping[str, Any], folder: Path) -> list[Logger]:
         try:
             check_component(key, node, tuple(given.keys() - node.keys()))
             taken = parameters_of(get_object(node["_target_"])).keys() - node.keys()
-            found.append(construct(key, node, (), **{k: given[k] for k in given.keys() & taken}))
+            logger = construct(key, node, (), **{k: given[k] for k in given.keys() & taken})
         except ImportError as error:
             message = f"logger={name}: needs the package {name}: pip install {name}"
             raise UserError(message, key) from error
+        logger.finalize = partial(_close, logger.finalize, f"closing {key}", failures)
+        found.append(logger)
     return found
+
+
+def _close(finalize: Callable[[str], None], what: str, failures: list[str], status: str) -> None:
+    with attempt(what, failures):
+        finalize(status)
 
 
 def begin_logging(found: list[Logger], config: Mapping[str, Any], continued_at: int | None) -> None:

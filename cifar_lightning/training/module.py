@@ -1,6 +1,7 @@
 """The LightningModule: loss, metrics and optimizer around a backbone that it is handed."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -14,6 +15,7 @@ from cifar_lightning.benchmark.evaluate import calibration
 from cifar_lightning.config import components
 from cifar_lightning.data.images import Batch
 from cifar_lightning.models.interfaces import InitializedFromImages
+from cifar_lightning.system import signals
 from cifar_lightning.training.distillation import Distillation
 from cifar_lightning.training.progress import log_epoch
 
@@ -64,10 +66,12 @@ class ImageClassifier(LightningModule):
             # A function, no module, so the checkpoint's keys stay as they are.
             mode = "default" if compile is True else compile
             self._compiled = torch.compile(self.backbone.forward, mode=mode)
+        self._compiling = self.is_compiled  # until the first step has done it
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.label_smoothing = label_smoothing
         self.distillation = distillation
+        self.tested: dict[str, Any] | None = None  # the metrics, as soon as they are known
         self._steps: dict[Stage, list[tuple[Tensor, Tensor, int]]]
         self._steps = {"train": [], "val": [], "test": []}
 
@@ -92,8 +96,19 @@ class ImageClassifier(LightningModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, _ = self._step(batch, "train", self.label_smoothing)
+        with self._ended_at_once():
+            loss, _ = self._step(batch, "train", self.label_smoothing)
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        with self._ended_at_once():
+            super().backward(loss, *args, **kwargs)
+        self._compiling = False
+
+    def _ended_at_once(self) -> AbstractContextManager[None]:
+        """Let signals end the first step, which compiles; several processes have to agree first."""
+        alone = self.trainer.world_size == 1
+        return signals.immediate() if self._compiling and alone else nullcontext()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._step(batch, "val")
@@ -148,7 +163,8 @@ class ImageClassifier(LightningModule):
         self.log_dict(self._epoch_metrics("val"))
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict(self._epoch_metrics("test"))
+        self.tested = self._epoch_metrics("test")
+        self.log_dict(self.tested)
 
     def configure_optimizers(self) -> Any:
         assert self.optimizer is not None

@@ -16,6 +16,7 @@ from cifar_lightning.models.complexity import count_macs, count_parameters
 from cifar_lightning.runs.completed import changes_since
 from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RunFolder
+from cifar_lightning.runs.ownership import check_measurable
 from cifar_lightning.runs.run import MEGA, Fp32Precision, Run, read_weights
 from cifar_lightning.runs.table import check_table
 from cifar_lightning.system import environment
@@ -57,6 +58,7 @@ def prepare_run(
     if experiment.benchmark.variants:
         for path in lock_paths(experiment.device):
             check_lock(path)
+        check_measurable(outputs, [folder])
     if "cache_dir" in config["data"]:
         check_inside(outputs, Path(config["data"]["cache_dir"]))
     before = None if config["rerun"] else _earlier(folder)

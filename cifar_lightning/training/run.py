@@ -18,7 +18,7 @@ from cifar_lightning.benchmark.load import RunData
 from cifar_lightning.benchmark.measure import measure_missing
 from cifar_lightning.comparison.publish import attempt, publish
 from cifar_lightning.config import schema
-from cifar_lightning.errors import Interrupted, NotFinite, RunFailed
+from cifar_lightning.errors import Interrupted, NotFinite, RunFailed, reason_of
 from cifar_lightning.runs import resolve
 from cifar_lightning.runs.completed import show_files, take_up
 from cifar_lightning.runs.folder import RunFolder
@@ -121,11 +121,12 @@ def _complete(experiment: Experiment, config: dict[str, Any], trained: bool) -> 
         RunFailed: If something went wrong.
     """
     folder, outputs = experiment.folder, Path(config["outputs"])
-    failures: list[str] = []
+    failures = [*dict.fromkeys(experiment.failures)]
     measurements: list[Measurement] = []
     if trained:
         log.info("%s is finished; rerun=true would train it again", folder.name)
-        take_up(folder, Run.load(folder), config)
+        with attempt("giving it the ID", failures):
+            take_up(folder, Run.load(folder), config)
     try:
         with attempt("measuring", failures), signals.deferred():
             known = RunData(known={folder: experiment.data})
@@ -134,9 +135,10 @@ def _complete(experiment: Experiment, config: dict[str, Any], trained: bool) -> 
             )
     finally:
         failures += [f"measuring {one.variant}: {one.reason}" for one in measurements if one.failed]
-        failures += publish(outputs, [folder], draw=RunFolder(folder).is_undrawn())
+        failures += publish(outputs, [folder], draw=True)
     signals.check()  # what was measured until then is in the table
-    show_files(folder)
+    with attempt("showing its files", failures):
+        show_files(folder)
     if failures:
         raise RunFailed(
             f"{folder.name}: trained and tested, but {'; '.join(failures)}; "
@@ -179,16 +181,24 @@ def fit(experiment: Experiment, start: ResumeState) -> Run:
 
 def test(experiment: Experiment, record: Run) -> Run:
     """Test the chosen checkpoint once; from here on the run is finished, whatever follows."""
-    (metrics,) = experiment.trainer.test(
-        experiment.classifier,
-        datamodule=experiment.data,
-        ckpt_path=experiment.chosen.best_model_path,
-        weights_only=True,
-        verbose=False,
-    )
-    return experiment.save(
-        replace(record, status="finished", test_acc=percent(metrics["test/acc"]))
-    )
+    classifier = experiment.classifier
+    try:
+        experiment.trainer.test(
+            classifier,
+            datamodule=experiment.data,
+            ckpt_path=experiment.chosen.best_model_path,
+            weights_only=True,
+            verbose=False,
+        )
+    except Exception as error:
+        if classifier.tested is None:
+            raise
+        # Lightning has still called loggers, callbacks and a profiler.
+        log.debug("failed behind the test", exc_info=True)
+        experiment.failures.append(f"ending the test: {reason_of(error)}")
+    assert classifier.tested is not None
+    test_acc = percent(float(classifier.tested["test/acc"]))
+    return experiment.save(replace(record, status="finished", test_acc=test_acc))
 
 
 def percent(fraction: float) -> float:
