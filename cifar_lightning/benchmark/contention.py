@@ -1,6 +1,5 @@
 """One benchmark at a time on a device, and in what state the device is."""
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from cifar_lightning.benchmark.nvml import GPUMonitor, gpu_monitor
 from cifar_lightning.system.devices import device_key
 from cifar_lightning.system.environment import DeviceState
+from cifar_lightning.system.files import temporary_folder
 from cifar_lightning.system.locks import locked
 
 
@@ -20,7 +20,7 @@ def lock_paths(device: torch.device) -> list[Path]:
     On a GPU the CPU's, too: launches come from there.
     """
     devices = [device] if device.type == "cpu" else [device, torch.device("cpu")]
-    folder = Path(tempfile.gettempdir())
+    folder = temporary_folder()
     return [folder / f"cifar-lightning-{device_key(one)}.lock" for one in devices]
 
 

@@ -193,6 +193,10 @@ def _all_measurable(outputs: Path, data: RunData) -> list[Path]:
     return [*whole, *timed_with_others]
 
 
+def _same_place(one: str, other: str) -> bool:
+    return Path(one).absolute() == Path(other).absolute()
+
+
 def load_data(folder: Path, root: str | None = None, download: bool = True) -> ImageDataModule:
     """Read a run's data anew.
 
@@ -213,7 +217,7 @@ def load_data(folder: Path, root: str | None = None, download: bool = True) -> I
     if "root" in recorded:
         if root is not None:
             node["root"] = root
-        elif recorded["root"] != node.get("root"):
+        elif "root" not in node or not _same_place(recorded["root"], node["root"]):
             hint = f"; the run was trained on data in {recorded['root']}: say data_root=..."
             if "mirrors" in node:
                 node["mirrors"] = []  # they are probably there

@@ -5,6 +5,7 @@ import os
 import re
 import sqlite3
 import stat
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from io import BufferedReader
@@ -123,6 +124,25 @@ def check_replaceable(path: Path) -> None:
             reason = f"it is another user's, and {folder} is sticky"
     if reason:
         raise UserError(f"{path}: can't be replaced: {reason}")
+
+
+def temporary_folder() -> Path:
+    """Find the machine's folder for temporary files.
+
+    Raises:
+        UserError: If there is none that can be written to.
+    """
+    here = Path.cwd()
+    try:
+        folder = Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        folder = here
+    if folder == here and os.environ.get("TMPDIR") != str(here):  # Python's last resort
+        raise UserError(
+            "TMPDIR: needs a folder that can be written to, as /tmp can't be or is full; "
+            "free some space, or set TMPDIR to another one"
+        )
+    return folder
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -92,7 +92,7 @@ def prepare_run(
             name=folder.name,
             id=config["id"] or (before.id if before else None),
             choices=choices,
-            config=config,
+            config=_found_from_anywhere(config),
             status="running",
             started=before.started if before else datetime.now(UTC).isoformat(timespec="seconds"),
             data_fingerprint=fingerprint,
@@ -113,6 +113,14 @@ def prepare_run(
     remove_unfinished(RunFolder(folder).checkpoints)
     start.record.save(folder)
     return start
+
+
+def _found_from_anywhere(config: dict[str, Any]) -> dict[str, Any]:
+    """Write down where the data are so that it means the same in another folder."""
+    data = config["data"]
+    if "root" not in data:
+        return config
+    return config | {"data": data | {"root": str(Path(data["root"]).absolute())}}
 
 
 def _fp32_precision(device: torch.device) -> Fp32Precision | None:

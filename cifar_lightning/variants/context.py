@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cifar_lightning.system.files import temporary_folder
+
 Forward = Callable[[Tensor], Tensor]
 Switch = Callable[[], AbstractContextManager[object]]  # sets something, and puts it back
 Call = Callable[[Any], Any]  # of arrays
@@ -130,7 +132,8 @@ class VariantContext:
 
     def folder(self) -> Path:
         """Make a folder that ends with the variant."""
-        return Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
+        made = tempfile.TemporaryDirectory(dir=temporary_folder())
+        return Path(self.stack.enter_context(made))
 
     def ship(self, form: Format) -> list[Path]:
         """Say that files are shipped; return where the part has to write them, and run them."""
