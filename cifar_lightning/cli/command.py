@@ -187,7 +187,7 @@ def _fault(error: Exception) -> RunFailed:
 def share_outputs(config: DictConfig) -> None:
     """Share what is written with all users of the outputs."""
     outputs = config.outputs
-    for folder in [outputs] if isinstance(outputs, str) else outputs[:1]:
+    if folder := outputs if isinstance(outputs, str) else next(iter(outputs or ()), None):
         share_with_others(Path(folder))
 
 

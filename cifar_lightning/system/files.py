@@ -15,6 +15,7 @@ from cifar_lightning.errors import UserError, chain
 
 # Begins the names of files that are being written: nobody's own files are called so.
 _UNFINISHED = ".cifar-lightning-"
+TEMPORARY = ("/tmp", "/var/tmp", "/usr/tmp")  # where Python looks after the environment
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -127,22 +128,20 @@ def check_replaceable(path: Path) -> None:
 
 
 def temporary_folder() -> Path:
-    """Find the machine's folder for temporary files.
+    """Find the machine's folder for temporary files; the current one, Python's last resort, is none.
 
     Raises:
         UserError: If there is none that can be written to.
     """
-    here = Path.cwd()
-    try:
+    with suppress(FileNotFoundError):
         folder = Path(tempfile.gettempdir())
-    except FileNotFoundError:
-        folder = here
-    if folder == here and os.environ.get("TMPDIR") != str(here):  # Python's last resort
-        raise UserError(
-            "TMPDIR: needs a folder that can be written to, as /tmp can't be or is full; "
-            "free some space, or set TMPDIR to another one"
-        )
-    return folder
+        usual = [*filter(None, map(os.environ.get, ("TMPDIR", "TEMP", "TMP"))), *TEMPORARY]
+        if folder != Path.cwd() or folder in map(Path, usual):
+            return folder
+    raise UserError(
+        f"TMPDIR: must be a folder that can be written to; {', '.join(TEMPORARY)} can't be, or are "
+        "full"
+    )
 
 
 def remove_unfinished(folder: Path) -> None:
