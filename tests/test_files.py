@@ -19,6 +19,7 @@ from cifar_lightning.system.files import (
     is_unfinished,
     remove_unfinished,
     share_with_others,
+    temporary_folder,
     write_all,
 )
 from cifar_lightning.system.locks import alone, check_lock, locked
@@ -228,6 +229,21 @@ def test_a_group_shares_with_the_group_alone(tmp_path):
         assert os.umask(0o077) == 0o077
     finally:
         os.umask(before)
+
+
+def test_the_temporary_folder_is_never_the_current_one(tmp_path, monkeypatch):
+    """There each user's lock file would be another one."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(UserError, match="TMPDIR: must be a folder that can be written to"):
+        temporary_folder()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # unless it was asked for
+    assert temporary_folder() == tmp_path
+    monkeypatch.setattr("tempfile.gettempdir", lambda: (_ for _ in ()).throw(FileNotFoundError()))
+    with pytest.raises(UserError, match="/var/tmp"):
+        temporary_folder()
 
 
 @needs_root

@@ -128,7 +128,7 @@ def check_replaceable(path: Path) -> None:
 
 
 def temporary_folder() -> Path:
-    """Find the machine's folder for temporary files; the current one, Python's last resort, is none.
+    """Find the machine's folder for temporary files; Python's last resort, where one is, is none.
 
     Raises:
         UserError: If there is none that can be written to.
