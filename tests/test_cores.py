@@ -62,7 +62,15 @@ def test_only_the_cores_of_the_affinity_count():
             {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"},
             [],
         ),
-        ("0::/\n", {"cpu.max": "nonsense"}, []),
+        (
+            "3:cpu,cpuacct:/\n",  # without the link `cpu`
+            {
+                "cpu,cpuacct/cpu.cfs_quota_us": "150000",
+                "cpu,cpuacct/cpu.cfs_period_us": "100000",
+            },
+            [1.5],
+        ),
+        ("nonsense\n0::/\n", {"cpu.max": "nonsense"}, []),
     ],
 )
 def test_quotas_of_control_groups(membership, files, expected, tmp_path):

@@ -37,14 +37,15 @@ def quotas(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> Iterator[floa
         membership: The file that names this process's groups.
     """
     try:
-        lines = membership.read_text().splitlines()
+        lines = membership.read_text(errors="surrogateescape").splitlines()
     except OSError:
         return
     for line in lines:
-        _, controllers, group = line.split(":", 2)
+        _, controllers, group = [*line.split(":", 2), "", ""][:3]
         if controllers and "cpu" not in controllers.split(","):
             continue  # version 1, and about something else
-        base = root / "cpu" if controllers else root
+        # Of the first version, the link `cpu` is not everywhere.
+        base = root / (controllers if (root / controllers).is_dir() else "cpu")
         # In a container the group's own folder may not be there, while the root is.
         own = base / group.lstrip("/")
         for folder in (own, *own.parents):
