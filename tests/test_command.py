@@ -200,6 +200,20 @@ def test_a_fault_of_ours_is_none_of_the_user(moment, command, outputs, tmp_path,
     assert not any(outputs.glob("runs/*/run.json"))
 
 
+@pytest.mark.parametrize("said", [
+    "[Errno 2] No usable temporary directory found in ['/tmp', '/']",  # Python's, matplotlib's
+    "the default path isn't writable and a temporary directory could not be created",
+])  # fmt: skip
+def test_a_library_without_a_temporary_folder(said, command, monkeypatch):
+    def refuse(*_):
+        raise OSError(said)
+
+    monkeypatch.setattr("cifar_lightning.cli.train.publish_finished", refuse)
+    ended = command(*TINY)
+    assert ended.status == 2
+    assert ended.err.startswith("error: TMPDIR: must be a folder that can be written to; /tmp")
+
+
 def test_what_hydra_does_not_wrap_is_the_users(command, outputs, tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("a: [1\n")

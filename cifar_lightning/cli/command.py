@@ -32,7 +32,13 @@ from cifar_lightning.runs import resolve
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.system import outcome, signals, streams
 from cifar_lightning.system.escaping import visible, without_secrets
-from cifar_lightning.system.files import is_disk_full, share_with_others, write_atomically
+from cifar_lightning.system.files import (
+    is_disk_full,
+    lacks_temporary_folder,
+    no_temporary_folder,
+    share_with_others,
+    write_atomically,
+)
 from cifar_lightning.system.locks import alone
 
 C = TypeVar("C")
@@ -157,6 +163,8 @@ def _ending(error: BaseException) -> CifarLightningError:
         return error
     if is_disk_full(error):
         return RunFailed("no space left; free some, and give the same command again")
+    if lacks_temporary_folder(error):
+        return no_temporary_folder()
     if explained := user_errors.to_user_error(error):
         return explained
     # What is a library's own error may come from the system, such as a log's that can't be opened.

@@ -47,7 +47,8 @@ def publish(outputs: Path, folders: Sequence[Path] = (), draw: bool = False) -> 
             write_table(outputs)
     if folders:
         with attempt("showing the rows", failures):
-            log.info("\n%s", markdown(row for folder in folders for row in rows_of(folder)))
+            if rows := [row for folder in folders for row in rows_of(folder)]:
+                log.info("\n%s", markdown(rows))
     return failures
 
 

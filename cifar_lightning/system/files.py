@@ -138,9 +138,13 @@ def temporary_folder() -> Path:
         usual = [*filter(None, map(os.environ.get, ("TMPDIR", "TEMP", "TMP"))), *TEMPORARY]
         if folder != Path.cwd() or folder in map(Path, usual):
             return folder
-    raise UserError(
-        f"TMPDIR: must be a folder that can be written to; {', '.join(TEMPORARY)} can't be, or are "
-        "full"
+    raise no_temporary_folder()
+
+
+def no_temporary_folder() -> UserError:
+    usual = ", ".join(TEMPORARY)
+    return UserError(
+        f"TMPDIR: must be a folder that can be written to; {usual} can't be, or are full"
     )
 
 
@@ -161,6 +165,14 @@ def is_unfinished(path: Path) -> bool:
     """Tell whether a process of this project is, or was, writing a file: by its name and kind."""
     named = re.fullmatch(rf"{re.escape(_UNFINISHED)}\d+-.+", path.name, re.DOTALL)
     return named is not None and path.is_file() and not path.is_symlink()
+
+
+def lacks_temporary_folder(error: BaseException) -> bool:
+    """Tell whether a library found nowhere to write to; such an error names no file."""
+    return any(
+        isinstance(link, OSError) and not link.filename and "temporary directory" in str(link)
+        for link in chain(error)
+    )
 
 
 def is_disk_full(error: BaseException) -> bool:
