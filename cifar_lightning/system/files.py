@@ -142,6 +142,7 @@ def temporary_folder() -> Path:
 
 
 def no_temporary_folder() -> UserError:
+    """Make the error for that."""
     usual = ", ".join(TEMPORARY)
     return UserError(
         f"TMPDIR: must be a folder that can be written to; {usual} can't be, or are full"
