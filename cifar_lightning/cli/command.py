@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
+from hydra.core import utils as hydra_utils
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -54,7 +55,7 @@ def _save_config(config: DictConfig, filename: str, output_dir: Path) -> None:
     write_atomically(Path(output_dir) / filename, OmegaConf.to_yaml(config))
 
 
-hydra.core.utils._save_config = _save_config
+hydra_utils._save_config = _save_config
 
 
 def command(
