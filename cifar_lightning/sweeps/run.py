@@ -24,7 +24,6 @@ from cifar_lightning.sweeps.executors import Executor, Process, outcome_file
 from cifar_lightning.sweeps.jobs import Failure, Job
 from cifar_lightning.sweeps.measuring import measure
 from cifar_lightning.system import signals
-from cifar_lightning.system.files import temporary_folder
 from cifar_lightning.system.formatting import duration
 from cifar_lightning.system.locks import alone
 from cifar_lightning.system.outcome import Outcome
@@ -110,7 +109,7 @@ def _run_each(
     free = list(range(min(executor.max_parallel, len(jobs))))
     running: list[_Running] = []
     told = False
-    with tempfile.TemporaryDirectory(dir=temporary_folder()) as outputs:
+    with tempfile.TemporaryDirectory() as outputs:
         try:
             while waiting or running:
                 if signals.received() and not told:

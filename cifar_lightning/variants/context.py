@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cifar_lightning.system.files import temporary_folder
-
 Forward = Callable[[Tensor], Tensor]
 Switch = Callable[[], AbstractContextManager[object]]  # sets something, and puts it back
 Call = Callable[[Any], Any]  # of arrays
@@ -132,8 +130,7 @@ class VariantContext:
 
     def folder(self) -> Path:
         """Make a folder that ends with the variant."""
-        made = tempfile.TemporaryDirectory(dir=temporary_folder())
-        return Path(self.stack.enter_context(made))
+        return Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
 
     def ship(self, form: Format) -> list[Path]:
         """Say that files are shipped; return where the part has to write them, and run them."""
