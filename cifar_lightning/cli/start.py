@@ -3,9 +3,11 @@
 Nothing but this module and the signals is imported before.
 """
 
+import atexit
 import codecs
 import os
 import sys
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -45,7 +47,24 @@ def _start(name: str) -> None:
                 raise
             print(f"error: {signals.error()}", file=sys.stderr)
             sys.exit(signals.error().exit_status)
-        main()
+        try:
+            main()
+        except SystemExit as end:
+            if signals.received() is not None:
+                _end_now(end.code)
+            raise
+
+
+def _end_now(status: str | int | None) -> None:
+    """End as Python does, but without waiting for threads of libraries.
+
+    torch.compile has a queue of calls of the C++ compiler there, each of which takes seconds.
+    """
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with suppress(OSError):
+            stream.flush()
+    atexit._run_exitfuncs()
+    os._exit(status if isinstance(status, int) else 1)
 
 
 train, tune, measure, report, predict, export = (
