@@ -1,5 +1,7 @@
 """The search: a small space on digits, killed and taken up again."""
 
+import sqlite3
+
 import pytest
 from conftest import TINY
 from test_results import MACHINE
@@ -229,6 +231,24 @@ def test_a_search_is_no_sweep(tune, outputs):
     assert status == 2
     assert err == "error: -m: tune takes no sweep\n"
     assert not outputs.exists()
+
+
+def test_studies_that_can_not_be_used(tune, outputs, monkeypatch):
+    """Whatever SQLite finds wrong is the file's, and a full disk is said as everywhere."""
+    outputs.mkdir()
+    (outputs / "tune.db").write_text("no database " * 100)
+    status, _, err = tune(*SPACE, "n_trials=1")
+    assert status == 2
+    assert err == f"error: {outputs / 'tune.db'}: can't be used: file is not a database\n"
+
+    def full(**_):
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    monkeypatch.setattr(optuna, "create_study", full)
+    status, _, err = tune(*SPACE, "n_trials=1")
+    assert (status, err.count("no space left")) == (1, 1)
 
 
 def test_another_space_is_another_study(tune, monkeypatch):
