@@ -172,6 +172,8 @@ def call(
 ) -> Callable[..., Ended]:
     """Run a command's ``main`` in this process."""
 
+    # This process goes on after a signal.
+    monkeypatch.setattr("cifar_lightning.cli.start._end_now", lambda status: None)
     # Hydra composes everything once more to learn hydra.mode, which nothing here sets.
     monkeypatch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)
 

@@ -200,6 +200,15 @@ def test_a_fault_of_ours_is_none_of_the_user(moment, command, outputs, tmp_path,
     assert not any(outputs.glob("runs/*/run.json"))
 
 
+def test_a_job_of_slurm_that_lightning_can_not_use(command, outputs, monkeypatch):
+    for name, value in (("SLURM_NTASKS", "2"), ("SLURM_JOB_NAME", "train")):
+        monkeypatch.setenv(name, value)
+    ended = command(*TINY)
+    assert ended.status == 2
+    assert ended.err.startswith("error: SLURM_NTASKS=2: You set `--ntasks=2`")
+    assert not outputs.exists()
+
+
 @pytest.mark.parametrize("said", [
     "[Errno 2] No usable temporary directory found in ['/tmp', '/']",  # Python's, matplotlib's
     "the default path isn't writable and a temporary directory could not be created",

@@ -1,6 +1,7 @@
 """Everything a training run is made of, built from its configuration."""
 
 import logging
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 
 from cifar_lightning.benchmark.candidates import BenchmarkSpec
 from cifar_lightning.data.module import ImageDataModule
-from cifar_lightning.errors import bad_value
+from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Run
 from cifar_lightning.training import callbacks, components
@@ -125,8 +126,7 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         logger=build_loggers(config["logger"], folder, failures),
         num_sanity_val_steps=0,
         # Whole checkpoints; and under SLURM no checkpoint in mid-epoch when time runs out.
-        plugins=[callbacks.AtomicCheckpointIO(paths.best)]
-        + ([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []),
+        plugins=[callbacks.AtomicCheckpointIO(paths.best), *_slurm()],
         use_distributed_sampler=False,
     )
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
@@ -135,6 +135,18 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
     # No variants measure nothing, so that the same command can do it later.
     benchmark = construct("benchmark", config["benchmark"]).checked("benchmark.", may_be_empty=True)
     return Experiment(folder, data, classifier, trainer, best, last, timer, benchmark, failures)
+
+
+def _slurm() -> list[SLURMEnvironment]:
+    """Take SLURM's environment where there is one.
+
+    Raises:
+        UserError: If it was not asked for as Lightning needs it.
+    """
+    try:
+        return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    except RuntimeError as error:
+        raise UserError(f"SLURM_NTASKS={os.environ['SLURM_NTASKS']}: {error}") from error
 
 
 def silence_lightning() -> None:
