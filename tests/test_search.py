@@ -239,7 +239,10 @@ def test_studies_that_can_not_be_used(tune, outputs, monkeypatch):
     (outputs / "tune.db").write_text("no database " * 100)
     status, _, err = tune(*SPACE, "n_trials=1")
     assert status == 2
-    assert err == f"error: {outputs / 'tune.db'}: can't be used: file is not a database\n"
+    assert (
+        err
+        == f"error: {outputs / 'tune.db'}: can't be used: DatabaseError: file is not a database\n"
+    )
 
     def full(**_):
         error = sqlite3.OperationalError("database or disk is full")
