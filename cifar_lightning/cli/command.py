@@ -46,13 +46,13 @@ C = TypeVar("C")
 _started = False
 
 
-def _save_config(config: DictConfig, filename: str, output_dir: Path) -> None:
+def _save_config(cfg: DictConfig, filename: str, output_dir: Path) -> None:
     """Write one of Hydra's files.
 
     NOTE: Hydra's function empties the earlier file first, so a full disk would take from a finished
     run what it was made with.
     """
-    write_atomically(Path(output_dir) / filename, OmegaConf.to_yaml(config))
+    write_atomically(Path(output_dir) / filename, OmegaConf.to_yaml(cfg))
 
 
 hydra_utils._save_config = _save_config
