@@ -50,15 +50,25 @@ def compile_forward(variant: VariantContext, **how: Any) -> None:
     Raises:
         Unsupported: If there is no compiler.
     """
+    variant.forward = torch.compile(_own(variant.forward), fullgraph=True, dynamic=False, **how)
+    with needing_a_compiler(variant), warnings.catch_warnings():
+        for message in _EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        variant.first_calls()
+
+
+@contextmanager
+def needing_a_compiler(variant: VariantContext) -> Iterator[None]:
+    """Compile meanwhile, for the variant, with nothing that was compiled before.
+
+    Raises:
+        Unsupported: If there is no compiler.
+    """
     # Each time from scratch, or the second preparation would be told as a quick one.
     caches_off = torch.compiler.config.patch(force_disable_caches=True)  # type: ignore[attr-defined]
     variant.preparing.enter_context(caches_off)
-    variant.forward = torch.compile(_own(variant.forward), fullgraph=True, dynamic=False, **how)
     try:
-        with warnings.catch_warnings():
-            for message in _EXPECTED_WARNINGS:
-                warnings.filterwarnings("ignore", message)
-            variant.first_calls()
+        yield
     except Exception as error:
         for link in chain(error):
             if _NO_COMPILER.search(f"{type(link).__name__}: {link}"):

@@ -1,6 +1,7 @@
 """Folding BatchNorms into convolutions."""
 
 from collections import Counter
+from contextlib import suppress
 
 from torch import fx, nn
 from torch.nn.utils import fuse_conv_bn_eval
@@ -15,6 +16,13 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         known = isinstance(m, nn.Conv2d | nn.BatchNorm2d)
         return known or super().is_leaf_module(m, module_qualified_name)
+
+
+def folded_where_traceable(network: nn.Module) -> nn.Module:
+    """Fold BatchNorms for an exporter, which may trace what can't be traced here."""
+    with suppress(Unsupported):
+        return fold_batchnorms(network)
+    return network
 
 
 def fold_batchnorms(network: nn.Module) -> nn.Module:

@@ -1,0 +1,145 @@
+"""ExecuTorch with the XNNPACK delegate, in fp32 and int8."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from cifar_lightning.system.environment import installation
+from cifar_lightning.variants.context import (
+    Call,
+    Format,
+    Unsupported,
+    VariantContext,
+    example_images,
+    on_arrays,
+)
+from cifar_lightning.variants.folding import folded_where_traceable
+from cifar_lightning.variants.onnx import silenced
+
+
+def load_executorch(path: str, threads: int) -> Call:
+    """Load a program of batch 1 with ExecuTorch; its one pool of threads is the process's."""
+    import numpy
+    import torch
+    from executorch.extension.pybindings import portable_lib
+    from executorch.runtime import Runtime
+
+    if portable_lib._threadpool_get_thread_count() != threads:
+        portable_lib._unsafe_reset_threadpool(threads)
+    method = Runtime.get().load_program(path).load_method("forward")
+
+    def one(image: numpy.ndarray) -> numpy.ndarray:
+        return method.execute([torch.from_numpy(image)])[0].numpy()
+
+    def call(images: numpy.ndarray) -> numpy.ndarray:
+        if len(images) == 1:
+            return one(images)
+        return numpy.concatenate([one(image[None]) for image in images])
+
+    return call
+
+
+EXECUTORCH = Format(("model.pte",), load_executorch, ("executorch",))
+EXECUTORCH_INT8 = Format(("model-int8.pte",), load_executorch, ("executorch",))
+
+
+def use_executorch(variant: VariantContext) -> None:
+    """Lower to XNNPACK and run with ExecuTorch."""
+    _check(variant)
+    with silenced():
+        _lower(variant, EXECUTORCH, torch.export.export(folded_where_traceable(variant.network), (example_images(1),)))
+    _run(variant)
+
+
+def use_executorch_int8(variant: VariantContext) -> None:
+    """Quantize weights, per channel, and activations after training, and lower to XNNPACK."""
+    _check(variant)
+    variant.exact = False
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    images, quantizer = (example_images(1),), xnnpack_quantizer.XNNPACKQuantizer()
+    quantizer.set_global(xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=True))
+    with silenced(), torch.no_grad():
+        observed = prepare_pt2e(torch.export.export(folded_where_traceable(variant.network), images).module(), quantizer)
+        for image in variant.calibration().split(1):
+            observed(image)
+        _lower(variant, EXECUTORCH_INT8, torch.export.export(convert_pt2e(observed), images))
+    _run(variant)
+
+
+def _check(variant: VariantContext) -> None:
+    """See that it can run here.
+
+    Raises:
+        Unsupported: If not.
+    """
+    if variant.device.type != "cpu":
+        raise Unsupported("is lowered for the CPU")
+    try:
+        with silenced():
+            import executorch.backends.xnnpack  # noqa: F401
+            import torchao  # noqa: F401
+    except ImportError as error:
+        raise Unsupported(f"needs {error.name}: {installation('executorch')}") from error
+
+
+def _lower(variant: VariantContext, form: Format, program: torch.export.ExportedProgram) -> None:
+    """Write a program, and tell which fraction of its operations the delegate takes."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+    from executorch.exir.lowered_backend_module import get_lowered_submodules
+
+    # torch's own decomposition has integer constants, whose casts the delegate leaves outside.
+    program = program.run_decompositions({torch.ops.aten.hardsigmoid.default: _hardsigmoid})
+    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    graph = lowered.exported_program().graph_module
+    inside = sum(
+        _count_operations(module.original_module.graph_module)
+        for _, module, _ in get_lowered_submodules(graph)
+    )
+    variant.delegated = inside / (inside + _count_operations(graph))
+    (path,) = variant.ship(form)
+    path.write_bytes(lowered.to_executorch().buffer)
+
+
+def _hardsigmoid(images: Tensor) -> Tensor:
+    return (images + 3.0).clamp(0.0, 6.0) / 6.0
+
+
+def _count_operations(graph: torch.fx.GraphModule) -> int:
+    """Count what computes: neither calls of a delegate nor the taking of what they give."""
+    return sum(
+        node.op == "call_function" and hasattr(node.target, "_schema") and "delegate" not in node.name
+        for node in graph.graph.nodes
+    )
+
+
+_pool: tuple[int, object] = (0, object())
+
+
+def _pool_of(threads: int) -> object:
+    """Tell which pool of so many threads the process has; programs of an older one hold that."""
+    global _pool
+    if _pool[0] != threads:
+        _pool = threads, object()
+    return _pool[1]
+
+
+def _run(variant: VariantContext) -> None:
+    """Let ExecuTorch do the calls; load it anew where another pool of threads was used meanwhile."""
+    threads, path = torch.get_num_threads(), str(variant.files[0])
+    pool, call = None, None
+
+    @contextmanager
+    def loaded() -> Iterator[None]:
+        nonlocal pool, call
+        if pool is not (pool := _pool_of(threads)):
+            call = load_executorch(path, threads)
+        yield
+
+    variant.switch(loaded)
+    variant.forward = on_arrays(lambda images: call(images))
+    variant.first_calls()
