@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import gzip
+import importlib.util
 import io
 import logging
 import os
@@ -235,15 +236,27 @@ def exported(finished_run: Path, made_once: Callable[..., Path]) -> Callable[[st
     from cifar_lightning.cli import export
 
     def to(name: str) -> Path:
-        if name in ("onnx", "int8"):
-            pytest.importorskip("onnxscript", reason="needs the onnx extra")
-            pytest.importorskip("onnxruntime", reason="needs the onnx extra")
+        needs_packages_of(name)
         given = (f"outputs={finished_run}", "run=tiny", f"format={name}")
         return made_once(
             f"exported-{name}", lambda folder: call_once(export.main, *given, f"to={folder}")
         )
 
     return to
+
+
+def needs_packages_of(variant: str) -> None:
+    """Skip a test where what prepares and executes a variant is not installed."""
+    extras = {
+        "onnx": ("onnxscript", "onnxruntime"),
+        "executorch": ("executorch", "torchao"),
+        "ncnn": ("ncnn", "pnnx"),
+        "litert": ("ai_edge_litert", "litert_torch"),
+    }
+    extra = {"int8": "onnx", "executorch_int8": "executorch"}.get(variant, variant)
+    for package in extras.get(extra, ()):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}, of the extra {extra}")
 
 
 @pytest.fixture(scope="session")

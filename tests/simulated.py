@@ -14,8 +14,8 @@ from cifar_lightning.comparison.records import Records
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.blocks import Block, Round, Session
 from cifar_lightning.runs.candidate import Candidate, recipe
+from cifar_lightning.runs.environment import Environment
 from cifar_lightning.runs.identity import run_name
-from cifar_lightning.runs.measurement import Environment
 from cifar_lightning.runs.results import RunResults
 from cifar_lightning.runs.run import Run
 from cifar_lightning.system.environment import Code

@@ -13,8 +13,9 @@ import pytest
 from conftest import ROOT
 
 from cifar_lightning.comparison.publish import seeds_table
+from cifar_lightning.runs.environment import Environment
 from cifar_lightning.runs.latency import LatencyStats, Relative
-from cifar_lightning.runs.measurement import Environment, Measurement
+from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.results import CSV_COLUMNS, rows_of
 from cifar_lightning.runs.run import Run
 from cifar_lightning.runs.table import markdown, write_table

@@ -119,6 +119,7 @@ def _of(
         carried_over=found.carried_over,
         files=found.files,
         size_bytes=candidate.size_bytes,
+        delegated=candidate.delegated,
         environment=replace(
             record.environment,
             flags=candidate.flags,

@@ -154,6 +154,7 @@ def prepare(
         replace(
             candidate,
             size_bytes=prepared.size_bytes,
+            delegated=prepared.delegated,
             subnormals=prepared.subnormals,
             preparation_s=prepared.preparation_s,
             first_call_ms=first_call_ms,

@@ -11,7 +11,7 @@ from cifar_lightning.benchmark.timing import clock_of
 from cifar_lightning.config.protocols import PROTOCOL_VERSION
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.blocks import Session
-from cifar_lightning.runs.measurement import Environment
+from cifar_lightning.runs.environment import Environment
 from cifar_lightning.system import environment
 from cifar_lightning.system.devices import device_key, device_name, hardware_slug
 

@@ -8,7 +8,7 @@ from cifar_lightning.comparison.accuracy import SURE
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.comparison.reproduce import Reproduction
-from cifar_lightning.runs.gpu import GPUActivity
+from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.paired import Difference
 from cifar_lightning.runs.run import MEGA
 from cifar_lightning.runs.table import Value, number
@@ -101,9 +101,9 @@ def _preempted(leaderboard: Leaderboard, entry: Entry) -> float:
     return 100 * (entry.measurement.preempted or 0.0)
 
 
-def _gpu_percent(header: str, of: Callable[[GPUActivity], float | None]) -> Column:
+def _percent(header: str, of: Callable[[Measurement], float | None]) -> Column:
     def value(leaderboard: Leaderboard, entry: Entry) -> float | None:
-        fraction = of(entry.measurement.gpu)
+        fraction = of(entry.measurement)
         return None if fraction is None else 100 * fraction
 
     return Column(value, header, lambda a, e: number(value(a, e), 0))
@@ -169,12 +169,13 @@ COLUMNS: dict[str, Column] = {
     "enqueue_ms": _milliseconds("Enqueue (ms)", lambda e: e.measurement.launches.enqueue_ms),
     "device_ms": _milliseconds("Device alone (ms)", lambda e: e.measurement.launches.device_ms),
     "graph_ms": _milliseconds("Graph replay (ms)", lambda e: e.measurement.launches.graph_ms),
-    "throttled_pct": _gpu_percent("Throttled (%)", lambda gpu: gpu.throttled),
-    "gpu_shared_pct": _gpu_percent("GPU shared (%)", lambda gpu: gpu.others),
+    "throttled_pct": _percent("Throttled (%)", lambda one: one.gpu.throttled),
+    "gpu_shared_pct": _percent("GPU shared (%)", lambda one: one.gpu.others),
     "peak_mb": Column(_peak_mb, "Peak (MB)", lambda a, e: number(_peak_mb(a, e), 1)),
     "preempted_pct": Column(_preempted, "Preempted (%)", lambda a, e: number(_preempted(a, e), 0)),
     "speedup": Column(_speedup, "Speed-up", lambda a, e: number(_speedup(a, e), 2), highest=True),
     "size_mb": Column(lambda a, e: e.size_mb, "Size (MB)", lambda a, e: number(e.size_mb, 2)),
+    "delegated_pct": _percent("Delegated (%)", lambda one: one.delegated),
     "params": Column(lambda a, e: e.params, "Params (M)", lambda a, e: f"{e.params / MEGA:.2f}"),
     "macs": Column(lambda a, e: e.macs, "MACs (M)", lambda a, e: f"{e.macs / MEGA:.2f}"),
     "marks": Column(

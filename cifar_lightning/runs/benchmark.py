@@ -11,10 +11,10 @@ from msgspec import Meta
 from cifar_lightning.config.protocols import PROTOCOL_VERSION, PROTOCOLS
 from cifar_lightning.runs.blocks import Block, Session, Timing
 from cifar_lightning.runs.candidate import REFERENCES, Candidate, Role
+from cifar_lightning.runs.environment import Environment
 from cifar_lightning.runs.folder import BENCHMARKS
 from cifar_lightning.runs.gpu import GPUActivity
 from cifar_lightning.runs.latency import Ended, LatencyStats, Relative
-from cifar_lightning.runs.measurement import Environment
 from cifar_lightning.runs.paired import (
     Difference,
     difference,

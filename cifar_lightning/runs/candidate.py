@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from cifar_lightning.runs.identity import canonical
-from cifar_lightning.runs.latency import Count, Launches, Milliseconds, Seconds
+from cifar_lightning.runs.latency import Count, Fraction, Launches, Milliseconds, Seconds
 from cifar_lightning.runs.run import Digest, Name, Versions
 
 Role = Literal["candidate", "check", "reference", "double", "second_reference"]
@@ -19,6 +19,8 @@ REFERENCES: tuple[Role, ...] = ("reference", "double", "second_reference")
 RECIPE_VERSIONS = {
     "int8": 2,  # since the first two convolutions stay in fp32
 }
+
+MOSTLY_DELEGATED = 0.9  # of a network's operations
 
 
 def recipe(variant: str) -> dict[str, int]:
@@ -42,6 +44,7 @@ class Candidate:
         by_weights: Whether weights were found to change its latency: then it is this run's alone.
         recipe: Versions of the variant's parts.
         engines: Versions of what executed it.
+        delegated: See `Measurement`.
         subnormals: Number of weights so small that some processors are slow with them.
         preparation_s: What happens once: compiling, capturing, exporting, calibrating.
         first_call_ms: Of the first call after that.
@@ -65,6 +68,7 @@ class Candidate:
     weights: Digest | None = None
     by_weights: bool = False
     size_bytes: Count | None = None
+    delegated: Fraction | None = None
     subnormals: Count | None = None
     preparation_s: Seconds | None = None
     first_call_ms: Milliseconds | None = None
@@ -80,6 +84,12 @@ class Candidate:
         """Name what executes; see `candidate_key`."""
         key = candidate_key(self.model, self.variant, self.recipe, self.engines, self.threads)
         return _hex([key, self.weights]) if self.by_weights else key
+
+
+def delegation_marks(delegated: float | None) -> list[str]:
+    """Mark that an engine executes many operations one by one, outside its delegate."""
+    few = delegated is not None and delegated < MOSTLY_DELEGATED
+    return [f"{delegated:.0%} delegated"] if few else []
 
 
 def candidate_key(

@@ -3,10 +3,9 @@
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Self
 
-from msgspec import Meta
-
+from cifar_lightning.runs.latency import Fraction
 from cifar_lightning.system.environment import DeviceState
 
 # Why a GPU's clock is below its highest, though nothing holds it back.
@@ -15,8 +14,6 @@ NO_THROTTLING = {
 }  # fmt: skip
 LOAD_KNOWN_ABOVE = 0.5  # of the time
 SHARED_ABOVE = 0.01  # of a GPU's time
-
-Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from cifar_lightning.runs.paired import Difference
 
 Milliseconds = Annotated[float, Meta(ge=0)]
 Seconds = Annotated[float, Meta(ge=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Ended = Literal["converged", "time", "stopped"]
 ENDED_BY: dict[Ended, str] = {

@@ -8,13 +8,15 @@ from typing import Annotated, ClassVar, Literal, Self
 from msgspec import Meta
 
 from cifar_lightning.config.protocols import PROTOCOL_VERSION
-from cifar_lightning.runs.candidate import recipe
+from cifar_lightning.runs.candidate import delegation_marks, recipe
 from cifar_lightning.runs.carried_over import CarriedOver
+from cifar_lightning.runs.environment import Environment
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.gpu import GPUActivity
 from cifar_lightning.runs.latency import (
     Count,
     Ended,
+    Fraction,
     LatencyStats,
     Launches,
     Milliseconds,
@@ -39,29 +41,6 @@ TIMED = ("benchmark", "latency", "relative", "rounds", "ended", "preempted")
 
 
 @dataclass(frozen=True)
-class Environment:
-    """Where and how something was measured.
-
-    Attributes:
-        flags: Every switch that was set.
-        convolution_error: See `precision.convolution_error`.
-        contradiction: In which precision it ran, where that is not its own.
-        cuda: torch's version of it.
-        cudnn: Its version.
-        device: See `devices.device_key`.
-    """
-
-    versions: Versions
-    machine: environment.Machine
-    flags: Mapping[str, str | bool | int] = field(default_factory=dict)
-    convolution_error: float | None = None
-    contradiction: str | None = None
-    cuda: str | None = None
-    cudnn: int | None = None
-    device: str | None = None
-
-
-@dataclass(frozen=True)
 class Measurement(Record):
     """One variant of one run on one device.
 
@@ -74,6 +53,7 @@ class Measurement(Record):
         size_bytes: Of the files that this variant ships.
         files: SHA-256 of each file whose accuracy was evaluated, by its name; none where the
             weights are what is shipped.
+        delegated: The fraction of operations that the engine's delegate takes, where it has one.
         weights: SHA-256 of the file of weights that was measured.
         candidate: What executes; see `benchmark.candidate_key`.
         benchmark: Names the record of the benchmark that timed it; None if it was not timed.
@@ -117,13 +97,14 @@ class Measurement(Record):
     candidate: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
     weights: Digest | None = None
     files: dict[Name, Digest] = field(default_factory=dict)
+    delegated: Fraction | None = None
     benchmark: Name | None = None
     latency: LatencyStats | None = None
     relative: Relative | None = None
     rounds: Annotated[int, Meta(ge=1)] | None = None
     ended: Ended | None = None
     converged: bool | None = None
-    preempted: Annotated[float, Meta(ge=0, le=1)] | None = None
+    preempted: Fraction | None = None
     preparation_s: Seconds | None = None
     first_call_ms: Milliseconds | None = None
     peak_bytes: Count | None = None
@@ -241,7 +222,12 @@ class Measurement(Record):
             "not converged": self.converged is False,
         }
         marks = [mark for mark, holds in found.items() if holds]
-        return [*marks, *filter(None, [self.environment.contradiction]), *self.gpu.marks]
+        return [
+            *marks,
+            *delegation_marks(self.delegated),
+            *filter(None, [self.environment.contradiction]),
+            *self.gpu.marks,
+        ]
 
     def save(self, folder: Path) -> Path:
         """Write it into its run's folder, in place of an earlier one of the same kind."""

@@ -58,6 +58,7 @@ class Row:
     speedup: float | None = None
     prep_s: float | None = None
     size_mb: float | None = None
+    delegated: float | None = None
     params: int
     macs: int
     device: str | None = None
@@ -206,6 +207,7 @@ def _row(run: Run, measurement: Measurement) -> Row:
         gpu_shared=measurement.gpu.others,
         prep_s=measurement.preparation_s,
         size_mb=measurement.size_bytes and measurement.size_bytes / MEGA,
+        delegated=measurement.delegated,
         device=measurement.device,
         hardware=measurement.hardware,
         threads=measurement.threads,

@@ -91,12 +91,13 @@ def version(package: str) -> str | None:
 
 def installation(extra: str) -> str:
     """Tell what to type to get an extra's packages; the project itself is on no index."""
-    try:
+    needed: list[str] = []
+    with suppress(metadata.PackageNotFoundError):
         needed = metadata.requires("cifar-lightning") or []
-    except metadata.PackageNotFoundError:  # a checkout that was not installed
-        return f"pip install '.[{extra}]' in the checkout"
     parts = (line.partition(";") for line in needed)
     packages = [f"'{name.strip()}'" for name, _, condition in parts if f'"{extra}"' in condition]
+    if not packages:  # a checkout that was not installed, or had no such extra then
+        return f"pip install '.[{extra}]' in the checkout"
     return f"pip install {' '.join(packages)}"
 
 

@@ -1,6 +1,7 @@
 """What a variant is made of, and what it gives."""
 
 import inspect
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -13,13 +14,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cifar_lightning.system.environment import installation
+
 Forward = Callable[[Tensor], Tensor]
 Switch = Callable[[], AbstractContextManager[object]]  # sets something, and puts it back
-Call = Callable[[Any], Any]  # of arrays
+Array = Any  # of numpy
+Call = Callable[[Array], Array]
 
 
 class Unsupported(Exception):
     """This device or installation can't run the variant; the text says why, in one line."""
+
+
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Import meanwhile what an extra installs.
+
+    Raises:
+        Unsupported: If a package is missing.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise Unsupported(f"needs {error.name}: {installation(extra)}") from error
 
 
 @dataclass(frozen=True)
@@ -42,8 +59,8 @@ class Format:
 
     @property
     def source(self) -> str:
-        """The lines of ``load``."""
-        return inspect.getsource(self.load).replace(" -> Call:", ":")
+        """The lines of ``load``, without types of ours."""
+        return re.sub(r": Array|\s-> (Array|Call)(?=:)", "", inspect.getsource(self.load))
 
 
 @dataclass
@@ -66,6 +83,7 @@ class VariantContext:
         opset: Of ONNX, if not the exporter's own.
         files: What is shipped; none where that is the weights.
         size_bytes: Of what is shipped.
+        delegated: The fraction of operations that a delegate takes, where an engine has one.
         preparation_s: How long that took: what happens once, before the first call.
         notes: Facts worth recording.
         switches: What has to be set whenever it is called.
@@ -84,6 +102,7 @@ class VariantContext:
     opset: int | None = None
     files: list[Path] = field(default_factory=list)
     size_bytes: int = 0
+    delegated: float | None = None
     preparation_s: float = 0.0
     notes: dict[str, float | str] = field(default_factory=dict)
     switches: list[Switch] = field(default_factory=list)
@@ -146,6 +165,10 @@ class VariantContext:
     def need_gpu(self) -> None:
         if self.device.type != "cuda":
             raise Unsupported("needs a GPU")
+
+    def need_cpu(self) -> None:
+        if self.device.type != "cpu":
+            raise Unsupported("needs a CPU: device=cpu")
 
 
 class Kind(IntEnum):

@@ -1,18 +1,19 @@
 """ExecuTorch with the XNNPACK delegate, in fp32 and int8."""
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from cifar_lightning.system.environment import installation
 from cifar_lightning.variants.context import (
+    Array,
     Call,
     Format,
-    Unsupported,
     VariantContext,
     example_images,
+    needing,
     on_arrays,
 )
 from cifar_lightning.variants.folding import folded_where_traceable
@@ -20,7 +21,7 @@ from cifar_lightning.variants.onnx import silenced
 
 
 def load_executorch(path: str, threads: int) -> Call:
-    """Load a program of batch 1 with ExecuTorch; its one pool of threads is the process's."""
+    """Load a program for one image; ExecuTorch has one pool of threads for all programs."""
     import numpy
     import torch
     from executorch.extension.pybindings import portable_lib
@@ -30,13 +31,10 @@ def load_executorch(path: str, threads: int) -> Call:
         portable_lib._unsafe_reset_threadpool(threads)
     method = Runtime.get().load_program(path).load_method("forward")
 
-    def one(image: numpy.ndarray) -> numpy.ndarray:
-        return method.execute([torch.from_numpy(image)])[0].numpy()
-
-    def call(images: numpy.ndarray) -> numpy.ndarray:
-        if len(images) == 1:
-            return one(images)
-        return numpy.concatenate([one(image[None]) for image in images])
+    def call(images: Array) -> Array:
+        if len(images) > 1:
+            return numpy.concatenate([call(image[None]) for image in images])
+        return method.execute([torch.from_numpy(images)])[0].numpy()
 
     return call
 
@@ -47,43 +45,32 @@ EXECUTORCH_INT8 = Format(("model-int8.pte",), load_executorch, ("executorch",))
 
 def use_executorch(variant: VariantContext) -> None:
     """Lower to XNNPACK and run with ExecuTorch."""
-    _check(variant)
+    variant.need_cpu()
+    with needing("executorch"), silenced():
+        import executorch.exir  # noqa: F401
+    network = folded_where_traceable(variant.network)
     with silenced():
-        _lower(variant, EXECUTORCH, torch.export.export(folded_where_traceable(variant.network), (example_images(1),)))
+        _lower(variant, EXECUTORCH, torch.export.export(network, (example_images(1),)))
     _run(variant)
 
 
 def use_executorch_int8(variant: VariantContext) -> None:
     """Quantize weights, per channel, and activations after training, and lower to XNNPACK."""
-    _check(variant)
+    variant.need_cpu()
     variant.exact = False
-    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    with needing("executorch"), silenced():
+        from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    images, quantizer = (example_images(1),), xnnpack_quantizer.XNNPACKQuantizer()
+    network, images = folded_where_traceable(variant.network), (example_images(1),)
+    quantizer = xnnpack_quantizer.XNNPACKQuantizer()
     quantizer.set_global(xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=True))
     with silenced(), torch.no_grad():
-        observed = prepare_pt2e(torch.export.export(folded_where_traceable(variant.network), images).module(), quantizer)
+        observed = prepare_pt2e(torch.export.export(network, images).module(), quantizer)
         for image in variant.calibration().split(1):
             observed(image)
         _lower(variant, EXECUTORCH_INT8, torch.export.export(convert_pt2e(observed), images))
     _run(variant)
-
-
-def _check(variant: VariantContext) -> None:
-    """See that it can run here.
-
-    Raises:
-        Unsupported: If not.
-    """
-    if variant.device.type != "cpu":
-        raise Unsupported("is lowered for the CPU")
-    try:
-        with silenced():
-            import executorch.backends.xnnpack  # noqa: F401
-            import torchao  # noqa: F401
-    except ImportError as error:
-        raise Unsupported(f"needs {error.name}: {installation('executorch')}") from error
 
 
 def _lower(variant: VariantContext, form: Format, program: torch.export.ExportedProgram) -> None:
@@ -112,8 +99,9 @@ def _hardsigmoid(images: Tensor) -> Tensor:
 def _count_operations(graph: torch.fx.GraphModule) -> int:
     """Count what computes: neither calls of a delegate nor the taking of what they give."""
     return sum(
-        node.op == "call_function" and hasattr(node.target, "_schema") and "delegate" not in node.name
+        node.op == "call_function" and "delegate" not in node.name
         for node in graph.graph.nodes
+        if node.target is not operator.getitem
     )
 
 
@@ -129,15 +117,16 @@ def _pool_of(threads: int) -> object:
 
 
 def _run(variant: VariantContext) -> None:
-    """Let ExecuTorch do the calls; load it anew where another pool of threads was used meanwhile."""
+    """Let ExecuTorch do the calls; a program is loaded anew where another pool was made since."""
     threads, path = torch.get_num_threads(), str(variant.files[0])
-    pool, call = None, None
+    pool: object = None
+    call: Call
 
     @contextmanager
     def loaded() -> Iterator[None]:
         nonlocal pool, call
-        if pool is not (pool := _pool_of(threads)):
-            call = load_executorch(path, threads)
+        if pool is not _pool_of(threads):
+            call, pool = load_executorch(path, threads), _pool_of(threads)
         yield
 
     variant.switch(loaded)

@@ -4,13 +4,13 @@ import subprocess
 
 import torch
 
-from cifar_lightning.system.environment import installation
 from cifar_lightning.variants.context import (
+    Array,
     Call,
     Format,
-    Unsupported,
     VariantContext,
     example_images,
+    needing,
     on_arrays,
 )
 from cifar_lightning.variants.folding import folded_where_traceable
@@ -18,26 +18,22 @@ from cifar_lightning.variants.onnx import silenced
 
 
 def load_ncnn(path: str, threads: int) -> Call:
-    """Load a network with ncnn, in fp32; its weights lie beside it, in a file ending on .bin."""
+    """Load a network for one image with ncnn, in fp32; a file ending on .bin has its weights."""
     import ncnn
     import numpy
 
     network = ncnn.Net()
     network.opt.num_threads = threads
-    network.opt.use_fp16_packed = network.opt.use_fp16_storage = False
-    network.opt.use_fp16_arithmetic = network.opt.use_bf16_storage = False
+    network.opt.use_fp16_storage = network.opt.use_fp16_arithmetic = False
     network.load_param(path)
     network.load_model(path.removesuffix("param") + "bin")
 
-    def one(image: numpy.ndarray) -> numpy.ndarray:
+    def call(images: Array) -> Array:
+        if len(images) > 1:
+            return numpy.concatenate([call(image[None]) for image in images])
         extractor = network.create_extractor()
-        extractor.input("in0", ncnn.Mat(image))
+        extractor.input("in0", ncnn.Mat(images[0]))
         return numpy.array(extractor.extract("out0")[1])[None]
-
-    def call(images: numpy.ndarray) -> numpy.ndarray:
-        if len(images) == 1:
-            return one(images[0])
-        return numpy.concatenate([one(image) for image in images])
 
     return call
 
@@ -47,13 +43,10 @@ NCNN = Format(("model.ncnn.param", "model.ncnn.bin"), load_ncnn, ("ncnn",))
 
 def use_ncnn(variant: VariantContext) -> None:
     """Convert with pnnx and run with ncnn."""
-    if variant.device.type != "cpu":
-        raise Unsupported("is run on the CPU")
-    try:
+    variant.need_cpu()
+    with needing("ncnn"):
         import ncnn  # noqa: F401
         import pnnx
-    except ImportError as error:
-        raise Unsupported(f"needs {error.name}: {installation('ncnn')}") from error
     param, weights = variant.ship(NCNN)
     traced = variant.folder() / "traced.pt"
     with silenced(), torch.no_grad():

@@ -4,7 +4,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cifar_lightning.system.environment import installation
 from cifar_lightning.variants.context import (
     Call,
     Format,
     Unsupported,
     VariantContext,
     example_images,
+    needing,
     on_arrays,
 )
-from cifar_lightning.variants.folding import fold_batchnorms
+from cifar_lightning.variants.folding import folded_where_traceable
 
 
 def load_onnx(path: str, threads: int) -> Call:
@@ -97,12 +97,10 @@ def import_onnxruntime(device: torch.device) -> Any:
     Raises:
         Unsupported: If a package is missing, or its build for this device.
     """
-    try:
+    with needing("onnx"):
         import onnx  # noqa: F401
         import onnxruntime
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise Unsupported(f"needs {error.name}: {installation('onnx')}") from error
     if device.type not in ("cpu", "cuda"):
         raise Unsupported("needs a CPU or a CUDA GPU")
     if _provider(device) not in onnxruntime.get_available_providers():
@@ -122,9 +120,7 @@ def export_onnx(variant: VariantContext, path: Path) -> None:
     """
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    network = variant.network
-    with suppress(Unsupported):  # the exporter traces what can't be traced here
-        network = fold_batchnorms(network)
+    network = folded_where_traceable(variant.network)
     with silenced():
         program = torch.onnx.export(
             network.cpu(),

@@ -12,7 +12,18 @@ from torch import Tensor, nn
 
 from cifar_lightning.errors import bad_value, unknown_name
 from cifar_lightning.system import environment
-from cifar_lightning.variants import compiled, cuda_graph, onnx, pytorch, tensorrt, torch_export
+from cifar_lightning.variants import (
+    aot,
+    compiled,
+    cuda_graph,
+    executorch,
+    litert,
+    ncnn,
+    onnx,
+    pytorch,
+    tensorrt,
+    torch_export,
+)
 from cifar_lightning.variants.context import Format, Kind, VariantContext
 from cifar_lightning.variants.precision import fastest_algorithms, matmul_precision
 
@@ -32,6 +43,11 @@ PARTS: dict[str, tuple[Kind, Callable[[VariantContext], None]]] = {
     "torch_export": (Kind.RUNTIME, torch_export.use_torch_export),
     "onnx": (Kind.RUNTIME, onnx.use_onnx),
     "int8": (Kind.RUNTIME, onnx.use_int8),
+    "aot": (Kind.RUNTIME, aot.use_aot),
+    "executorch": (Kind.RUNTIME, executorch.use_executorch),
+    "executorch_int8": (Kind.RUNTIME, executorch.use_executorch_int8),
+    "ncnn": (Kind.RUNTIME, ncnn.use_ncnn),
+    "litert": (Kind.RUNTIME, litert.use_litert),
 }
 
 # What parts ship that ship more than weights.
@@ -39,10 +55,15 @@ FORMATS: dict[str, Format] = {
     "torch_export": torch_export.TORCH_EXPORT,
     "onnx": onnx.ONNX,
     "int8": onnx.INT8,
+    "aot": aot.AOT,
+    "executorch": executorch.EXECUTORCH,
+    "executorch_int8": executorch.EXECUTORCH_INT8,
+    "ncnn": ncnn.NCNN,
+    "litert": litert.LITERT,
 }
 
-# ONNX Runtime lays out memory itself, and is given the network in fp32.
-_ALONE = {"onnx", "int8"}
+# They lay out memory themselves, and are given the network in fp32.
+_ALONE = {"onnx", "int8", "executorch", "executorch_int8", "ncnn", "litert"}
 
 _ONNX_PACKAGES = ["onnxruntime", "onnxruntime-gpu", "onnxscript"]
 # What executes a part, beside torch.
@@ -50,6 +71,10 @@ _PACKAGES = {
     "onnx": _ONNX_PACKAGES,
     "int8": _ONNX_PACKAGES,
     "tensorrt": ["torch-tensorrt", "tensorrt-cu13"],
+    "executorch": ["executorch"],
+    "executorch_int8": ["executorch", "torchao"],
+    "ncnn": ["ncnn", "pnnx"],
+    "litert": ["ai-edge-litert", "litert-torch"],
 }
 
 

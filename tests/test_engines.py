@@ -1,0 +1,214 @@
+"""Engines that are installed by themselves: their files, threads and what they lack."""
+
+import inspect
+import sys
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from conftest import needs_packages_of
+from torch import nn
+
+from cifar_lightning.errors import UserError
+from cifar_lightning.runs.measurement import Measurement
+from cifar_lightning.system.cores import torch_threads, usable_cores
+from cifar_lightning.variants import executorch, registry
+from cifar_lightning.variants.context import Unsupported, VariantContext
+from cifar_lightning.variants.registry import FORMATS, PARTS, check, prepare
+
+CPU = torch.device("cpu")
+PACKAGED = ["executorch", "executorch_int8", "ncnn", "litert"]  # with packages of their own
+COMPILED = [pytest.param(name, marks=pytest.mark.slow) for name in ("aot", "fused+aot")]
+
+
+def network():
+    """Layers of all kinds that the project's networks have, few enough to compile in seconds."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, stride=4, bias=False),
+        nn.BatchNorm2d(16),
+        nn.Hardswish(),
+        nn.Conv2d(16, 16, 3, groups=16),
+        nn.Hardsigmoid(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 10),
+    ).eval()
+
+
+def calibration():
+    return torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=[*PACKAGED, *COMPILED])
+def engine(request):
+    needs_packages_of(request.param)
+    return request.param
+
+
+def test_each_call_gives_the_networks_logits(engine):
+    """Of other images each time, one and many in turns: a buffer that is kept would show."""
+    batches = [torch.randn(count, 3, 32, 32) for count in (1, 1, 7, 1, 100, 7, 1)]
+    with prepare(engine, network(), CPU, calibration) as prepared:
+        with prepared.switched(), torch.inference_mode():
+            found = [prepared.forward(batch).clone() for batch in batches]
+        size = sum(path.stat().st_size for path in prepared.files)
+        assert [path.name for path in prepared.files] == [*FORMATS[engine.split("+")[-1]].files]
+        assert prepared.exact == (engine != "executorch_int8")
+        assert (prepared.delegated or 1.0) >= 0.9
+        assert (prepared.delegated is not None) == engine.startswith("executorch")
+    assert prepared.size_bytes == size > 0
+    assert prepared.preparation_s > 0
+    for logits, batch in zip(found, batches, strict=True):
+        with torch.no_grad():
+            expected = network()(batch)
+        tolerance = 0.1 if engine == "executorch_int8" else 1e-4
+        assert logits.dtype == torch.float32
+        assert (logits - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_are_those_asked_for(engine, threads):
+    """Some of them may be there from earlier calls."""
+    if threads > usable_cores():
+        pytest.skip("needs two cores")
+    image = torch.randn(1, 3, 32, 32).numpy()
+    load = FORMATS[engine.split("+")[-1]].load
+    with torch_threads(threads), prepare(engine, network(), CPU, calibration) as prepared:
+        before = psutil.Process().num_threads()
+        call = load(str(prepared.files[0]), threads)
+        for _ in range(5):
+            call(image)
+        more = psutil.Process().num_threads() - before
+    assert 0 <= more <= threads - 1
+
+
+def test_programs_with_other_threads_take_turns():
+    """ExecuTorch has one pool for all; each program is loaded anew when another's was used."""
+    needs_packages_of("executorch")
+    from executorch.extension.pybindings import portable_lib
+
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = network()(images)
+    with (
+        torch_threads(1),
+        prepare("executorch", network(), CPU, calibration) as one,
+        torch_threads(2),
+        prepare("executorch", network(), CPU, calibration) as two,
+        torch.inference_mode(),
+    ):
+        for prepared, threads in [(one, 1), (two, 2)] * 3:
+            with prepared.switched():
+                assert portable_lib._threadpool_get_thread_count() == threads
+                torch.testing.assert_close(prepared.forward(images), expected)
+
+
+def test_a_program_is_loaded_again_only_for_another_pool(monkeypatch, tmp_path):
+    """On a stand-in of the engine."""
+    loaded = []
+
+    def load(path, threads):
+        loaded.append(threads)
+        return lambda images: images.reshape(len(images), -1)[:, :10]
+
+    monkeypatch.setattr(executorch, "load_executorch", load)
+    monkeypatch.setattr(executorch, "_pool", (0, object()))
+
+    def part(variant):
+        (path,) = variant.ship(executorch.EXECUTORCH)
+        path.touch()
+        executorch._run(variant)
+
+    monkeypatch.setitem(PARTS, "executorch", (PARTS["executorch"][0], part))
+    with torch_threads(1), prepare("executorch", network(), CPU, calibration) as one:
+        for _ in range(3):
+            with one.switched():
+                one.forward(torch.zeros(1, 3, 32, 32))
+        assert loaded == [1]
+        with torch_threads(2), prepare("executorch", network(), CPU, calibration) as two:
+            assert loaded == [1, 2]
+            for prepared in (one, one, two, one):
+                with prepared.switched():
+                    prepared.forward(torch.zeros(1, 3, 32, 32))
+        assert loaded == [1, 2, 1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("variant", "package"),
+    [
+        ("executorch", "executorch"),
+        ("executorch_int8", "executorch"),
+        ("ncnn", "ncnn"),
+        ("ncnn", "pnnx"),
+        ("litert", "ai_edge_litert"),
+    ],
+)
+def test_what_is_not_installed_names_its_extra(variant, package, monkeypatch):
+    for name in [one for one in sys.modules if one.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("ncnn", "pnnx", "executorch", "ai_edge_litert"):
+        stand_in = None if name == package else SimpleNamespace()
+        monkeypatch.setitem(sys.modules, name, stand_in)
+    extra = variant.removesuffix("_int8")
+    with (
+        pytest.raises(Unsupported, match=rf"needs {package}.*: pip install .*{extra}"),
+        prepare(variant, network(), CPU, calibration),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("variant", PACKAGED)
+def test_what_runs_on_the_cpu_alone_says_so(variant):
+    context = SimpleNamespace(device=torch.device("cuda"))
+    context.need_cpu = lambda: VariantContext.need_cpu(context)
+    with pytest.raises(Unsupported, match="needs a CPU: device=cpu"):
+        PARTS[variant][1](context)
+
+
+@pytest.mark.parametrize("variant", PACKAGED)
+def test_engines_of_their_own_take_fp32_alone(variant):
+    assert check(f"{variant}+fused") == f"fused+{variant}"
+    with pytest.raises(UserError, match=f"must be {variant} without fp16"):
+        check(f"fp16+{variant}")
+
+
+def test_an_aot_package_is_of_what_the_other_parts_made():
+    assert check("aot+fp16+fused") == "fused+fp16+aot"
+    assert registry.format_of("fused+fp16+aot") is FORMATS["aot"]
+
+
+@pytest.mark.parametrize("name", ["aot", *PACKAGED])
+def test_a_loader_stands_alone(name):
+    """Its source, as cards and boards have it, is Python without names of this project."""
+    form = FORMATS[name]
+    parts = compile(form.source, name, "exec").co_consts
+    code = next(part for part in parts if hasattr(part, "co_names"))
+    names = {*code.co_names, *code.co_cellvars}
+    assert not names & {"Array", "Call", "Format", "cifar_lightning"}
+    assert "cifar_lightning" not in inspect.getsource(form.load)
+    assert form.source.count("\n") <= 19
+
+
+def test_operations_outside_the_delegate_are_marked():
+    marks = [
+        Measurement.marks.fget(
+            SimpleNamespace(
+                status="ok",
+                protocol="full",
+                converged=True,
+                delegated=share,
+                environment=SimpleNamespace(contradiction=None),
+                gpu=SimpleNamespace(marks=[]),
+            )
+        )
+        for share in (None, 1.0, 0.9, 0.874)
+    ]
+    assert marks == [[], [], [], ["87% delegated"]]
+
+
+def test_a_program_counts_its_operations():
+    """Calls of a delegate and what is taken of their results are none."""
+    graph = torch.fx.symbolic_trace(lambda one: torch.relu((one + 1).split(1)[0]).sin())
+    assert executorch._count_operations(graph) == 2
