@@ -44,8 +44,8 @@ gpu-check: ## on a machine with a GPU: gpu tests, then latencies: ARGS="--backbo
 	LIMIT=0 perf/gpu_steps.sh 1 $(OUT)
 	LIMIT=0 perf/gpu_steps.sh 2 $(OUT) $(ARGS)
 
-perf: setup ## measure input, overhead, training and start-up, on a quiet machine: about 20 minutes
-	for part in input overhead startup throughput busy; do $(BIN)/python -m perf.$$part 2>/dev/null || exit 1; done
+perf: setup ## measure input, overhead, training, start-up and many runs, on a quiet machine: about 40 minutes
+	for part in input overhead startup throughput busy scale; do $(BIN)/python -m perf.$$part 2>/dev/null || exit 1; done
 
 perf-long: setup ## time to 80 % and 85 % against the baseline recipe: about 2 hours, ARGS="data=..."
 	$(BIN)/python -m perf.time_to_accuracy experiment=b1_progressive epochs=18 $(ARGS)

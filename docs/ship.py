@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from cifar_lightning.comparison.choice import Need, choose
 from cifar_lightning.comparison.collect import compare
 from cifar_lightning.comparison.records import Records
-from cifar_lightning.runs.benchmark import BenchmarkRecord
+from cifar_lightning.runs.benchmark import BenchmarkMeans, BenchmarkRecord
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import MEGA, Run
 
@@ -53,7 +53,8 @@ def ship(outputs: Path, to: Path) -> None:
         for record in records.benchmarks.values():
             path = BenchmarkRecord.path(new, record.id)
             path.parent.mkdir(exist_ok=True)
-            path.write_text(with_means_only(record).to_json())
+            assert isinstance(record, BenchmarkMeans)
+            path.write_text(with_means_only(record.whole()).to_json())
         _check_size(new)
         for part in new.iterdir():
             shutil.rmtree(to / part.name, ignore_errors=True)

@@ -20,7 +20,7 @@ from cifar_lightning.comparison.provenance import provenance
 from cifar_lightning.comparison.records import Records
 from cifar_lightning.comparison.tables import in_order, table
 from cifar_lightning.runs.folder import RUNS
-from cifar_lightning.runs.table import draw_table, number
+from cifar_lightning.runs.layout import draw_table, number
 from cifar_lightning.system import escaping
 
 DOCS = Path(__file__).resolve().parent

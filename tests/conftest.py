@@ -5,6 +5,7 @@ What only some tests need is imported by their fixtures: the GPU tests run witho
 
 from __future__ import annotations
 
+import csv
 import gc
 import gzip
 import importlib.util
@@ -27,6 +28,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 # Where a test measures with two threads, they sleep while they wait: beside other tests, threads
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from cifar_lightning.data.cifar10 import CIFAR10DataModule
+    from cifar_lightning.runs.results import Row
 
 # The networks of the tests are so small that a second thread slows them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -289,6 +292,19 @@ def finished_run(made_once: Callable[..., Path], fork: str) -> Path:
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
     return made_once("finished", train) / "outputs"
+
+
+def write_and_read(outputs: Path) -> list[Row]:
+    """Write the results table; return its rows as they are in the file."""
+    from cifar_lightning.runs.results import Row
+    from cifar_lightning.runs.table import write_table
+
+    write_table(outputs)
+    with (outputs / "results.csv").open(newline="") as stream:
+        stored = [
+            {name: cell or None for name, cell in one.items()} for one in csv.DictReader(stream)
+        ]
+    return msgspec.convert(stored, list[Row], strict=False)
 
 
 def with_weights(folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:

@@ -15,10 +15,11 @@ from test_results import MACHINE
 from cifar_lightning.benchmark.prepare import Failure
 from cifar_lightning.benchmark.record import record_of, told_apart
 from cifar_lightning.benchmark.session import Timed
-from cifar_lightning.runs.benchmark import BenchmarkHead, BenchmarkRecord
+from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.blocks import Block, Round, Session
 from cifar_lightning.runs.candidate import REFERENCES, Candidate, candidate_key
 from cifar_lightning.runs.environment import Environment
+from cifar_lightning.runs.interleaved import BenchmarkHead
 from cifar_lightning.runs.latency import Relative
 from cifar_lightning.runs.paired import Difference, over_processes
 from cifar_lightning.system.environment import Code

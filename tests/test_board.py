@@ -14,6 +14,7 @@ from cifar_lightning.runs.find import find_run
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import Run
+from cifar_lightning.runs.table import write_table
 from cifar_lightning.training import pictures
 
 
@@ -100,8 +101,10 @@ def test_runs_are_listed_by_their_ids(folder, tmp_path):
     other.link_board("tiny")
     run.link_board("again")
     assert links() == [f"tensorboard/again/{folder.name}", "tensorboard/tiny/other"]
+    replace(Run.load(other.path), name="other").save(other.path)
+    write_table(outputs)
     shutil.rmtree(other.path)
-    run.link_board("again")
+    write_table(outputs)
     assert links() == [f"tensorboard/again/{folder.name}"]
     shutil.rmtree(outputs / "tensorboard")
     (tmp_path / "mine").mkdir()

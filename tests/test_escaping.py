@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import markdown as markdown_reader  # comes with TensorBoard
 import pytest
-from conftest import with_weights
+from conftest import with_weights, write_and_read
 from hypothesis import given
 from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
@@ -24,8 +24,9 @@ from cifar_lightning.cli import report as report_command
 from cifar_lightning.comparison import plots, scatter
 from cifar_lightning.comparison.drawing import Drawing
 from cifar_lightning.comparison.marks import Marks
+from cifar_lightning.comparison.scatter import NAMED
 from cifar_lightning.deploy.card import Exported, card
-from cifar_lightning.runs.table import draw_table, write_table
+from cifar_lightning.runs.layout import draw_table
 from cifar_lightning.system import escaping
 from cifar_lightning.variants.agreement import Agreement
 
@@ -216,7 +217,7 @@ def hostile_runs(outputs):
 
 def test_the_table_of_hostile_runs(tmp_path):
     hostile_runs(tmp_path)
-    rows = write_table(tmp_path)
+    rows = write_and_read(tmp_path)
     assert len(rows) == 3 * len(HOSTILE)
     drawn = (tmp_path / "results.md").read_text()
     assert len(drawn.splitlines()) == len(rows) + 2
@@ -290,19 +291,30 @@ def test_plots_show_names_as_text():
     named = leaderboard(*(entry(text, 60 + n, 1 + n / 9) for n, text in enumerate(HOSTILE)))
     count = len(HOSTILE)
     confusion = [[5 * (row == column) for column in range(count)] for row in range(count)]
-    expected = [escaping.visible(text) for text in HOSTILE]
     marks = Marks(HOSTILE, ["fp32"])
     curves = [plots.Curve(text, text, [1.0, 0.5], [50.0, 60.0]) for text in HOSTILE]
-    for draw in (
-        partial(scatter.accuracy_latency, named, 1, NEED, Marks.of(named.entries)),
-        partial(plots.latency_distributions, named.entries, Marks.of(named.entries)),
-        partial(plots.training_curves, curves, marks),
-        partial(plots.confusion_matrix, confusion, HOSTILE),
-        partial(plots.class_accuracies, dict.fromkeys(HOSTILE, confusion), HOSTILE, ["r"] * count),
-    ):
+    draws = [
+        (HOSTILE, partial(plots.latency_distributions, named.entries, Marks.of(named.entries))),
+        (HOSTILE, partial(plots.training_curves, curves, marks)),
+        (HOSTILE, partial(plots.confusion_matrix, confusion, HOSTILE)),
+        (
+            HOSTILE,
+            partial(
+                plots.class_accuracies,
+                dict.fromkeys(HOSTILE, confusion),
+                HOSTILE,
+                ["r"] * count,
+            ),
+        ),
+    ]
+    for some in (HOSTILE[:NAMED], HOSTILE[NAMED:]):  # no more are named in a plot
+        few = leaderboard(*(entry(text, 60 + n, 1 + n / 9) for n, text in enumerate(some)))
+        draw = partial(scatter.accuracy_latency, few, 1, NEED, Marks.of(few.entries))
+        draws.append((some, draw))
+    for texts, draw in draws:
         drawing = Drawing.of(draw)
         drawn = "".join(ElementTree.fromstring(drawing.svg).itertext())
-        assert [name for name in expected if name not in drawn] == []
+        assert [text for text in map(escaping.visible, texts) if text not in drawn] == []
         assert not obeyed(drawn)
         assert drawing.png.startswith(b"\x89PNG")
 

@@ -10,14 +10,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import with_weights
+from conftest import with_weights, write_and_read
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save
 from simulated import benchmark, of_run
 from test_results import MEASUREMENT, RUN, place
 
 from cifar_lightning.benchmark.load import build_network, load_backbone, load_data
-from cifar_lightning.comparison import collect, section, tables, tensorboard, verdict
+from cifar_lightning.comparison import collect, markdown, section, tables, tensorboard, verdict
 from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.publish import publish
 from cifar_lightning.comparison.records import Records
@@ -32,7 +32,6 @@ from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.results import RunResults, rows_of
 from cifar_lightning.runs.run import Network, Run, read_weights
-from cifar_lightning.runs.table import write_table
 from cifar_lightning.system import untrusted
 from cifar_lightning.variants.agreement import Agreement
 
@@ -111,7 +110,7 @@ def dump(record):
 def read_by_all(outputs, folder, config):
     """Do what every command does with records, and see that the other run is as it was."""
     recorded = RunResults.read_all(outputs)
-    rows = write_table(outputs)
+    rows = write_and_read(outputs)
     others = [row for row in rows if row.id == "other"]
     assert len(others) == 1
     assert others[0].lat_mean_ms == MEASUREMENT.latency.mean_ms
@@ -125,9 +124,9 @@ def read_by_all(outputs, folder, config):
     for leaderboard in found.leaderboards:
         for threads in leaderboard.threads:
             verdict.verdict(leaderboard, threads, Need(85.0))
-        list(section._change_lines(leaderboard))
+        list(section._change_lines(leaderboard, leaderboard.entries))
         tables.in_order(leaderboard, "test_acc")
-    section.unranked_lines(found)
+    markdown.unranked_lines(found)
     with suppress(UserError):
         finished(folder, config)
     with suppress(UserError):
@@ -261,7 +260,7 @@ def test_another_users_file(outputs, folder, caplog):
     path.parent.mkdir()
     path.write_text("{}")
     path.chmod(0)
-    assert len(write_table(outputs)) == 3
+    assert len(write_and_read(outputs)) == 3
     assert f"{path} is damaged and left out (Permission denied)" in caplog.messages
 
 
@@ -350,7 +349,7 @@ def test_another_runs_measurement_is_named_and_left_out(outputs, folder, caplog)
     renamed = first.with_name("int8@a-t1-full.json")
     shutil.copy(first, renamed)
     old = replace(Measurement.read(first), threads=7, weights="0" * 64).save(folder)
-    assert len(write_table(outputs)) == 3
+    assert len(write_and_read(outputs)) == 3
     for path, reason in (
         (other, f"of the run {folder.name}"),
         (renamed, "not the measurement that its name says"),
@@ -364,7 +363,7 @@ def test_another_runs_measurement_is_named_and_left_out(outputs, folder, caplog)
 
 def test_a_copied_run_is_one_row(outputs, folder, caplog):
     copy = shutil.copytree(folder, folder.with_name("copied"))
-    rows = write_table(outputs)
+    rows = write_and_read(outputs)
     assert [row.run for row in rows].count(folder.name) == 2  # its two variants
     line = f"{copy} is left out: it holds a copy of the run {folder.name}"
     assert line in caplog.messages
@@ -375,7 +374,7 @@ def test_a_copied_run_is_one_row(outputs, folder, caplog):
     assert load_backbone(copy)
     assert len(rows_of(copy)) == 2
     moved = outputs.rename(outputs.with_name("moved"))
-    assert len(write_table(moved)) == 3
+    assert len(write_and_read(moved)) == 3
 
 
 def test_no_id_hides_another_runs_name(outputs, folder):

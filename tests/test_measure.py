@@ -15,7 +15,7 @@ from importlib import metadata
 import psutil
 import pytest
 import torch
-from conftest import ROOT, TINY, call_once, with_weights
+from conftest import ROOT, TINY, call_once, with_weights, write_and_read
 
 import cifar_lightning.benchmark.measure as measuring
 from cifar_lightning.benchmark import (
@@ -33,7 +33,7 @@ from cifar_lightning.benchmark.measurements import new_measurement
 from cifar_lightning.cli import measure as measure_command
 from cifar_lightning.config import protocols
 from cifar_lightning.errors import DeviceLost
-from cifar_lightning.runs.benchmark import BenchmarkRecord, measured_before
+from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.candidate import RECIPE_VERSIONS, REFERENCES, recipe
 from cifar_lightning.runs.identity import run_name
 from cifar_lightning.runs.latency import Relative
@@ -41,7 +41,7 @@ from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.paired import difference
 from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import Run
-from cifar_lightning.runs.table import write_table
+from cifar_lightning.runs.timed_before import measured_before
 from cifar_lightning.system import signals
 from cifar_lightning.system.devices import check_usable, find_device
 from cifar_lightning.variants import precision, registry
@@ -85,7 +85,7 @@ def test_measuring_again_adds_rows_without_training(again, outputs):
     assert "1 thread " in ended.out
     assert "2 threads " in ended.out
     assert Run.load(folder) == before
-    rows = [row for row in write_table(outputs) if row.id == "A"]
+    rows = [row for row in write_and_read(outputs) if row.id == "A"]
     assert [row.threads for row in rows] == [1, 2]
     assert all(row.speedup == 1.0 for row in rows if row.status == "ok")
     assert all(row.test_acc == pytest.approx(before.test_acc, abs=1e-3) for row in rows)

@@ -2,6 +2,7 @@ import csv
 import errno
 import json
 import os
+import random
 import re
 import shutil
 from contextlib import suppress
@@ -581,4 +582,113 @@ def test_the_page_works_in_a_browser(reported, outputs, browser):
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
         colors.add(browser.execute_script(ink))
     assert len(colors) == 2
+    assert browser.get_log("browser") == []
+
+
+# --- Many rows ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many(made_once):
+    """A hundred networks, the larger the slower, the more accurate: most of them are dominated."""
+
+    def fill(outputs):
+        chance = random.Random(0)
+        runs = [a_run(f"n{number}", epochs=3 + number) for number in range(100)]
+        truths = [0.5 + number / 25 for number in range(100)]
+        accuracies = [50 + 15 * truth**0.5 - 12 * chance.random() for truth in truths]
+        for part in range(0, 100, 20):
+            here = slice(part, part + 20)
+            timed = [
+                (of_run(run), truth) for run, truth in zip(runs[here], truths[here], strict=True)
+            ]
+            record = keep(outputs, benchmark(timed, number=part, rounds=40, noise=0.001))
+            for run, acc in zip(runs[here], accuracies[here], strict=True):
+                place(outputs, run, measured(run, record, acc))
+
+    return made_once("many-rows", fill)
+
+
+@pytest.fixture
+def report_of_many(many, tmp_path, call):
+    ended = call(report_command.main, f"outputs={many}", f"to={tmp_path}", "min_acc=70")
+    assert ended.status == 0, ended.err
+    return tmp_path
+
+
+def test_of_many_rows_the_front_and_the_nearest_are_listed(report_of_many):
+    """What lacks most beside what is not slower is only in the table of all."""
+    with (report_of_many / "table.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 100
+    text = (report_of_many / "report.md").read_text()
+    assert "Listed are the 40 rows" in text
+    assert "60 more are in the plot" in text
+    table = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| n")]
+    assert len(table) == 40
+    best, lacking = 0.0, {}
+    for row in sorted(rows, key=lambda row: float(row["lat_rel"])):
+        best = max(best, float(row["test_acc"]))
+        lacking[row["id"]] = best - float(row["test_acc"])
+    assert {name for name, points in lacking.items() if points == 0} <= {*table}
+    taken = {"n0"} | {row["id"] for row in rows if row["slower_pct"] == "0.0"}
+    nearest = sorted(lacking.values())
+    assert all(lacking[name] <= nearest[40] for name in {*table} - taken)
+    assert text.count(" is dominated: ") < 40
+    assert text.count("`python train.py") == 40
+    assert (report_of_many / "table.tex").read_text().count(r"\\") < 60
+
+
+def test_of_many_rows_few_are_named_in_plots(report_of_many):
+    (svg,) = report_of_many.glob("accuracy-latency-*.svg")
+    names = re.findall(r">(n\d+ fp32)<", svg.read_text())
+    assert 2 <= len(names) <= 13
+    (svg,) = report_of_many.glob("latency-*.svg")
+    assert 2 <= len(re.findall(r">(n\d+ fp32)<", svg.read_text())) <= 14
+
+
+def test_many_rows_are_filtered_and_paged_in_a_browser(report_of_many, browser):
+    from selenium.webdriver.common.by import By
+
+    browser.get((report_of_many / "index.html").as_uri())
+
+    def shown():
+        rows = browser.find_elements(By.CSS_SELECTOR, "tbody tr:not([hidden]) td:first-child")
+        return [row.text for row in rows]
+
+    def told():
+        return browser.find_element(By.CSS_SELECTOR, ".find output").text
+
+    find = browser.find_element(By.CSS_SELECTOR, ".find [type=search]")
+
+    def search(text):
+        find.clear()
+        find.send_keys(text or " ")
+        return shown()
+
+    assert (len(shown()), told()) == (40, "1 to 40 of 40")  # those that are listed
+    browser.find_element(By.CSS_SELECTOR, ".find [type=checkbox]").click()
+    first = shown()
+    assert (len(first), told()) == (50, "1 to 50 of 100")
+    back, forth = browser.find_elements(By.CSS_SELECTOR, ".find button")
+    assert not back.is_enabled()
+    forth.click()
+    assert (len(shown()), told()) == (50, "51 to 100 of 100")
+    assert not {*first} & {*shown()}
+    assert not forth.is_enabled()
+    assert search("n77") == ["n77"]
+    assert search("n77 onnx") == []
+    assert told() == "none"
+    fast = search("rellatency<1.5 acc>=60")
+    assert 0 < len(fast) < 40
+    assert all(0.5 + int(name[1:]) / 25 < 1.55 for name in fast)
+    search("")
+    browser.find_element(By.XPATH, "//th[.='Acc. (%)']/button").click()
+    header = [one.text for one in browser.find_elements(By.CSS_SELECTOR, "th")]
+    cells = browser.find_elements(
+        By.CSS_SELECTOR, f"tbody tr:not([hidden]) td:nth-child({header.index('Acc. (%)') + 1})"
+    )
+    accuracies = [float(cell.text.split()[0]) for cell in cells]
+    assert len(accuracies) == 50
+    assert accuracies == sorted(accuracies)
     assert browser.get_log("browser") == []

@@ -10,15 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_and_read
 
 from cifar_lightning.comparison.publish import seeds_table
 from cifar_lightning.runs.environment import Environment
 from cifar_lightning.runs.latency import LatencyStats, Relative
+from cifar_lightning.runs.layout import markdown
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.results import CSV_COLUMNS, rows_of
 from cifar_lightning.runs.run import Run
-from cifar_lightning.runs.table import markdown, write_table
+from cifar_lightning.runs.table import write_table
 from cifar_lightning.system.environment import Code, Machine
 from cifar_lightning.system.files import write_atomically
 from cifar_lightning.system.processor import Processor
@@ -136,7 +137,7 @@ def test_round_trip(tmp_path):
 
 def test_table_holds_what_was_measured(tmp_path):
     place(tmp_path, RUN, MEASUREMENT)
-    rows = write_table(tmp_path)
+    rows = write_and_read(tmp_path)
     (stored,) = read_csv(tmp_path)
     assert tuple(stored) == CSV_COLUMNS
     assert stored["id"] == "0123abcd"
@@ -162,7 +163,7 @@ def test_table_holds_what_was_measured(tmp_path):
 
 def test_the_id_names_the_row(tmp_path):
     place(tmp_path, replace(RUN, id="B1"), MEASUREMENT)
-    assert write_table(tmp_path)[0].id == "B1"
+    assert write_and_read(tmp_path)[0].id == "B1"
 
 
 def test_measuring_again_replaces_and_full_outranks_quick(tmp_path):
@@ -180,7 +181,7 @@ def test_a_failed_run_has_a_row_and_one_under_way_has_none(tmp_path):
     place(tmp_path, replace(RUN, name="a-1", status="failed", error="ValueError: x"))
     place(tmp_path, replace(RUN, name="b-2", status="running"))
     place(tmp_path, replace(RUN, name="c-3", status="interrupted"))
-    (row,) = write_table(tmp_path)
+    (row,) = write_and_read(tmp_path)
     assert (row.run, row.status, row.error) == ("a-1", "failed", "ValueError: x")
     assert "(failed)" in (tmp_path / "results.md").read_text()
 
@@ -190,7 +191,7 @@ def test_a_damaged_record_is_named_and_left_out(tmp_path, caplog):
     (folder / "measurements" / "bad.json").write_text('{"run": ')
     other = place(tmp_path, replace(RUN, name="other-run"))
     (other / "run.json").write_text(json.dumps({"name": "no more"}))
-    assert len(write_table(tmp_path)) == 1
+    assert len(write_and_read(tmp_path)) == 1
     assert "bad.json" in caplog.text
     assert "other-run" in caplog.text
 
@@ -199,7 +200,7 @@ def test_rows_come_in_the_order_of_starting(tmp_path):
     for name, day in (("z-1", 1), ("a-2", 2), ("m-3", 3)):
         run = replace(RUN, name=name, started=f"2026-01-0{day}T00:00:00+00:00")
         place(tmp_path, run, replace(MEASUREMENT, run=name))
-    assert [row.run for row in write_table(tmp_path)] == ["z-1", "a-2", "m-3"]
+    assert [row.run for row in write_and_read(tmp_path)] == ["z-1", "a-2", "m-3"]
 
 
 def test_a_failed_write_leaves_the_old_text(tmp_path, monkeypatch):
@@ -306,7 +307,7 @@ def test_a_disturbed_measurement_keeps_its_speed(tmp_path):
         fused = replace(MEASUREMENT, variant="fused", recipe={"fused": 1}, latency=slow)
         place(tmp_path, RUN, fused)
         place(tmp_path, RUN, replace(MEASUREMENT, relative=Relative(3.0), status=status))
-        return {row.variant: row.speedup for row in write_table(tmp_path)}
+        return {row.variant: row.speedup for row in write_and_read(tmp_path)}
 
     assert speedups("ok") == {"fp32": 1.0, "fused": 2.0}
     assert speedups("disturbed") == {"fp32": 1.0, "fused": 2.0}

@@ -5,7 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from conftest import TINY, call_once
+from conftest import TINY, call_once, write_and_read
 
 import cifar_lightning.benchmark.measure as measuring
 from cifar_lightning.benchmark import accuracy
@@ -15,7 +15,6 @@ from cifar_lightning.errors import UserError
 from cifar_lightning.runs.carried_over import CarriedOver
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import Run
-from cifar_lightning.runs.table import write_table
 from cifar_lightning.variants import registry
 
 ELSEWHERE = "amd-epyc-elsewhere"
@@ -81,7 +80,7 @@ def test_latency_is_measured_and_accuracy_carried_over(again, outputs, call):
         assert (onnx.has_figures, onnx.test_acc, onnx.confusion) == (True, None, None)
         assert "the run's data are not here" in onnx.reason
         assert onnx.latency is not None
-    rows = [row for row in write_table(outputs) if row.hardware != ELSEWHERE]
+    rows = [row for row in write_and_read(outputs) if row.hardware != ELSEWHERE]
     assert {row.variant: row.acc_from is None for row in rows} == {
         "fp32": False, "fused": False, "onnx": True,
     }  # fmt: skip

@@ -28,10 +28,11 @@ from cifar_lightning.benchmark.record import record_of, told_apart
 from cifar_lightning.benchmark.session import time_here
 from cifar_lightning.config.protocols import MIN_ROUNDS, PROTOCOLS
 from cifar_lightning.errors import Interrupted
-from cifar_lightning.runs.benchmark import BenchmarkRecord, measured_before
+from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RUNS, RunFolder
 from cifar_lightning.runs.measurement import Measurement
+from cifar_lightning.runs.timed_before import measured_before
 from cifar_lightning.system.devices import hardware_slug
 from cifar_lightning.system.files import check_inside, write_atomically
 from cifar_lightning.system.formatting import counted, duration

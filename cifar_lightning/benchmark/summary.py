@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from cifar_lightning.benchmark.prepare import Failure
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.latency import ENDED_BY, Relative
-from cifar_lightning.runs.table import draw_table, number
+from cifar_lightning.runs.layout import draw_table, number
 
 HEADER = (
     "Rank", "Candidate", "Variant", "Threads", "Lat. mean (ms)", "Relative latency",

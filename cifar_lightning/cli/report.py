@@ -13,10 +13,11 @@ from cifar_lightning.cli.command import command
 from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.collect import compare
 from cifar_lightning.comparison.filters import make_filter
+from cifar_lightning.comparison.markdown import markdown, overall
 from cifar_lightning.comparison.marks import Marks
 from cifar_lightning.comparison.records import Records
 from cifar_lightning.comparison.report import draw_details, write_report
-from cifar_lightning.comparison.section import Section, markdown, overall
+from cifar_lightning.comparison.section import Section
 from cifar_lightning.comparison.tables import check_sort
 from cifar_lightning.config.schema import ReportConfig
 from cifar_lightning.errors import UserError, bad_value
@@ -47,7 +48,7 @@ def main(config: ReportConfig) -> None:
     sections = [
         Section.of(leaderboard, config.sort, need, marks) for leaderboard in comparison.leaderboards
     ]
-    details = draw_details(comparison, records, config.detail, marks)
+    details = draw_details(sections, comparison, records, config.detail, marks)
     to = Path(config.to) if config.to else outputs[0] / "report"
     check_inside(outputs[0], to)
     text = markdown(sections, comparison)

@@ -1,6 +1,7 @@
 """What differs between two runs, and what it did."""
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -48,9 +49,17 @@ def _differences(name: str, before: Mapping[str, Any], after: Mapping[str, Any])
 
 def _unusual(name: str, choices: Mapping[str, str], found: Mapping[str, Any]) -> set[str]:
     """Tell which of an option's settings are not its file's."""
-    path = CONF_DIR / name / f"{choices[name]}.yaml"
-    file = canonical(OmegaConf.to_container(OmegaConf.load(path)), name) if path.exists() else {}
+    file = _file(name, choices[name])
     return {key for key, value in found[name].items() if file.get(key) != value}
+
+
+@cache
+def _file(group: str, option: str) -> dict[str, Any]:
+    path = CONF_DIR / group / f"{option}.yaml"
+    if not path.exists():
+        return {}
+    found: dict[str, Any] = canonical(OmegaConf.to_container(OmegaConf.load(path)), group)
+    return found
 
 
 def settings(run: Run) -> dict[str, Any]:

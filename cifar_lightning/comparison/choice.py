@@ -44,13 +44,8 @@ def choose(leaderboard: Leaderboard, threads: int, need: Need) -> Choice:
     if not eligible:
         nearest = max(entries, key=lambda entry: (entry.accuracy.mean, -entry.relative))
         return Choice(nearest, [], [])
-    fastest = [
-        entry
-        for entry in eligible
-        if not any(leaderboard.slower(entry, other) for other in eligible if other is not entry)
-    ]
     # Medians are not additive: each may be slower than another one.
-    fastest = fastest or [min(eligible, key=lambda entry: entry.relative)]
+    fastest = leaderboard.not_slower(eligible) or [min(eligible, key=lambda entry: entry.relative)]
     return Choice(max(fastest, key=_merit), eligible, fastest)
 
 
@@ -63,25 +58,25 @@ def _merit(entry: Entry) -> tuple[float, float, float]:
 def _most_accurate(
     leaderboard: Leaderboard, entries: Sequence[Entry], max_ms: float, statistic: str
 ) -> Choice:
-    highest = {entry: bound_ms(entry, statistic) for entry in entries}
+    # The calls of a benchmark are read once if its entries follow each other.
+    together = sorted(entries, key=lambda entry: entry.measurement.benchmark or "")
+    highest = {entry: bound_ms(entry, statistic) for entry in together}
     eligible = [entry for entry in entries if highest[entry] < max_ms]
     if not eligible:
         return Choice(min(entries, key=lambda entry: highest[entry]), [], [])
-    best = [
-        entry
-        for entry in eligible
-        if not any(leaderboard.above(other, entry) for other in eligible if other is not entry)
-    ]
-    return Choice(max(eligible, key=_merit), eligible, best)
+    return Choice(max(eligible, key=_merit), eligible, leaderboard.not_below(eligible))
 
 
 def bound_ms(entry: Entry, statistic: str) -> float:
     """Compute what an entry's latency is surely below; infinite where too few calls are there."""
     if not entry.timings.timed:
         return math.inf
-    if statistic == "p95" and len(entry.timings.timed[0].calls_ms) < MIN_SAMPLES[95]:
-        return math.inf
-    return upper_end_ms(entry.timings.timed[0], statistic)
+    timed = entry.timings.timed[0]
+    if statistic == "p95":
+        calls = sum(len(block.calls_ms) for block in timed.blocks)
+        if calls < MIN_SAMPLES[95]:
+            return math.inf
+    return upper_end_ms(timed, statistic)
 
 
 def at_most_slower(leaderboard: Leaderboard, choice: Choice) -> float:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cifar_lightning.comparison.choice import Need, choose
 from cifar_lightning.comparison.conditions import Conditions
@@ -63,12 +63,13 @@ def compare(
     unranked: list[Row] = []
     by_conditions: dict[Conditions, Groups] = defaultdict(lambda: defaultdict(dict))
     for one in sorted(records.runs, key=lambda one: one.run.started if one.run else ""):
+        seeds = group_name(one.run.config, one.run.choices) if one.run else ""
         for row, measurement in one.lines:
             known = measurement is not None and measurement.test_acc is not None
             if one.run is None or measurement is None or not (known and measurement.has_figures):
                 unranked.append(row)
                 continue
-            group = measurement.candidate, group_name(one.run.config, one.run.choices)
+            group = measurement.candidate, seeds
             # The same run measured in two places under the same conditions counts once.
             members = by_conditions[Conditions.of(one.run, measurement)][group]
             members[one.run.name] = one.run, measurement
@@ -86,8 +87,9 @@ def compare(
         if kept := tuple(entry for entry in entries if keep(conditions, entry)):
             between = between_std(where.values())
             found = Leaderboard(names[conditions], conditions, kept, base, between)
-            choices = {threads: choose(found, threads, need) for threads in found.threads}
-            leaderboards.append(replace(found, choices=choices))
+            for threads in found.threads:
+                found.choices[threads] = choose(found, threads, need)
+            leaderboards.append(found)
     if baseline is not None and everything:
         places_of(everything, baseline, "baseline")
     leaderboards.sort(key=_weight)
@@ -155,15 +157,13 @@ def _making(measurement: Measurement) -> set[str]:
 
 def _notes(groups: Groups) -> dict[tuple[str, str], str]:
     """Say of each group what differs from others of the same seeds, variant and threads."""
-    notes = {}
+    notes, alike = {}, defaultdict(list)
+    for (_, seeds), members in groups.items():
+        for _, one in members.values():
+            alike[seeds, one.variant, one.threads].append(_making(one))
     for place, members in groups.items():
         run, one = next(iter(members.values()))
-        others = [
-            _making(other)
-            for (_, seeds), several in groups.items()
-            for _, other in several.values()
-            if (seeds, other.variant, other.threads) == (place[1], one.variant, one.threads)
-        ]
+        others = alike[place[1], one.variant, one.threads]
         told = [item for item in sorted(_making(one)) if not all(item in made for made in others)]
         if by_weights(run, one):
             told.append(f"seed {run.config['seed']}")

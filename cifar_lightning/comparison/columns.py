@@ -8,10 +8,10 @@ from cifar_lightning.comparison.accuracy import SURE
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.comparison.reproduce import Reproduction
+from cifar_lightning.runs.layout import Value, number
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.paired import Difference
 from cifar_lightning.runs.run import MEGA
-from cifar_lightning.runs.table import Value, number
 
 
 @dataclass(frozen=True)

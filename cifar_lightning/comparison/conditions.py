@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from cifar_lightning.runs.benchmark import BenchmarkHead
+from cifar_lightning.runs.interleaved import BenchmarkHead
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import Run
 

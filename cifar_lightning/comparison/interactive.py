@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,9 @@ def interactive(
     leaderboard: Leaderboard, threads: int, need: Need, marks: Marks, name: str
 ) -> Markup:
     """Draw what is ranked together; the page's script gives the front's names their room."""
-    peers, front = leaderboard.peers(threads), leaderboard.pareto_front(threads)
+    peers = leaderboard.peers(threads)
+    front = leaderboard.named_front(threads, scatter.NAMED)
+    exactly = {*leaderboard.listed(threads, scatter.EXACTLY)}
     figure = go.Figure()
     figure.add_scatter(
         x=[entry.relative for entry in front],
@@ -36,8 +39,22 @@ def interactive(
         line={"dash": "dash", "width": 1, "shape": "hv", "color": plots.GRID},
         hoverinfo="skip",
     )
-    for network, variant in dict.fromkeys((entry.network, entry.variant) for entry in peers):
-        entries = [one for one in peers if (one.network, one.variant) == (network, variant)]
+    kinds: dict[tuple[str, str, bool], list[Entry]] = defaultdict(list)
+    for entry in peers:
+        kinds[entry.network, entry.variant, entry in exactly].append(entry)
+    # The points that stand for themselves alone lie below the others.
+    for (network, variant, exact), entries in sorted(kinds.items(), key=lambda kind: kind[0][2]):
+        marker = {"color": marks.color(network), "symbol": marks.shape(variant).plotly}
+        if not exact:
+            figure.add_scatter(
+                x=[round(entry.relative, 4) for entry in entries],
+                y=[round(entry.accuracy.mean, 3) for entry in entries],
+                mode="markers",
+                marker=marker | {"size": 5, "opacity": 0.5},
+                text=[_short(entry) for entry in entries],
+                hovertemplate="%{text}<br>%{y} %, %{x} times the reference<extra></extra>",
+            )
+            continue
         below, above = zip(*(scatter.latency_reach(entry) for entry in entries), strict=True)
         figure.add_scatter(
             x=[entry.relative for entry in entries],
@@ -48,11 +65,7 @@ def interactive(
                 "thickness": 1,
             },
             mode="markers",
-            marker={
-                "size": 11,
-                "color": marks.color(network),
-                "symbol": marks.shape(variant).plotly,
-            },
+            marker=marker | {"size": 11},
             text=[_hover(leaderboard, entry) for entry in entries],
             hovertemplate="%{text}<extra></extra>",
         )
@@ -162,6 +175,10 @@ def _hover(leaderboard: Leaderboard, entry: Entry) -> str:
         if name not in ("id", "variant")
     ]
     return "<br>".join(lines)
+
+
+def _short(entry: Entry) -> str:
+    return str(escape(escaping.visible(entry.name)))
 
 
 def legend(leaderboard: Leaderboard, threads: int, marks: Marks) -> dict[str, Any]:

@@ -31,9 +31,10 @@ def table_tex(sections: Sequence[Section]) -> str:
 
 def _table(section: Section, ranking: Ranking) -> Iterator[str]:
     leaderboard = section.leaderboard
-    entries = [entry for entry in section.entries if entry.threads == ranking.threads]
+    entries = [entry for entry in section.listed if entry.threads == ranking.threads]
     threads = f", {ranking.name}" if ranking.name else ""
-    caption = f"{leaderboard.name}{threads}. {SIGNS} {provenance(leaderboard)}"
+    said = (f"{leaderboard.name}{threads}.", section.more, SIGNS, provenance(leaderboard))
+    caption = " ".join(filter(None, said))
     yield r"\begin{table}"
     yield r"\centering\footnotesize"
     yield rf"\caption{{{latex(caption)}}}"

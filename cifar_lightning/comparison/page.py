@@ -1,6 +1,7 @@
 """The report's page, which needs no network."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -13,10 +14,14 @@ from cifar_lightning.comparison.columns import Column
 from cifar_lightning.comparison.drawing import Drawing
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.interactive import interactive, legend
-from cifar_lightning.comparison.leaderboard import Leaderboard
-from cifar_lightning.comparison.section import Section, overall, unranked_lines
+from cifar_lightning.comparison.markdown import overall, unranked_lines
+from cifar_lightning.comparison.section import Section
 from cifar_lightning.comparison.tables import FIRST, known
+from cifar_lightning.runs.layout import Value
 from cifar_lightning.system import environment, escaping
+
+PAGE_ROWS = 50  # of a longer table so many are shown at a time
+_NUMBER = re.compile(r"[+-]?[\d.]")  # begins what a browser reads as a number
 
 
 def page(
@@ -76,15 +81,23 @@ def page(
                     }
                     for ranking in section.rankings
                 ],
+                "more": section.more,
                 "notes": section.notes,
                 "changes": section.changes,
                 "reproductions": section.reproductions,
                 "baseline": section.leaderboard.baseline[1].name,
-                "rows": [_row(section, entry, [*columns.values()]) for entry in section.entries],
+                "rows": [
+                    _row(section, entry, listed, [*columns.values()])
+                    for listed in [{*section.listed}]
+                    for entry in section.entries
+                ],
                 "distributions": section.distributions and drawn(section.latency_plot),
             }
             for number, section in enumerate(sections)
         ],
+        page_rows=PAGE_ROWS,
+        numeric=[number for number, one in enumerate(columns.values(), 1) if one.numeric],
+        more=[number for number, name in enumerate(columns, 1) if name not in FIRST],
         columns=[
             (column.header, "number" * column.numeric, "more" * (name not in FIRST))
             for name, column in columns.items()
@@ -96,20 +109,26 @@ def page(
     )
 
 
-def _row(section: Section, entry: Entry, columns: Sequence[Column]) -> dict[str, Any]:
+def _row(
+    section: Section, entry: Entry, listed: Collection[Entry], columns: Sequence[Column]
+) -> dict[str, Any]:
     leaderboard = section.leaderboard
     return {
+        "listed": entry in listed,
         "front": entry not in leaderboard.dominated_by,
         "chosen": entry is leaderboard.choices[entry.threads].entry,
         "color": section.marks.color(entry.network),
         "shape": section.marks.shape(entry.variant).text,
         "cells": [
-            (column.shown(leaderboard, entry), _sortable(column, leaderboard, entry))
+            (text, _sortable(column.value(leaderboard, entry), text))
             for column in columns
+            for text in [column.shown(leaderboard, entry)]
         ],
     }
 
 
-def _sortable(column: Column, leaderboard: Leaderboard, entry: Entry) -> str:
-    value = column.value(leaderboard, entry)
-    return "" if value is None else str(value)
+def _sortable(value: Value, text: str) -> str | None:
+    """Tell what a cell is sorted by where that is not what it shows."""
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, float | int) and not _NUMBER.match(text) else None

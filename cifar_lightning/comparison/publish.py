@@ -16,9 +16,10 @@ from omegaconf import DictConfig
 from cifar_lightning.errors import Interrupted, RunFailed, reason_of
 from cifar_lightning.runs import resolve
 from cifar_lightning.runs.completed import finished, show_files, take_up
-from cifar_lightning.runs.folder import RunFolder
+from cifar_lightning.runs.folder import RunFolder, run_folders
+from cifar_lightning.runs.layout import markdown
 from cifar_lightning.runs.results import RunResults, rows_of
-from cifar_lightning.runs.table import markdown, write_table
+from cifar_lightning.runs.table import write_table
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def publish(outputs: Path, folders: Sequence[Path] = (), draw: bool = False) -> 
 
                 tensorboard.draw(folder)
     here = not folders or any(RunFolder(folder).is_in(outputs) for folder in folders)
-    if here and RunFolder.all(outputs):
+    if here and run_folders(outputs):
         with attempt("writing the table", failures):
             write_table(outputs)
     if folders:

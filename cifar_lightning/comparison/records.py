@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Self
 
@@ -11,8 +11,9 @@ import yaml
 
 from cifar_lightning.comparison.accuracy import Right
 from cifar_lightning.errors import UserError
-from cifar_lightning.runs.benchmark import BenchmarkRecord
+from cifar_lightning.runs.benchmark import BenchmarkMeans, BenchmarkRecord
 from cifar_lightning.runs.folder import BENCHMARKS, RUNS, RunFolder
+from cifar_lightning.runs.interleaved import Interleaved
 from cifar_lightning.runs.predictions import Predictions
 from cifar_lightning.runs.results import RunResults
 from cifar_lightning.runs.run import left_out
@@ -33,7 +34,7 @@ class Records:
     """
 
     runs: Sequence[RunResults]
-    benchmarks: Mapping[str, BenchmarkRecord] = field(default_factory=dict)
+    benchmarks: Mapping[str, Interleaved] = field(default_factory=dict)
     right: Mapping[tuple[str, str], Right] = field(default_factory=dict)
     overrides: Mapping[str, Sequence[str]] = field(default_factory=dict)
     damaged: Sequence[str] = ()
@@ -64,7 +65,7 @@ class Records:
         return cls(runs, benchmarks, _right(runs, damaged), _overrides(runs), damaged)
 
 
-def _benchmarks(outputs: Iterable[Path], damaged: list[str]) -> dict[str, BenchmarkRecord]:
+def _benchmarks(outputs: Iterable[Path], damaged: list[str]) -> dict[str, BenchmarkMeans]:
     found = {}
     for path in [path for one in outputs for path in finished_files(one / BENCHMARKS, ".json")]:
         try:
@@ -76,8 +77,14 @@ def _benchmarks(outputs: Iterable[Path], damaged: list[str]) -> dict[str, Benchm
         except ValueError as error:
             damaged.append(left_out(path, error))
         else:
-            found[record.id] = record
+            found[record.id] = BenchmarkMeans.of(record, partial(_whole, path))
     return found
+
+
+@lru_cache(maxsize=2)
+def _whole(path: Path) -> BenchmarkRecord:
+    """Read a benchmark with its calls; all entries of one are asked for one after the other."""
+    return BenchmarkRecord.read(path)
 
 
 def _right(runs: Iterable[RunResults], damaged: list[str]) -> dict[tuple[str, str], Right]:

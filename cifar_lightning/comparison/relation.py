@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
-from cifar_lightning.runs.benchmark import ERROR, BenchmarkRecord
+from cifar_lightning.runs.blocks import Block
+from cifar_lightning.runs.interleaved import ERROR, Interleaved
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.paired import Difference, one_sided, two_sided
 
@@ -22,15 +23,18 @@ ASSUMED_STD, ENOUGH = math.log(1.015), 8
 class Timed:
     """A candidate in a benchmark: its number there."""
 
-    benchmark: BenchmarkRecord
+    benchmark: Interleaved
     number: int
 
-    @property
+    @cached_property
     def calls_ms(self) -> list[float]:
         """List all its calls; empty where the record holds means only."""
-        if self.benchmark.means_only:
-            return []
-        return [ms for block in self.benchmark.blocks(self.number) for ms in block.calls_ms]
+        return [ms for block in self.blocks for ms in block.calls_ms]
+
+    @property
+    def blocks(self) -> list[Block]:
+        """List its blocks; empty where the record holds means only."""
+        return [*self.benchmark.blocks(self.number)] if self.benchmark.has_calls else []
 
     @cached_property
     def relative(self) -> Difference:
@@ -58,6 +62,11 @@ class Timings:
         high = math.log(relative.high) if relative.high else math.inf
         rounds = measurement.rounds or 0
         return cls(timed, Difference(math.log(relative.centre), low, high, rounds, tau=1.0))
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether the calls of the latest benchmark are there."""
+        return bool(self.timed) and self.timed[0].benchmark.has_calls
 
     @property
     def relative(self) -> Difference:
@@ -105,7 +114,7 @@ def related(*where: Sequence[Timed]) -> bool:
         where: Of two candidates, in which benchmark they were timed; empty if that is missing.
     """
     records = [one.benchmark for timed in where for one in timed]
-    centres = [record.relative(record.number("second_reference")).centre for record in records]
+    centres = [record.second_reference for record in records]
     return not centres or max(centres) - min(centres) <= RELATED_WITHIN
 
 
@@ -124,7 +133,7 @@ def between_std(candidates: Iterable[Sequence[Timed]]) -> float:
     return math.sqrt(squares / freedom) if freedom >= ENOUGH else ASSUMED_STD
 
 
-def timed(records: Iterable[BenchmarkRecord]) -> dict[str, list[Timed]]:
+def timed(records: Iterable[Interleaved]) -> dict[str, list[Timed]]:
     """Tell by its key where each candidate was timed, the latest first."""
     found: dict[str, list[Timed]] = defaultdict(list)
     for record in sorted(records, key=lambda one: one.started, reverse=True):

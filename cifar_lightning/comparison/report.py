@@ -12,28 +12,30 @@ from cifar_lightning.comparison.collect import Comparison, places_of, plainest
 from cifar_lightning.comparison.drawing import Draw, Drawing
 from cifar_lightning.comparison.latex import table_tex
 from cifar_lightning.comparison.leaderboard import Place
+from cifar_lightning.comparison.markdown import table_csv
 from cifar_lightning.comparison.marks import Marks
 from cifar_lightning.comparison.page import page
 from cifar_lightning.comparison.records import Records
-from cifar_lightning.comparison.section import Section, table_csv
+from cifar_lightning.comparison.section import Section
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.views import replace_views
 
 log = logging.getLogger(__name__)
 
+SHOWN_GROUPS = 12  # trainings of one candidate whose curves are drawn, the best first
 REPORT_DIGESTS = ".report.sha256"  # of the files written last; others are somebody else's
 
 
 def read_curves(
-    comparison: Comparison, records: Records
+    sections: Sequence[Section], records: Records
 ) -> dict[tuple[str, str], list[plots.Curve]]:
-    """Read the curves of all runs that are compared, apart for each data set."""
+    """Read the curves of the runs that are drawn, apart for each data set."""
     shown = {
-        run.name: (leaderboard.conditions, group.label, entry.network)
-        for leaderboard in comparison.leaderboards
-        for entry in leaderboard.entries
-        for group in entry.groups
+        run.name: (section.leaderboard.conditions, group.label, entry.network)
+        for section in sections
+        for entry in section.drawn
+        for group in entry.groups[:SHOWN_GROUPS]
         for run in group.runs
     }
     found: dict[tuple[str, str], list[plots.Curve]] = defaultdict(list)
@@ -94,11 +96,15 @@ def detailed(comparison: Comparison, query: str | None) -> Place | None:
 
 
 def draw_details(
-    comparison: Comparison, records: Records, query: str | None, marks: Marks
+    sections: Sequence[Section],
+    comparison: Comparison,
+    records: Records,
+    query: str | None,
+    marks: Marks,
 ) -> dict[str, tuple[str, Draw]]:
     """Draw what belongs to runs rather than to a ranking: headings, by the names of the files."""
     details: dict[str, tuple[str, Draw]] = {}
-    for (dataset, fingerprint), curves in read_curves(comparison, records).items():
+    for (dataset, fingerprint), curves in read_curves(sections, records).items():
         name = f"curves-{fingerprint[:8]}" if details else "curves"
         details[name] = f"Training on {dataset}", partial(plots.training_curves, curves, marks)
     place = detailed(comparison, query)

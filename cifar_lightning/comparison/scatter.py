@@ -1,6 +1,7 @@
 """Accuracy against latency, the Pareto front drawn."""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 from matplotlib.artist import Artist
@@ -28,6 +29,8 @@ from cifar_lightning.comparison.plots import (
 from cifar_lightning.runs.paired import two_sided
 from cifar_lightning.system.escaping import visible
 
+EXACTLY = 40  # entries whose intervals are drawn; of more, the others are points
+NAMED = 12  # entries of the front that are named
 LATENCY_LABEL = "relative latency (ResNet-8, fp32 = 1)"
 
 
@@ -49,7 +52,10 @@ def accuracy_latency(
     """Draw accuracy against relative latency with 95 % intervals, the front and what is taken."""
     figure, axes = new_figure(5.0, width)
     entries = leaderboard.peers(threads)
-    for entry in entries:
+    exactly = leaderboard.listed(threads, EXACTLY)
+    if len(exactly) < len(entries):
+        draw_points(axes, entries, marks)
+    for entry in exactly:
         axes.errorbar(
             entry.relative,
             entry.accuracy.mean,
@@ -62,7 +68,7 @@ def accuracy_latency(
             capsize=2,
             zorder=3,
         )
-    front = leaderboard.pareto_front(threads)
+    front = leaderboard.named_front(threads, NAMED)
     (stairs,) = axes.step(
         [entry.relative for entry in front],
         [entry.accuracy.mean for entry in front],
@@ -91,6 +97,24 @@ def accuracy_latency(
     draw_legend(figure, [*named, ("Pareto front", stairs)], "outside lower right")
     _name_front(axes, front, leaderboard.choices[threads].entry)
     return figure
+
+
+def draw_points(axes: Axes, entries: Sequence[Entry], marks: Marks) -> None:
+    """Draw many entries as points alone."""
+    kinds: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        kinds[entry.network, entry.variant].append(entry)
+    for (network, variant), alike in kinds.items():
+        axes.plot(
+            [entry.relative for entry in alike],
+            [entry.accuracy.mean for entry in alike],
+            marks.shape(variant).matplotlib,
+            color=marks.color(network),
+            markersize=MARKER_SIZE / 3,
+            markeredgewidth=0,
+            alpha=0.5,
+            zorder=1,
+        )
 
 
 def _name_front(axes: Axes, front: Sequence[Entry], taken: Entry) -> None:

@@ -7,7 +7,7 @@ from cifar_lightning.comparison.columns import COLUMNS, Column, rank_and_marks
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.errors import unknown_name
-from cifar_lightning.runs.table import draw_table, number
+from cifar_lightning.runs.layout import draw_table, number
 
 
 def _accuracy_over_seeds(leaderboard: Leaderboard, entry: Entry) -> str:

@@ -1,7 +1,7 @@
 """What the figures say, in sentences."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from cifar_lightning.comparison.accuracy import SURE
@@ -9,6 +9,7 @@ from cifar_lightning.comparison.choice import Need, at_most_slower, bound_ms
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Choice, Leaderboard, speed
 from cifar_lightning.comparison.reproduce import measure_command
+from cifar_lightning.system.formatting import SOME, some
 
 
 @dataclass(frozen=True)
@@ -28,24 +29,39 @@ class Verdict:
     dominated: list[str]
 
 
-def verdict(leaderboard: Leaderboard, threads: int, need: Need) -> Verdict:
-    """Say which entry with that number of threads to take."""
+def verdict(
+    leaderboard: Leaderboard, threads: int, need: Need, listed: Collection[Entry] | None = None
+) -> Verdict:
+    """Say which entry with that number of threads to take.
+
+    Args:
+        leaderboard: Where it is ranked.
+        threads: Of the ranking.
+        need: What the entry must reach.
+        listed: The entries of which a line is said each; None for all.
+    """
+    listed = leaderboard.entries if listed is None else listed
+    named = leaderboard.named_front(threads, SOME)
     front = ", ".join(
         f"{entry.name} ({entry.accuracy.mean:.2f} %, {entry.latency.mean_ms:.3f} ms)"
-        for entry in leaderboard.pareto_front(threads)
+        for entry in named
     )
+    left = len(leaderboard.pareto_front(threads)) - len(named)
+    more = f", and {left} more that are not surely worse" if left else ""
     choice = leaderboard.choices[threads]
     said = _by_accuracy if need.max_ms is None else _by_latency
     unrelated = leaderboard.unrelated(threads)
     open_between = choice.best if len(choice.best) > 1 and need.max_ms is None else unrelated
+    if len(open_between) > SOME:  # nobody measures hundreds of candidates together
+        open_between = sorted(open_between, key=lambda one: -one.accuracy.mean)[:SOME]
     return Verdict(
         advice=" ".join([*said(leaderboard, choice, need), *_unrelated(unrelated)]),
         command=measure_command(open_between) if open_between else None,
-        pareto_front=f"On the Pareto front, from fast to accurate: {front}.",
+        pareto_front=f"On the Pareto front, from fast to accurate: {front}{more}.",
         dominated=[
             f"{entry.name} is dominated: {_advantage(leaderboard, better, entry)}."
             for entry, better in leaderboard.dominated_by.items()
-            if entry.threads == threads
+            if entry.threads == threads and entry in listed
         ],
     )
 
@@ -71,13 +87,13 @@ def _by_accuracy(leaderboard: Leaderboard, choice: Choice, need: Need) -> Iterat
         if one.accuracy.mean < least <= one.accuracy.mean + SURE * leaderboard.error(one) < math.inf
     ]
     if near:
-        yield f"Below {least:g} % only within the uncertainty: {', '.join(near)}."
+        yield f"Below {least:g} % only within the uncertainty: {some(near)}."
 
 
 def _among_the_fastest(leaderboard: Leaderboard, choice: Choice) -> str:
     if len(choice.best) == 1:
         return "it is the fastest."
-    others = ", ".join(one.name for one in choice.best if one is not choice.entry)
+    others = some([one.name for one in choice.best if one is not choice.entry])
     slower = 100 * at_most_slower(leaderboard, choice)
     bound = (
         f"it is at most {slower:.1f} % slower than the fastest"
@@ -117,13 +133,13 @@ def _by_latency(leaderboard: Leaderboard, choice: Choice, need: Need) -> Iterato
         f"most accurate; its {need.statistic} is {bound}."
     )
     if ties := [one.name for one in choice.best if one is not entry]:
-        yield f"Not surely less accurate: {', '.join(ties)}."
+        yield f"Not surely less accurate: {some(ties)}."
 
 
 def _unrelated(entries: Sequence[Entry]) -> Iterator[str]:
     if entries:
         yield (
-            f"The benchmarks of {', '.join(one.name for one in entries)} can't be related: their "
+            f"The benchmarks of {some([one.name for one in entries])} can't be related: their "
             "second references differ by over 6 %. Measure them together."
         )
 

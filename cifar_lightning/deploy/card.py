@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 
 from cifar_lightning.runs import identity
 from cifar_lightning.runs.find import load_run
+from cifar_lightning.runs.layout import markdown
 from cifar_lightning.runs.results import rows_of
-from cifar_lightning.runs.table import markdown
 from cifar_lightning.system import escaping
 from cifar_lightning.variants.agreement import Agreement
 

@@ -1,81 +1,28 @@
-"""The record of a benchmark: candidates timed in interleaved rounds, with every block."""
+"""The record of a benchmark, with every block, and what of it is kept in the memory."""
 
 import statistics
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from msgspec import Meta
 
-from cifar_lightning.config.protocols import PROTOCOL_VERSION, PROTOCOLS
+from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.runs.blocks import Block, Session, Timing
-from cifar_lightning.runs.candidate import REFERENCES, Candidate, Role
-from cifar_lightning.runs.environment import Environment
-from cifar_lightning.runs.folder import BENCHMARKS
 from cifar_lightning.runs.gpu import GPUActivity
+from cifar_lightning.runs.interleaved import BenchmarkHead, Interleaved
 from cifar_lightning.runs.latency import Ended, LatencyStats, Relative
-from cifar_lightning.runs.paired import (
-    Difference,
-    difference,
-    one_sided,
-    over_processes,
-    two_sided,
-)
-from cifar_lightning.runs.run import Moment, Name, Record
-from cifar_lightning.system import environment, untrusted
-from cifar_lightning.system.environment import DeviceState
-from cifar_lightning.system.files import finished_files
+from cifar_lightning.runs.paired import difference
+from cifar_lightning.system import untrusted
 
-ERROR = 0.05  # how often a verdict may call something slower that is not
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class BenchmarkHead(Record):
-    """What a benchmark was of, without its blocks: quick to read.
-
-    Attributes:
-        id: Names its file.
-        candidates: In the order asked for; the three references are among them.
-        state: Of the device ``before`` and ``after``; see `contention.device_state`.
-    """
-
-    id: Name
-    started: Moment
-    protocol: Annotated[str, Meta(pattern=r"^(full|quick)\Z")]
-    protocol_version: Annotated[int, Meta(ge=1, le=2**20)]
-    device: str
-    hardware: str
-    clock: Literal["cuda_event", "perf_counter"]
-    code: environment.Code
-    environment: Environment
-    candidates: list[Candidate]
-    state: Mapping[Literal["before", "after"], DeviceState]
-
-    # A hundred fast candidates, in as many rounds as their budget allows, have 20 million calls.
-    MAX_BYTES: ClassVar[int] = 512 * 2**20
-
-    def check(self) -> None:
-        roles = [one.role for one in self.candidates]
-        if any(roles.count(role) != 1 for role in REFERENCES):
-            raise ValueError(f"candidates: needs one of each of {', '.join(REFERENCES)}")
-
-    @classmethod
-    def path(cls, outputs: Path, id: str) -> Path:
-        return outputs / BENCHMARKS / f"{id}.json"
-
-    def number(self, role: Role) -> int:
-        """Tell the number of one of the references."""
-        return [one.role for one in self.candidates].index(role)
-
-    @property
-    def ranked(self) -> list[int]:
-        """The numbers of what is ranked."""
-        return [number for number, one in enumerate(self.candidates) if one.role == "candidate"]
-
-
-@dataclass(frozen=True)
-class BenchmarkRecord(BenchmarkHead):
+class BenchmarkRecord(Interleaved):
     """One benchmark.
 
     Attributes:
@@ -106,67 +53,26 @@ class BenchmarkRecord(BenchmarkHead):
         return untrusted.encode(self, indent=None)
 
     def blocks(self, number: int) -> Iterator[Block]:
-        """Yield a candidate's blocks, in all processes."""
         for session in self.sessions:
             for one in session.rounds:
                 yield one.blocks[number]
 
-    def difference(self, first: int, second: int, z: float | None = None) -> Difference:
-        """Tell how much slower one candidate is than another, by their numbers.
+    @cached_property
+    def means(self) -> "list[NDArray[np.float64]]":
+        import numpy as np  # reading records needs none of it
 
-        Args:
-            first: The one.
-            second: The other.
-            z: Normal quantile of the interval's ends; None is that of 95 %.
-        """
-        found = [self._within(first, second, session, z) for session in self.sessions]
-        if len(found) == 1:
-            return found[0]
-        # What processes differ by is pooled over all that are ranked.
-        others = [number for number in self.ranked if number not in (first, second)]
-        groups = [
-            [self._within(number, second, session, z).centre for session in self.sessions]
-            for number in others
+        numbers = range(len(self.candidates))
+        return [
+            np.array([session.means_ms(number) for number in numbers]).T
+            for session in self.sessions
         ]
-        return over_processes(found, groups, two_sided() if z is None else z)
-
-    def _within(self, first: int, second: int, session: Session, z: float | None) -> Difference:
-        return difference(session.means_ms(first), session.means_ms(second), z)
-
-    def relative(self, number: int, z: float | None = None) -> Difference:
-        """Tell how much slower a candidate is than the reference."""
-        return self.difference(number, self.number("reference"), z)
-
-    def rivals(self, number: int) -> list[int]:
-        """List the other candidates that are ranked with one: those with as many threads."""
-        threads = self.candidates[number].threads
-        return [n for n in self.ranked if n != number and self.candidates[n].threads == threads]
-
-    def slower(self, first: int, second: int) -> bool:
-        """Tell whether one candidate is slower than another, by the rule of a verdict.
-
-        Out of all comparisons with the fastest, any is wrong in one of twenty benchmarks at most.
-        """
-        alpha = ERROR / max(1, len(self.rivals(first)))
-        return self.difference(first, second, one_sided(alpha)).slower
-
-    def differ(self, first: int, second: int) -> bool:
-        """Tell whether one of two candidates is slower."""
-        return self.slower(first, second) or self.slower(second, first)
-
-    def tells_apart(self, first: str, second: str) -> bool:
-        """Tell whether it says so of two ranked candidates, by their keys."""
-        numbers = {self.candidates[number].key: number for number in self.ranked}
-        return {first, second} <= {*numbers} and self.differ(numbers[first], numbers[second])
 
     @property
-    def noise_floor(self) -> Difference:
-        """What is called a difference here where there is none: the reference's double."""
-        return self.relative(self.number("double"))
+    def has_calls(self) -> bool:
+        return not self.means_only
 
     @property
     def ended(self) -> Ended:
-        """Why it stopped; of several processes the one that says least."""
         endings = {session.ended for session in self.sessions}
         order: tuple[Ended, ...] = ("stopped", "time", "converged")
         return next(one for one in order if one in endings)
@@ -175,9 +81,11 @@ class BenchmarkRecord(BenchmarkHead):
         """Tell whether a candidate got what the protocol asks for, whatever others lacked."""
         protocol, reference = PROTOCOLS[self.protocol], self.number("reference")
         return all(
-            self._within(number, reference, one, None).rounds_needed(one.calls(number), protocol)
+            difference(means[:, number], means[:, reference]).rounds_needed(
+                one.calls(number), protocol
+            )
             <= len(one.rounds)
-            for one in self.sessions
+            for one, means in zip(self.sessions, self.means, strict=True)
         )
 
     @property
@@ -203,30 +111,27 @@ class BenchmarkRecord(BenchmarkHead):
         )
 
 
-def measured_before(
-    outputs: Path, keys: Collection[str], hardware: str, protocol: str
-) -> dict[str, BenchmarkRecord]:
-    """Find the latest benchmark that has timed each of some candidates to its end.
+@dataclass(frozen=True)
+class BenchmarkMeans(Interleaved):
+    """A benchmark whose calls stay in its file until somebody asks for them."""
 
-    Args:
-        outputs: Where to look.
-        keys: The candidates', which tell engines, recipes and threads apart.
-        hardware: The device's.
-        protocol: That is asked for; ``full`` does, too.
+    means: "list[NDArray[np.float64]]" = field(repr=False)
+    ended: Ended = field()
+    has_calls: bool = field()
+    whole: Callable[[], BenchmarkRecord] = field(repr=False)
 
-    Returns:
-        Records by the candidates' keys.
-    """
-    found: dict[str, BenchmarkRecord] = {}
-    for path in reversed(finished_files(outputs / BENCHMARKS, ".json")):
-        try:
-            head = BenchmarkHead.read(path)
-            new = {head.candidates[number].key for number in head.ranked} & {*keys} - {*found}
-            of_this = head.protocol_version == PROTOCOL_VERSION and head.hardware == hardware
-            if new and of_this and head.protocol in (protocol, "full"):
-                record = BenchmarkRecord.read(path)
-                if record.ended != "stopped":
-                    found |= dict.fromkeys(new, record)
-        except (OSError, ValueError):
-            continue  # damaged, or removed meanwhile: it is timed again
-    return found
+    @classmethod
+    def of(cls, record: BenchmarkRecord, whole: Callable[[], BenchmarkRecord]) -> Self:
+        """Keep what tells candidates apart.
+
+        Args:
+            record: The benchmark.
+            whole: Reads it again.
+        """
+        head = {one.name: getattr(record, one.name) for one in fields(BenchmarkHead)}
+        return cls(
+            **head, means=record.means, ended=record.ended, has_calls=record.has_calls, whole=whole
+        )
+
+    def blocks(self, number: int) -> Iterator[Block]:
+        return self.whole().blocks(number)

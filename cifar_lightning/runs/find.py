@@ -6,7 +6,8 @@ from pathlib import Path
 
 from cifar_lightning.errors import UserError, bad_value, unknown_name
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.run import Run, runs_of
+from cifar_lightning.runs.index import named_runs
+from cifar_lightning.runs.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -25,25 +26,26 @@ def find_run(outputs: Path, query: str, key: str = "run") -> Path:
     if os.path.isfile(RunFolder(Path(query)).record):  # noqa: PTH113  # also of what can't be a path
         folder, run = Path(query), load_run(Path(query))
     else:
-        runs = {}
-        for folder, run_or_reason in runs_of(outputs):
-            if isinstance(run_or_reason, str):
-                log.warning("%s", run_or_reason)
+        runs = []
+        for one in named_runs(outputs):
+            if isinstance(one, str):
+                log.warning("%s", one)
             else:
-                runs[folder] = run_or_reason
+                runs.append(one)
         # A record may come from anybody: no ID of one hides another run's name.
         found = (
-            [folder for folder, run in runs.items() if query == run.name]
-            or [folder for folder, run in runs.items() if query == run.label]
-            or [folder for folder, run in runs.items() if query and run.name.startswith(query)]
+            [run for run in runs if query == run.name]
+            or [run for run in runs if query == run.label]
+            or [run for run in runs if query and run.name.startswith(query)]
         )
         if not found:
-            names = {name for run in runs.values() for name in (run.label, run.name)}
+            names = {name for run in runs for name in (run.label, run.name)}
             raise unknown_name(f"{key}={query}", f"run in {outputs}", query, names)
         if len(found) > 1:
-            names = {runs[folder].name for folder in found}
+            names = {run.name for run in found}
             raise bad_value(key, query, f"one of {', '.join(sorted(names))}: it means them all")
-        folder, run = found[0], runs[found[0]]
+        folder = found[0].folder
+        run = load_run(folder)
     if run.status != "finished":
         raise UserError(f"{key}={query}: {run.name} is {run.status}, needed is a finished run")
     return folder

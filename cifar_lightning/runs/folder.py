@@ -1,5 +1,6 @@
 """Where a run's files are: the one place that knows their names."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -9,8 +10,25 @@ from cifar_lightning.system.files import check_inside
 
 RUNS = "runs"  # the folder of the runs in the outputs
 BENCHMARKS = "benchmarks"  # that of the benchmarks
+RECORD, MEASUREMENTS = "run.json", "measurements"  # in the folder of a run
 BOARD = "tensorboard"  # the folder in the outputs that TensorBoard is given
 DRAWN = ".results"  # the ending of what TensorBoard shows beside the curves
+
+
+def run_folders(outputs: Path) -> list[str]:
+    """List the names of what lies where the outputs' runs are."""
+    runs = outputs / RUNS
+    return sorted(os.listdir(runs)) if runs.is_dir() else []  # noqa: PTH208  # names, not paths
+
+
+def remove_link(outputs: Path, label: str, name: str) -> None:
+    """Remove TensorBoard's link to a run's curves, and its ID's folder if no other has that ID."""
+    link = outputs / BOARD / label / name
+    with suppress(OSError, UserError):
+        check_inside(outputs, link.parent)
+        if link.is_symlink():
+            link.unlink()
+            link.parent.rmdir()
 
 
 class RunFolder:
@@ -27,12 +45,12 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.record = path / "run.json"
+        self.record = path / RECORD
         self.weights = path / "weights.safetensors"
         self.checkpoints = path / "checkpoints"
         self.best = self.checkpoints / "best.ckpt"
         self.last = self.checkpoints / "last.ckpt"
-        self.measurements = path / "measurements"
+        self.measurements = path / MEASUREMENTS
         self.predictions = path / "predictions"
         self.tensorboard = path / "tensorboard"
         self.csv = path / "csv"
@@ -52,12 +70,6 @@ class RunFolder:
         """Take the folder of the run of that name."""
         return cls(outputs / RUNS / name)
 
-    @classmethod
-    def all(cls, outputs: Path) -> list[Self]:
-        """List what lies where the outputs' runs are."""
-        runs = outputs / RUNS
-        return [cls(path) for path in sorted(runs.iterdir())] if runs.is_dir() else []
-
     @property
     def outputs(self) -> Path:
         return self.path.parent.parent
@@ -69,8 +81,8 @@ class RunFolder:
     def link_board(self, label: str) -> None:
         """Link its curves under its ID, by which TensorBoard lists it then.
 
-        Links of an earlier ID and of runs that are gone are removed. Without links TensorBoard can
-        still be given the runs, so nothing is said where there can't be any.
+        A link of an earlier ID is removed. Without links TensorBoard can still be given the runs,
+        so nothing is said where there can't be any.
         """
         board = self.outputs / BOARD
         link = board / label / self.path.name
@@ -78,12 +90,9 @@ class RunFolder:
             return
         with suppress(OSError, UserError):
             check_inside(self.outputs, link.parent)
-            for other in board.glob("*/*"):
-                renamed = other.name == link.name and other != link
-                if other.is_symlink() and (renamed or not other.exists()):
-                    other.unlink()
-                    with suppress(OSError):  # others have that ID, too
-                        other.parent.rmdir()
+            for other in os.listdir(board) if board.is_dir() else ():  # noqa: PTH208
+                if other != label and os.path.islink(f"{board}/{other}/{self.path.name}"):  # noqa: PTH114
+                    remove_link(self.outputs, other, self.path.name)
             link.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):
                 link.symlink_to(Path("..", "..", RUNS, self.path.name, self.tensorboard.name))

@@ -10,9 +10,15 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from cifar_lightning.config.protocols import MIN_ROUNDS, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Means = Sequence[float] | NDArray[np.float64]
 
 RESOLUTION = math.log(1.01)  # below 1 % there are no differences
 CONFIDENCE = 0.95
@@ -80,9 +86,7 @@ def one_sided(alpha: float) -> float:
     return NormalDist().inv_cdf(1 - alpha)
 
 
-def difference(
-    first_ms: Sequence[float], second_ms: Sequence[float], z: float | None = None
-) -> Difference:
+def difference(first_ms: "Means", second_ms: "Means", z: float | None = None) -> Difference:
     """Compare two candidates by their blocks' means, round by round.
 
     Args:
@@ -96,38 +100,57 @@ def difference(
     import numpy as np  # reading records needs none of it
 
     logs = np.log(np.asarray(first_ms, float)) - np.log(np.asarray(second_ms, float))
+    centre, low, high, tau = (float(one[0]) for one in intervals(logs[:, None], z))
+    return Difference(centre, low, high, len(logs), tau)
+
+
+def intervals(logs: "NDArray[np.float64]", z: float | None) -> "tuple[NDArray[np.float64], ...]":
+    """Compute centres, lower and upper ends, and how many rounds say as much as one.
+
+    Args:
+        logs: Differences of logarithms, (rounds, pairs).
+        z: As for `difference`.
+
+    Returns:
+        Four arrays, (pairs,).
+    """
+    import numpy as np
+
     n = len(logs)
     if n == 0:
         raise ValueError("no rounds")
-    ordered = np.sort(logs)
-    centre = float(np.median(ordered))
-    tau = autocorrelation_time(np.sign(logs - centre).tolist())
-    reach = (two_sided() if z is None else z) * math.sqrt(n * tau) / 2
-    k = math.floor(n / 2 - reach)
-    if k < 1:
-        return Difference(centre, -math.inf, math.inf, n, tau)
-    return Difference(centre, float(ordered[k - 1]), float(ordered[n - k]), n, tau)
+    ordered = np.sort(logs, axis=0)
+    centre = np.median(ordered, axis=0)
+    tau = autocorrelation_time(np.sign(logs - centre))
+    reach = (two_sided() if z is None else z) * np.sqrt(n * tau) / 2
+    rank = np.floor(n / 2 - reach).astype(int)
+    bounded, pair = rank >= 1, np.arange(logs.shape[1])
+    low = np.where(bounded, ordered[np.maximum(rank - 1, 0), pair], -math.inf)
+    high = np.where(bounded, ordered[np.minimum(n - rank, n - 1), pair], math.inf)
+    return centre, low, high, tau
 
 
-def autocorrelation_time(values: Sequence[float]) -> float:
+def autocorrelation_time(x: "NDArray[np.float64]") -> "NDArray[np.float64]":
     """Tell how many neighbouring values say as much as one independent one, at least 1.
 
     1 + 2 times the sum of the autocorrelations, summed in pairs of lags until a pair's sum is not
     above 0 (Geyer's initial positive sequence; Statistical Science 7, 1992).
+
+    Args:
+        x: Around 0, (values, series).
     """
     import numpy as np
 
-    x = np.asarray(values, float)
-    variance = float(x @ x)
-    if variance == 0:
-        return 1.0
-    total = 0.0
+    variance = (x * x).sum(axis=0)
+    total, going = np.zeros(x.shape[1]), variance > 0
     for lag in range(1, len(x) - 1, 2):
-        pair = float(x[lag:] @ x[:-lag] + x[lag + 1 :] @ x[: -lag - 1]) / variance
-        if pair <= 0:
+        several = (x[lag:] * x[:-lag]).sum(axis=0) + (x[lag + 1 :] * x[: -lag - 1]).sum(axis=0)
+        pair = several / np.where(variance > 0, variance, 1)
+        going &= pair > 0
+        if not going.any():
             break
-        total += pair
-    return max(1.0, 1 + 2 * total)
+        total += np.where(going, pair, 0)
+    return np.maximum(1.0, 1 + 2 * total)
 
 
 def over_processes(

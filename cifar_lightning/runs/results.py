@@ -9,7 +9,7 @@ from typing import Self
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.identity import group_name
 from cifar_lightning.runs.measurement import Measurement
-from cifar_lightning.runs.run import MEGA, Run, left_out, runs_of
+from cifar_lightning.runs.run import MEGA, Run, left_out, listed_run, runs_of
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +111,12 @@ class RunResults:
             return cls(folder, None, [], [])
         except ValueError as error:
             return cls._of(folder, left_out(RunFolder(folder).record, error))
+
+    @classmethod
+    def listed(cls, folder: Path) -> Self:
+        """Read a run in its place in the outputs; a copy of another one is left out, too."""
+        run = listed_run(folder)
+        return cls(folder, None, [], []) if run is None else cls._of(folder, run)
 
     @classmethod
     def read_all(cls, outputs: Path) -> list[Self]:

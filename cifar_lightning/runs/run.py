@@ -12,7 +12,7 @@ from msgspec import Meta
 from cifar_lightning.config.rules import REINSTANTIATED_GROUPS, Colours, Deviations, check_recorded
 from cifar_lightning.config.schema import NAMING_GROUPS
 from cifar_lightning.errors import UserError
-from cifar_lightning.runs.folder import RunFolder
+from cifar_lightning.runs.folder import RUNS, RunFolder, run_folders
 from cifar_lightning.runs.latency import Count, Seconds
 from cifar_lightning.system import environment, untrusted
 from cifar_lightning.system.files import write_atomically
@@ -226,15 +226,22 @@ def left_out(path: Path, reason: object) -> str:
     return f"{path} is damaged and left out ({reason})"
 
 
+def listed_run(folder: Path) -> Run | str | None:
+    """Read the run of a folder of the outputs, or why it is left out; None if there is none."""
+    record = RunFolder(folder).record
+    try:
+        run = Run.read(record)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        return left_out(record, error)
+    copy = f"{folder} is left out: it holds a copy of the run {run.name}"
+    return run if run.name == folder.name else copy
+
+
 def runs_of(outputs: Path) -> Iterator[tuple[Path, Run | str]]:
     """Yield each run's folder of the outputs with its record, or with why it is left out."""
-    for one in RunFolder.all(outputs):
-        try:
-            run = Run.read(one.record)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except ValueError as error:
-            yield one.path, left_out(one.record, error)
-        else:
-            copy = f"{one.path} is left out: it holds a copy of the run {run.name}"
-            yield one.path, run if run.name == one.path.name else copy
+    for name in run_folders(outputs):
+        folder = outputs / RUNS / name
+        if (found := listed_run(folder)) is not None:
+            yield folder, found

@@ -1,6 +1,9 @@
 """Durations and paths as people read them."""
 
+from collections.abc import Sequence
 from pathlib import Path
+
+SOME = 15  # names that are read in a sentence
 
 
 def duration(seconds: float) -> str:
@@ -14,6 +17,12 @@ def duration(seconds: float) -> str:
 def counted(number: int, noun: str) -> str:
     """Write how many there are: ``1 run``, ``2 runs``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def some(names: Sequence[str]) -> str:
+    """List names, of many the first ones and how many more there are."""
+    more = len(names) - SOME
+    return ", ".join(names[:SOME]) + (f" and {more} more" if more > 0 else "")
 
 
 def relative(path: Path) -> Path:

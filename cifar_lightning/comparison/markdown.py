@@ -1,0 +1,99 @@
+"""The report as Markdown and CSV: everything that can be said without plots."""
+
+from collections.abc import Sequence
+
+from cifar_lightning.comparison.collect import Comparison
+from cifar_lightning.comparison.columns import COLUMNS
+from cifar_lightning.comparison.provenance import provenance
+from cifar_lightning.comparison.section import SIGNS, Section
+from cifar_lightning.comparison.tables import table
+from cifar_lightning.runs.layout import csv_text
+from cifar_lightning.system import escaping
+
+UNRANKED = 100  # rows that are named
+LEGEND = f"{SIGNS} All columns are in `table.csv` and on the page."
+
+
+def table_csv(sections: Sequence[Section]) -> str:
+    """Write every column of every entry as CSV."""
+    return csv_text(
+        list(COLUMNS),
+        (
+            [column.value(section.leaderboard, entry) for column in COLUMNS.values()]
+            for section in sections
+            for entry in section.entries
+        ),
+    )
+
+
+def overall(sections: Sequence[Section]) -> str | None:
+    """Repeat the first verdict as the overall answer, where it is one of several."""
+    if sum(len(section.rankings) for section in sections) < 2:
+        return None
+    first, ranking = sections[0].leaderboard.name, sections[0].rankings[0]
+    name = ", ".join(filter(None, (first, ranking.name)))
+    return f"Overall answer ({name}): {ranking.verdict.advice}"
+
+
+def markdown(sections: Sequence[Section], comparison: Comparison) -> str:
+    """Write everything that can be said without plots."""
+    answer = overall(sections)
+    parts = [escaping.markdown(answer), ""] if answer else []
+    for section in sections:
+        parts += [f"## {escaping.markdown(section.leaderboard.name)}", ""]
+        for ranking in section.rankings:
+            told = ranking.verdict
+            if len(section.rankings) > 1:
+                parts += [f"### {ranking.name}", ""]
+            parts += [escaping.markdown(told.advice), escaping.markdown(told.pareto_front), ""]
+            if told.command:
+                parts += [f"To know more: {escaping.markdown_code(told.command)}", ""]
+        parts += [table(section.leaderboard, section.listed), LEGEND, ""]
+        parts += [section.more, ""] if section.more else []
+        parts += [escaping.markdown(provenance(section.leaderboard)), ""]
+        slower = COLUMNS["slower_pct"]
+        parts += _titled(
+            "Slower than what is taken (%, with the interval that decides):",
+            [
+                f"{entry.name}: {slower.shown(section.leaderboard, entry)}"
+                for entry in section.listed
+            ],
+        )
+        parts += _titled("", section.notes)
+        dominated = [line for one in section.rankings for line in one.verdict.dominated]
+        parts += _titled("Why not the others:", dominated)
+        parts += _titled(f"Against {section.leaderboard.baseline[1].name}:", section.changes)
+        parts += ["To make them again:", ""]
+        for one in section.reproductions:
+            commands = [
+                f"{escaping.markdown_code(command)} ({escaping.markdown(made)})"
+                for command, made in (
+                    (one.train, one.trained_with),
+                    (one.measure, one.measured_with),
+                )
+            ]
+            parts.append(f"- {escaping.markdown(one.name)}: {', then '.join(commands)}")
+        parts.append("")
+    parts += _titled("## Not ranked", unranked_lines(comparison))
+    return "\n".join(parts)
+
+
+def _titled(title: str, lines: Sequence[str]) -> list[str]:
+    if not lines:
+        return []
+    head = title if title.startswith("#") else escaping.markdown(title)
+    return [*([head, ""] if title else []), *(f"- {escaping.markdown(one)}" for one in lines), ""]
+
+
+def unranked_lines(comparison: Comparison) -> list[str]:
+    """Name each row that is not ranked, and say why."""
+    lines = []
+    for row in comparison.unranked[:UNRANKED]:
+        where = f" {row.variant} on {row.device}" if row.variant else ""
+        status = row.status if row.variant or row.status == "failed" else "not measured"
+        if status in ("ok", "disturbed"):
+            status = "not ranked"
+        lines.append(f"{row.id}{where} is {status}{f': {row.error}' if row.error else ''}")
+    if (more := len(comparison.unranked) - UNRANKED) > 0:
+        lines.append(f"{more} more, which results.csv lists")
+    return lines

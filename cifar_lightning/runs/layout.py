@@ -1,0 +1,125 @@
+"""What tables look like: as CSV, and as Markdown for people."""
+
+import csv
+import io
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import astuple
+
+from tabulate import tabulate
+
+from cifar_lightning.runs.results import Row
+from cifar_lightning.runs.run import MEGA
+from cifar_lightning.system import escaping
+from cifar_lightning.system.formatting import counted
+
+Value = str | float | None  # of a cell
+HEADER = (
+    "ID", "Variant", "Acc. (%)", "Lat. mean (ms)", "Lat. p95 (ms)", "Size (MB)", "Params (M)",
+    "MACs (M)", "Device",
+)  # fmt: skip
+NUMERIC = range(2, 8)  # of these columns
+BETWEEN = " | "  # cells; in a cell a bar has a backslash before it
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Value]]) -> str:
+    """Write a CSV file's text: floats rounded, texts escaped."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for row in rows:
+        writer.writerow(
+            round(value, 6) if isinstance(value, float) else escaping.csv_cell(value)
+            for value in row
+        )
+    return text.getvalue()
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """Draw the table for people. What is not there is a dash."""
+    return draw_table(HEADER, map(_cells, rows), NUMERIC)
+
+
+def draw_table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], numeric: Container[int]
+) -> str:
+    """Draw a Markdown table; what Markdown would interpret in a cell is escaped.
+
+    Args:
+        header: The columns' names.
+        rows: A text for each column.
+        numeric: Columns of numbers, which stand to the right.
+    """
+    columns = range(len(header))
+    drawn = tabulate(
+        [list(map(escaping.markdown_cell, row)) for row in rows],
+        list(map(escaping.markdown_cell, header)),
+        tablefmt="pipe",
+        disable_numparse=True,
+        colglobalalign="left",
+        colalign=["right" if column in numeric else "left" for column in columns],
+    )
+    return f"{drawn}\n"
+
+
+def lines_of(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """Write rows as lines of CSV, and of Markdown whose columns are not yet `aligned`."""
+    in_csv = csv_text((), map(astuple, rows)).splitlines()[1:]
+    cells = ([*map(escaping.markdown_cell, _cells(row))] for row in rows)
+    return in_csv, [f"| {BETWEEN.join(row)} |" for row in cells]
+
+
+def widths_of(lines: Iterable[str]) -> list[int]:
+    """Tell how wide the columns have to be at least for such lines."""
+    return [max(map(len, column)) for column in zip(*map(_split, lines), strict=True)]
+
+
+def head(widths: Iterable[Sequence[int]]) -> tuple[list[str], list[int]]:
+    """Draw the two lines above the rows; return them with the columns' widths.
+
+    Args:
+        widths: What rows need.
+    """
+    widest = map(max, zip([0] * len(HEADER), *widths, strict=True))
+    drawn = draw_table(HEADER, [["x" * width for width in widest]], NUMERIC).splitlines()
+    return drawn[:2], [len(cell) for cell in drawn[0][2:-2].split(BETWEEN)]
+
+
+def aligned(line: str, widths: Sequence[int]) -> str:
+    """Draw a row as wide as the others."""
+    cells = [
+        cell.rjust(width) if column in NUMERIC else cell.ljust(width)
+        for column, (cell, width) in enumerate(zip(_split(line), widths, strict=True))
+    ]
+    return f"| {BETWEEN.join(cells)} |"
+
+
+def number(value: float | None, digits: int) -> str:
+    """Write a number, or a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _split(line: str) -> list[str]:
+    return [cell.strip() for cell in line[2:-2].split(BETWEEN)]
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    teacher = f" (taught by {row.teacher.rpartition('-')[2]})" if row.teacher else ""
+    device = row.device or "-"
+    if row.device and row.threads and row.clock == "perf_counter":
+        device += f", {counted(row.threads, 'thread')}"
+    marks = row.marks.split(", ") if row.marks else []
+    device += "".join(f" ({mark})" for mark in marks if mark != row.status)
+    variant = row.variant or "-"
+    if row.status not in ("ok", "finished"):
+        variant += f" ({row.status})"
+    return (
+        row.id + teacher,
+        variant,
+        number(row.test_acc, 2),
+        number(row.lat_mean_ms, 3),
+        number(row.lat_p95_ms, 3),
+        number(row.size_mb, 2),
+        number(row.params / MEGA, 2),
+        number(row.macs / MEGA, 2),
+        device,
+    )
