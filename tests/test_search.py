@@ -9,7 +9,7 @@ from test_results import MACHINE
 from cifar_lightning.runs.run import Run
 from cifar_lightning.sweeps import run
 from cifar_lightning.sweeps.run import Failure
-from cifar_lightning.sweeps.search import LEFT
+from cifar_lightning.sweeps.study import LEFT
 from cifar_lightning.system.environment import Code
 from cifar_lightning.system.outcome import Outcome
 

@@ -124,7 +124,19 @@ def of_network(name: str, variant: str, threads: int, role: Role = "candidate") 
         UserError: If there is no such option.
     """
     model = components.option("model", name, {"data": {"num_classes": NUM_CLASSES}})
-    return Source(_candidate(role, name, name, model, variant, threads))
+    return of_model(name, name, model, variant, threads, role)
+
+
+def of_model(
+    label: str,
+    network: str,
+    model: dict[str, Any],
+    variant: str,
+    threads: int,
+    role: Role = "candidate",
+) -> Source:
+    """Make a candidate of a resolved ``model`` node, with fixed random weights."""
+    return Source(_candidate(role, label, network, model, variant, threads))
 
 
 def references(device: torch.device) -> list[Source]:

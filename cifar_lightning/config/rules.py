@@ -45,6 +45,15 @@ def _integer(holds: Callable[[Any], bool]) -> Callable[[object], bool]:
     return lambda value: is_integer(value) and holds(value)
 
 
+def _list_of(holds: Callable[[Any], bool], rising: bool = False) -> Callable[[object], bool]:
+    def check(value: object) -> bool:
+        if not isinstance(value, list) or not value or not all(map(holds, value)):
+            return False
+        return not rising or value == sorted(set(value))
+
+    return check
+
+
 def _at_least(least: int) -> tuple[Callable[[object], bool], str]:
     return _integer(lambda value: value >= least), f"an integer of at least {least}"
 
@@ -88,7 +97,7 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "augment.cutmix.alpha": _POSITIVE,
     "benchmark.variants": (lambda v: isinstance(v, list), "a list, such as [fp32,onnx]"),
     "benchmark.threads": (
-        lambda v: isinstance(v, list) and bool(v) and all(map(_integer(lambda n: n >= 1), v)),
+        _list_of(_integer(lambda n: n >= 1)),
         "a list of integers of at least 1, such as [1,2]",
     ),
     "benchmark.protocol": (lambda v: v in list(PROTOCOLS), ", ".join(PROTOCOLS)),
@@ -106,6 +115,20 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     ),
     "trainer.max_steps": _at_least(1),
     "n_trials": _at_least(1),
+    "rungs": (
+        _list_of(_integer(lambda n: n >= 1), rising=True),
+        "a list of rising numbers of epochs, such as [4,12,36]",
+    ),
+    "hours": _POSITIVE,
+    "targets": (
+        lambda v: v == [] or _list_of(_number(lambda n: 0 <= n <= 100))(v),
+        "a list of 0 to 100, percent, such as [85,90]",
+    ),
+    "final_minutes": _POSITIVE,
+    "final_seeds": (
+        lambda v: v == [] or _list_of(_integer(lambda n: 0 <= n < 2**32))(v),
+        "a list of integers from 0 to 2^32 - 1, such as [0,1,2]",
+    ),
     "top": _at_least(1),
     "min_acc": (_number(lambda v: 0 <= v <= 100), "0 to 100, percent"),
     "max_ms": (lambda v: v is None or _POSITIVE[0](v), "a number above 0"),

@@ -47,6 +47,17 @@ class TuneConfig(TrainConfig):
 
     n_trials: int = MISSING
     space: dict[str, Any] = MISSING
+    storage: str | None = None
+    # Of a search for a front; null in one for an accuracy.
+    variant: str | None = None
+    threads: int | None = None
+    max_ms: float | None = None
+    rungs: list[int] | None = None
+    hours: float | None = None
+    targets: list[float] | None = None
+    final_minutes: float | None = None
+    final_seeds: list[int] | None = None
+    base: list[str] | None = None
 
 
 @dataclass

@@ -88,6 +88,7 @@ class Run(Record):
         config: The resolved configuration.
         data_fingerprint: Of the images it was trained on.
         val_acc: Best validation accuracy in percent.
+        val_images: How many it was found on.
         test_acc: Test accuracy of that checkpoint in percent.
         train_seconds: Time in training and validation, over all continuations.
         classes: Their names, in the order of the network's outputs.
@@ -109,6 +110,7 @@ class Run(Record):
     macs: Count
     error: str | None = None
     val_acc: Percent | None = None
+    val_images: Count | None = None
     test_acc: Percent | None = None
     train_seconds: Seconds | None = None
     classes: list[str] = field(default_factory=list)

@@ -55,11 +55,24 @@ def alone(path: Path, refusal: str) -> Iterator[None]:
     Raises:
         UserError: If another process holds it, or it can't be locked by this user at all.
     """
-    descriptor = _try_lock(path)
-    if descriptor is None:
-        raise UserError(f"{refusal}; let it finish")
-    with os.fdopen(descriptor):
+    with claimed(path) as mine:
+        if not mine:
+            raise UserError(f"{refusal}; let it finish")
         yield
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Hold a lock file as `locked` does if no other process does; tell whether it is held here.
+
+    Raises:
+        UserError: If it can't be locked by this user at all.
+    """
+    if (descriptor := _try_lock(path)) is None:
+        yield False
+        return
+    with os.fdopen(descriptor):
+        yield True
 
 
 def check_lock(path: Path) -> None:

@@ -174,6 +174,7 @@ def fit(experiment: Experiment, start: ResumeState) -> Run:
         replace(
             record,
             val_acc=None if score is None else percent(float(score)),
+            val_images=None if score is None else len(experiment.data.indices["val"]),
             train_seconds=experiment.timer.time_elapsed("train"),
         )
     )

@@ -1,0 +1,135 @@
+"""What a search for a front has found: latencies and accuracies, kept in its study."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cifar_lightning.runs.run import Run
+from cifar_lightning.sweeps.ladder import Point, Rung
+from cifar_lightning.sweeps.study import Study
+
+LATENCY, TRAINED, OVERRIDES = "latency", "trained", "overrides"  # attributes of a trial
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The latency of an untrained network.
+
+    Attributes:
+        relative: To the reference's, with the ends of its 95 % interval.
+        mean_ms: On average.
+        benchmark: In which it was measured.
+    """
+
+    relative: float
+    low: float | None
+    high: float | None
+    mean_ms: float
+    benchmark: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training run of one rung.
+
+    Attributes:
+        run: Its name.
+        val_acc: In percent.
+        images: In validation.
+        seconds: Of training.
+    """
+
+    run: str
+    val_acc: float
+    images: int
+    seconds: float
+
+    @classmethod
+    def of(cls, run: Run) -> "Trained":
+        assert run.val_acc is not None
+        return cls(run.name, run.val_acc, run.val_images or 0, run.train_seconds or 0.0)
+
+
+class Found:
+    """Reads and writes what is known of each trial.
+
+    Args:
+        study: Where it is kept.
+        rungs: The epochs of each.
+    """
+
+    def __init__(self, study: Study, rungs: Sequence[int]) -> None:
+        self.study, self.rungs = study, rungs
+
+    def note_latency(self, trial: Any, overrides: Sequence[str], timed: Timed) -> None:
+        """Keep the latency of a trial that was measured."""
+        trial.set_user_attr(OVERRIDES, [*overrides])
+        trial.set_user_attr(LATENCY, asdict(timed))
+
+    def note_trained(self, number: int, place: int, run: Run) -> None:
+        """Keep a trial's training run for a rung, by the rung's place."""
+        self._set(number, place, asdict(Trained.of(run)))
+
+    def note_failed(self, number: int, place: int, reason: str) -> None:
+        """Keep that a trial can't be trained for a rung."""
+        self._set(number, place, {"failed": reason})
+
+    def _set(self, number: int, place: int, said: dict[str, Any]) -> None:
+        # NOTE: not on the trial: Optuna lets no trial change that has ended.
+        self.study.optuna.set_user_attr(f"{TRAINED} {number} {self.rungs[place]}", said)
+
+    def latency(self, number: int) -> Timed:
+        """Tell the latency of a trial that was measured."""
+        return Timed(**self.study.trials[number].user_attrs[LATENCY])
+
+    def overrides(self, number: int) -> list[str]:
+        """Tell the overrides that a trial drew."""
+        drawn: list[str] = self.study.trials[number].user_attrs[OVERRIDES]
+        return drawn
+
+    @property
+    def trained(self) -> list[dict[int, Trained]]:
+        """The training runs of each rung, by the trials' numbers."""
+        return [
+            {number: Trained(**said) for number, said in of_rung.items() if "failed" not in said}
+            for of_rung in self._said
+        ]
+
+    @property
+    def failed(self) -> set[tuple[int, int]]:
+        """Places of rungs and numbers of trials that can't be trained for them."""
+        return {
+            (place, number)
+            for place, of_rung in enumerate(self._said)
+            for number, said in of_rung.items()
+            if "failed" in said
+        }
+
+    @property
+    def points(self) -> list[Rung]:
+        """What each rung says of latency and accuracy, by the trials' numbers."""
+        trials = self.study.trials
+        return [
+            {
+                number: Point(
+                    trials[number].user_attrs[LATENCY]["relative"], one.val_acc, one.images
+                )
+                for number, one in of_rung.items()
+            }
+            for of_rung in self.trained
+        ]
+
+    @property
+    def seconds(self) -> float:
+        """How long all training runs took, in all processes together."""
+        return sum(one.seconds for of_rung in self.trained for one in of_rung.values())
+
+    @property
+    def _said(self) -> list[dict[int, dict[str, Any]]]:
+        said: list[dict[int, dict[str, Any]]] = [{} for _ in self.rungs]
+        for key, value in self.study.optuna.user_attrs.items():
+            kind, _, rest = key.partition(" ")
+            if kind == TRAINED:
+                number, epochs = map(int, rest.split())
+                said[self.rungs.index(epochs)][number] = value
+        return said

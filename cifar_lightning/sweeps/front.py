@@ -1,0 +1,251 @@
+"""A search for networks that no other one is both faster and more accurate than.
+
+Latency is known in seconds and before any training, accuracy costs minutes: networks are drawn and
+measured in batches, those that are too slow are left, and the others trained by successive halving.
+"""
+
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_lightning.benchmark.candidates import BenchmarkSpec, Source, of_model
+from cifar_lightning.config import rules
+from cifar_lightning.errors import RunFailed, UserError, bad_value
+from cifar_lightning.runs.run import Run
+from cifar_lightning.sweeps import executors, run
+from cifar_lightning.sweeps import space as spaces
+from cifar_lightning.sweeps.found import LATENCY, OVERRIDES, Found
+from cifar_lightning.sweeps.front_shown import draw, table
+from cifar_lightning.sweeps.jobs import Job
+from cifar_lightning.sweeps.ladder import front, promotion
+from cifar_lightning.sweeps.space import Space
+from cifar_lightning.sweeps.study import Study
+from cifar_lightning.sweeps.trial import checked, composed, shared_overrides, study_name, train
+from cifar_lightning.sweeps.untrained import PROTOCOL, time_untrained
+from cifar_lightning.system.devices import find_device
+from cifar_lightning.system.formatting import counted, duration
+from cifar_lightning.system.locks import claimed
+
+log = logging.getLogger(__name__)
+
+BATCH = 8  # networks measured beside each other
+KEYS = ["n_trials", "max_ms", "rungs", "hours", "targets", "final_minutes", "final_seeds"]
+
+
+def search_front(cfg: DictConfig) -> None:
+    """Search until ``n_trials`` networks are measured and the best of them trained.
+
+    Args:
+        cfg: Composed from ``conf/tune.yaml`` with ``search=front``.
+
+    Raises:
+        UserError: If the space or the configuration is wrong, or the variant can't be had here.
+        RunFailed: If no network could be trained.
+        Interrupted: If the user stopped it; the same command again goes on.
+    """
+    space = spaces.flatten_space(OmegaConf.to_container(cfg.space, resolve=True))  # type: ignore[arg-type]
+    rules.check(OmegaConf.to_container(OmegaConf.masked_copy(cfg, KEYS)))  # type: ignore[arg-type]
+    spec = BenchmarkSpec([cfg.variant], [cfg.threads], PROTOCOL).checked()
+    shared = shared_overrides(cfg.base)
+    base = checked([*shared, f"epochs={cfg.rungs[-1]}"], space)
+    if math.prod(len(entry.ends) for entry in space.values()) == 1:
+        raise bad_value("space", spaces.as_plain(space), "more than one network")
+    name = study_name(base, spaces.as_plain(space), cfg.variant, cfg.threads, [*cfg.rungs])
+    outputs, sampler = Path(base.config["outputs"]), partial(_sampler, base.config["seed"])
+    with Study(outputs, name, ["minimize", "maximize"], cfg.storage, sampler) as study:
+        search = _Search(cfg, study, base, space, shared, spec)
+        search.run()
+
+
+def _sampler(seed: int, number: int) -> Any:
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.samplers import TPESampler
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return TPESampler(seed=seed + number, multivariate=True, group=True)
+
+
+class _Search:
+    def __init__(
+        self,
+        cfg: DictConfig,
+        study: Study,
+        base: Job,
+        space: Space,
+        shared: Sequence[str],
+        spec: BenchmarkSpec,
+    ) -> None:
+        self.cfg, self.study, self.space, self.shared, self.spec = cfg, study, space, shared, spec
+        self.rungs: list[int] = [*cfg.rungs]
+        self.found = Found(study, self.rungs)
+        self.outputs = Path(base.config["outputs"])
+        self.device = find_device(str(base.config["trainer"].get("accelerator", "auto")))
+        self.guess = 100 / base.config["data"]["num_classes"]
+        self.waiting: list[Any] = []  # trials measured, and not trained yet
+
+    def run(self) -> None:
+        log.info("study %s: %s", self.study.name, self._state())
+        while self.found.seconds < 3600 * self.cfg.hours and self._step():
+            log.info("%s", self._state())
+        self._show()
+        if self.found.points[-1]:
+            self._train_finally()
+
+    def _step(self) -> bool:
+        """Train or measure one thing; False if nothing is left to do here."""
+        if not self.waiting:
+            batch = list(islice(iter(partial(self.study.take, self.cfg.n_trials), None), BATCH))
+            self.waiting = self._measured(batch)
+        if self._promote(last=not self.waiting):
+            return True
+        if not self.waiting:
+            return False
+        trial = self.waiting.pop(0)
+        ending = self._train(trial, trial.user_attrs[OVERRIDES], 0)
+        latency = math.log(self.found.latency(trial.number).relative)
+        if isinstance(ending, Run):
+            assert ending.val_acc is not None
+            self.study.tell(trial, latency, ending.val_acc)
+        else:
+            self.study.fail(trial, ending, ending)
+        return True
+
+    def _train(self, trial: Any, overrides: Sequence[str], place: int) -> Run | str:
+        """Train a trial for a rung; return its run, or why it can't be trained."""
+        number, epochs = trial.number, self.rungs[place]
+        log.info("network %d, %s: %s", number, counted(epochs, "epoch"), " ".join(overrides))
+        ending = train([*self.shared, *overrides, f"epochs={epochs}"], self.space)
+        if isinstance(ending, Run):
+            self.found.note_trained(number, place, ending)
+            return ending
+        log.warning("network %d failed: %s", number, ending.message)
+        self.found.note_failed(number, place, ending.message)
+        return ending.message
+
+    def _promote(self, last: bool) -> bool:
+        """Train the trial that most deserves it for its next rung; False if none does."""
+        keep = [below / above for below, above in zip(self.rungs, self.rungs[1:], strict=False)]
+        taken = self.found.failed
+        while (chosen := promotion(self.found.points, keep, taken, last)) is not None:
+            place, number = chosen
+            lock = self.study.folder / f"trial-{number}-rung-{place}.lock"
+            with claimed(lock) as mine:
+                if mine and number not in self.found.trained[place]:
+                    trial = self.study.trials[number]
+                    self._train(trial, self.found.overrides(number), place)
+                    lock.unlink(missing_ok=True)
+                    return True
+            taken = taken | {chosen}
+        return False
+
+    def _measured(self, trials: Sequence[Any]) -> list[Any]:
+        """Measure networks beside each other; end the trials that are not to be trained."""
+        jobs: dict[int, Job] = {}
+        for trial in trials:
+            overrides = spaces.draw(trial, self.space)
+            try:
+                (jobs[trial.number],) = composed(
+                    [[*self.shared, *overrides, f"epochs={self.rungs[0]}", run.SKIP_BENCHMARK]]
+                )
+            except UserError as error:
+                log.info("network %d: %s", trial.number, error)
+                self.study.fail(trial, str(error), error.key or "")
+            else:
+                trial.set_user_attr(OVERRIDES, overrides)
+        kept = [trial for trial in trials if trial.number in jobs]
+        new = {
+            trial.number: self._source(trial.number, jobs[trial.number])
+            for trial in kept
+            if LATENCY not in trial.user_attrs
+        }
+        timed = time_untrained(new, self.spec, self.device, self.outputs)
+        waiting = []
+        for trial in kept:
+            if trial.number in timed:
+                self.found.note_latency(trial, trial.user_attrs[OVERRIDES], timed[trial.number])
+            if LATENCY not in trial.user_attrs:
+                self.study.fail(trial, f"{self.cfg.variant}: can't be timed", "latency")
+                continue
+            of_trial = self.found.latency(trial.number)
+            if self.cfg.max_ms is not None and of_trial.mean_ms > self.cfg.max_ms:
+                log.info("network %d: %.3g ms, is not trained", trial.number, of_trial.mean_ms)
+                # The sampler learns that this is no good: it is as accurate as guessing.
+                self.study.tell(trial, math.log(of_trial.relative), self.guess)
+                continue
+            waiting.append(trial)
+        return waiting
+
+    def _source(self, number: int, job: Job) -> Source:
+        network = job.folder.name.partition("-")[0]
+        model = job.config["model"]
+        return of_model(f"network {number}", network, model, self.cfg.variant, self.cfg.threads)
+
+    def _state(self) -> str:
+        found = self.found
+        trained = ", ".join(
+            f"{len(of_rung)} for {counted(epochs, 'epoch')}"
+            for epochs, of_rung in zip(self.rungs, found.trained, strict=True)
+        )
+        left = max(0.0, 3600 * self.cfg.hours - found.seconds)
+        return (
+            f"{len(self.study.trials)} of {self.cfg.n_trials} networks; trained {trained}; "
+            f"{duration(left)} of training left"
+        )
+
+    def _show(self) -> None:
+        if not any(self.found.points):
+            raise RunFailed(f"{self.study.name}: no network could be trained")
+        log.info("\n%s", table(self.found))
+        path = draw(self.found, self.outputs, self.cfg.variant, self.cfg.threads)
+        log.info("%s", path)
+
+    def _train_finally(self) -> None:
+        """Train the fastest network of each target with several seeds, and measure them."""
+        points, members = self.found.points[-1], []
+        for target in self.cfg.targets:
+            of_target = [n for n in front(points) if points[n].accuracy >= target]
+            if of_target:
+                members.append(of_target[0])
+            else:
+                log.info("no network reaches %g %% after %d epochs", target, self.rungs[-1])
+        members = list(dict.fromkeys(members))
+        benchmark = [
+            f"benchmark.variants=[{self.cfg.variant}]", f"benchmark.threads=[{self.cfg.threads}]"
+        ]  # fmt: skip
+        overrides = [
+            [
+                *self.shared,
+                *self.found.overrides(number),
+                f"epochs={self._final_epochs(number)}",
+                *benchmark,
+                f"seed={seed}",
+            ]
+            for number in members
+            for seed in self.cfg.final_seeds
+        ]
+        if not overrides:
+            return
+        log.info("final runs: %d networks with %d seeds", len(members), len(self.cfg.final_seeds))
+        with claimed(self.study.folder / "final.lock") as mine:
+            if mine:
+                run.run(composed(overrides), executors.LocalExecutor(1))
+            else:
+                log.info("another process trains them")
+
+    def _final_epochs(self, number: int) -> int:
+        """Tell how many epochs fit, decided once: by the time of the longest run so far."""
+        key = f"final {number}"
+        known: int | None = self.study.optuna.user_attrs.get(key)
+        if known is None:
+            seconds = self.found.trained[-1][number].seconds / self.rungs[-1]
+            known = max(self.rungs[-1], int(60 * self.cfg.final_minutes / max(seconds, 1e-3)))
+            self.study.optuna.set_user_attr(key, known)
+        return known

@@ -1,0 +1,360 @@
+"""The search for networks that are fast and accurate: pretended trainings, and one in earnest."""
+
+import ast
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+import tune as script
+from cifar_lightning.config.rules import check
+from cifar_lightning.errors import UserError
+from cifar_lightning.sweeps import front, space
+from cifar_lightning.sweeps.found import Timed
+from cifar_lightning.sweeps.jobs import Job
+from cifar_lightning.sweeps.study import KILLED_WITH_SEARCH, Study
+from cifar_lightning.sweeps.trial import checked
+from cifar_lightning.system.outcome import Outcome
+
+optuna = pytest.importorskip("optuna", reason="needs the extra `tune`")
+
+# A network of three channels that differ in number, and nothing else.
+SMALL = (
+    "search=front",
+    "base=[]",
+    "model=cifarnet",
+    "data=digits",
+    "augment=crop",
+    "trainer.accelerator=cpu",
+    "model.whiten=false",
+    *(
+        f"~space.model.{key}"
+        for key in (
+            "depth", "stem", "stem_kernel", "stem_stride", "whiten", "downsample", "activation",
+            "pool", "scale", "residual", "branches", "resolution",
+        )
+    ),
+    "space.model.channels.length.low=2",
+    "space.model.channels.length.high=2",
+    "space.model.channels.first.low=4",
+    "space.model.channels.first.high=99",
+    "space.model.channels.first.step=1",
+    "space.model.channels.growth=[1]",
+    "rungs=[1,2,4]",
+    "final_seeds=[0,1]",
+    "final_minutes=1",
+    "targets=[60,90,100]",
+)  # fmt: skip
+
+
+CHECKED: dict[str, Job] = {}
+
+
+class Trained(front.Run):
+    """A run of which only some fields are known."""
+
+    def __init__(self, **known):
+        for key, value in known.items():
+            object.__setattr__(self, key, value)
+
+
+class Pretending:
+    """Trains and times in no time: wider networks are slower and more accurate."""
+
+    def __init__(self, monkeypatch):
+        self.trained: list[tuple[int, int]] = []
+        self.final: list[str] = []
+        self.timed = 0
+        self.failing: set[int] = set()
+        self.stop_at = None
+        monkeypatch.setattr(front, "train", self.train)
+        monkeypatch.setattr(front, "time_untrained", self.time)
+        monkeypatch.setattr(front.run, "run", self.run)
+        monkeypatch.setattr(front, "composed", self.compose)
+        monkeypatch.setattr(front, "checked", self.check)
+
+    def check(self, shared, space):
+        """As in earnest, but once for settings that differ in the outputs alone."""
+        outputs = [one for one in shared if one.startswith("outputs=")]
+        key = str([[one for one in shared if one not in outputs], space])
+        if key not in CHECKED:
+            CHECKED[key] = checked(shared, space)
+        self.base = CHECKED[key]
+        config = self.base.config | {"outputs": outputs[0].partition("=")[2].strip("'")}
+        return replace(self.base, config=config)
+
+    def compose(self, job_overrides):
+        """Set the channels alone."""
+        (overrides,) = job_overrides[:1]
+        said = dict(override.split("=", 1) for override in overrides)
+        channels = ast.literal_eval(said["model.channels"])
+        config = self.base.config | {"model": self.base.config["model"] | {"channels": channels}}
+        return [replace(self.base, config=config, overrides=tuple(one)) for one in job_overrides]
+
+    def time(self, sources, spec, device, outputs):
+        self.timed += len(sources)
+        found = {}
+        for number, source in sources.items():
+            width = source.candidate.model["channels"][0]
+            found[number] = Timed(width / 10, None, None, width / 100, "b")
+        return found
+
+    def train(self, overrides, searched):
+        said = dict(override.split("=", 1) for override in overrides)
+        first, epochs = ast.literal_eval(said["model.channels"])[0], int(said["epochs"])
+        if len(self.trained) == self.stop_at:
+            self.stop_at = None
+            raise KeyboardInterrupt
+        if (first, epochs) not in self.trained:  # a finished run is not trained again
+            self.trained.append((first, epochs))
+        if first in self.failing:
+            return Outcome("crashed", f"a reason, {first}", None)
+        return Trained(
+            name=f"r{first}-{epochs}", val_acc=50 + first / 2.5 + epochs / 2, val_images=100_000,
+            train_seconds=float(epochs),
+        )  # fmt: skip
+
+    def run(self, jobs, executor):
+        self.final += [" ".join(job.overrides) for job in jobs]
+
+
+@pytest.fixture
+def search(outputs, call):
+    def run(*overrides):
+        ended = call(script.main, f"outputs={outputs}", *SMALL, *overrides)
+        return ended.status, ended.out, ended.err
+
+    return run
+
+
+@pytest.fixture
+def pretending(monkeypatch):
+    return Pretending(monkeypatch)
+
+
+def test_short_runs_for_many_and_longer_ones_for_the_best(search, pretending, outputs):
+    status, out, err = search("n_trials=20")
+    assert status == 0, err
+    assert pretending.timed == 20
+    by_rung = [
+        {width for width, epochs in pretending.trained if epochs == one} for one in (1, 2, 4)
+    ]
+    assert len(by_rung[0]) > len(by_rung[1]) >= len(by_rung[2]) >= 1
+    assert by_rung[2] <= by_rung[1] <= by_rung[0]
+    # Nothing is better in both, so the most accurate is trained longest.
+    assert max(by_rung[0]) in by_rung[2]
+    assert "front after 4 epochs:" in out
+    (folder,) = (outputs / "searches").iterdir()
+    assert (folder / "front.png").stat().st_size > 10_000
+    assert not [*folder.glob("trial-*")]
+
+
+def test_the_fastest_of_each_target_is_trained_with_seeds(search, pretending):
+    status, out, err = search("n_trials=20")
+    assert status == 0, err
+    longest = sorted(width for width, epochs in pretending.trained if epochs == 4)
+    expected = [next(w for w in longest if 52 + w / 2.5 >= target) for target in (60, 90)]
+    chosen = dict.fromkeys(expected)
+    assert len(pretending.final) == 2 * len(chosen)
+    for width in chosen:
+        of_it = [line for line in pretending.final if f"model.channels=[{width}," in line]
+        assert [line.split()[-1] for line in of_it] == ["seed=0", "seed=1"]
+        assert all("epochs=60 " in line for line in of_it)  # a minute of one second each
+        assert all("benchmark.variants=[onnx]" in line for line in of_it)
+    assert "no network reaches 100 % after 4 epochs" in out
+
+
+def test_networks_that_are_too_slow_are_not_trained(search, pretending):
+    status, _, err = search("n_trials=20", "max_ms=0.4")
+    assert status == 0, err
+    assert pretending.timed == 20
+    assert max(width for width, _ in pretending.trained) <= 40
+
+
+def test_it_goes_on_where_it_was_stopped(search, pretending):
+    """What is measured or trained is not again, but for the run that was under way."""
+    pretending.stop_at = 5
+    assert search("n_trials=12")[0] == 130
+    before = [*pretending.trained]
+    status, out, err = search("n_trials=12")
+    assert status == 0, err
+    assert "trained" in out.splitlines()[0]
+    assert pretending.timed == 12
+    assert not {*before} & {*pretending.trained[len(before) :]}
+    whole = len(pretending.trained)
+    assert search("n_trials=12")[0] == 0
+    assert len(pretending.trained) == whole
+
+
+def test_training_ends_with_its_hours(search, pretending):
+    status, out, err = search("n_trials=20", f"hours={3 / 3600}")
+    assert status == 0, err
+    assert sum(epochs for _, epochs in pretending.trained) <= 3 + 4
+    assert "0 s of training left" in out
+
+
+def test_what_can_not_be_trained_is_left(search, pretending):
+    pretending.failing = {*range(0, 100, 2)}
+    status, out, err = search("n_trials=16")
+    assert status == 0, err
+    assert all(epochs == 1 for width, epochs in pretending.trained if width % 2 == 0)
+    assert "a reason" in out
+    pretending.failing = {*range(100)}
+    status, _, err = search("n_trials=4", "seed=5")
+    assert status == 1
+    assert err.endswith("no network could be trained\n")
+
+
+def test_a_variant_that_is_not_to_be_had_ends_it(search, pretending, monkeypatch):
+    def unsupported(*_):
+        raise UserError("variant=onnx: no such engine", "variant")
+
+    monkeypatch.setattr(front, "time_untrained", unsupported)
+    status, _, err = search("n_trials=4")
+    assert (status, err) == (2, "error: variant=onnx: no such engine\n")
+    assert not pretending.trained
+
+
+BAD = {
+    "space.model.channels.first.low=0": "error: space.model.channels=",
+    "space.model.channels.length.high=9": "error: model.channels=[4, 4, 4, 4, 4",
+    "space.model.channels.growth=[]": "error: space.model.channels=",
+    "+space.model.chanels={low: 1, high: 2}": "error: model.chanels: no such key; did you mean",
+    "+space.model.stem_stride={choices: [9]}": "error: model.stem_stride=9: must be",
+    "variant=onx": "error: variants=onx: no such",
+    "threads=0": "error: threads=[0]: must be",
+    "rungs=[4,2]": "error: rungs=[4, 2]: must be a list of rising numbers of epochs",
+    "rungs=[]": "error: rungs=[]: must be",
+    "hours=0": "error: hours=0.0: must be a number above 0",
+    "max_ms=-1": "error: max_ms=-1.0: must be",
+    "targets=[101]": "error: targets=[101.0]: must be",
+}
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_mistakes(override, search, pretending, outputs):
+    status, _, err = search(override)
+    assert status == 2
+    assert err.startswith(BAD[override]), err
+    assert not pretending.trained
+    assert not outputs.exists()
+
+
+def test_a_space_of_one_network_is_refused(search, pretending):
+    status, _, err = search("~space.model.channels", "+space.model.depth={choices: [2]}")
+    assert status == 2
+    assert "must be more than one network" in err
+
+
+# --- Spaces ---------------------------------------------------------------------------------
+
+
+def test_keys_of_an_option_that_was_not_drawn_are_left_out():
+    found = space.flatten_space(
+        {
+            "model": {
+                "choices": ["cifarnet", "repvgg"],
+                "dropout": {"low": 0.0, "high": 0.5},  # repvgg's
+                "stem_kernel": {"choices": [2, 3]},  # cifarnet's
+                "bn_momentum": {"low": 0.05, "high": 0.5},
+            }
+        }
+    )
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    seen = {
+        tuple(one.partition("=")[0] for one in space.draw(study.ask(), found)) for _ in range(20)
+    }
+    assert seen == {
+        ("model", "model.stem_kernel", "model.bn_momentum"),
+        ("model", "model.dropout", "model.bn_momentum"),
+    }
+    assert ["model=repvgg", "model.dropout=0.5"] in space.ends(found)
+    assert ["model=cifarnet", "model.dropout=0.5"] not in space.ends(found)
+
+
+def test_lists_grow_by_their_factors_in_steps():
+    found = space.flatten_space(
+        {"model": {"channels": {
+            "length": {"low": 1, "high": 4}, "first": {"low": 8, "high": 24, "step": 8},
+            "growth": [1, 1.5, 2],
+        }}}
+    )  # fmt: skip
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    lengths = set()
+    for _ in range(60):
+        (override,) = space.draw(study.ask(), found)
+        channels = ast.literal_eval(override.partition("=")[2])
+        lengths.add(len(channels))
+        assert channels[0] in (8, 16, 24)
+        assert all(one % 8 == 0 for one in channels)
+        assert all(a <= b <= 2 * a for a, b in pairwise(channels))
+    assert lengths == {1, 2, 3, 4}
+    assert ["model.channels=[24,48,96,192]"] in space.ends(found)
+
+
+# --- Processes on one study -------------------------------------------------------------------
+
+
+@pytest.fixture
+def study(tmp_path):
+    def make(storage=None, outputs=tmp_path / "outputs"):
+        sampler = optuna.samplers.RandomSampler
+        return Study(outputs, "s", ["maximize"], storage, lambda number: sampler(number))
+
+    return make
+
+
+def test_no_trial_is_done_twice(study):
+    with study() as one, study() as other:
+        taken = [one.take(3), other.take(3), one.take(3)]
+        assert sorted(trial.number for trial in taken) == [0, 1, 2]
+        assert other.take(3) is None
+        one.tell(taken[0], 1.0)
+        other.tell(taken[1], 2.0)
+        assert one.ended == other.ended == 2
+
+
+def test_a_trial_that_was_left_is_taken_up(study):
+    with study() as one:
+        left = one.take(5)
+        value = left.suggest_float("x", 0, 1)
+        one.tell(one.take(5), 1.0)
+    with study() as other:
+        taken = other.take(5)
+        assert taken.number == left.number
+        assert taken.suggest_float("x", 0, 1) == value
+        assert other.take(5).number == 2
+
+
+def test_a_trial_that_kills_its_process_has_failed(study):
+    for _ in range(KILLED_WITH_SEARCH):
+        with study() as one:
+            taken = one.take(1)
+            assert taken.number == 0
+            one.begin(taken)
+    with study() as one:
+        assert one.take(1) is None
+        assert one.ended == 1
+
+
+def test_outputs_that_share_a_database_leave_each_other_s_trials(study, tmp_path):
+    storage = f"sqlite:///{tmp_path}/shared.db"
+    with study(storage) as one:
+        one.take(5)
+    with study(storage, tmp_path / "elsewhere") as other:
+        assert other.take(5).number == 1
+    with study(storage) as one:
+        assert one.take(5).number == 0
+
+
+@pytest.mark.parametrize("storage", ["nonsense", "mysql+nothing://me:secret@host/x"])
+def test_a_storage_that_is_none(study, storage):
+    with pytest.raises(UserError, match=r"^storage=.*: must be a database") as caught:
+        study(storage)
+    assert "secret" not in str(caught.value)
+
+
+def test_the_rules_of_a_front_s_keys():
+    check({"rungs": [1, 2], "final_seeds": [], "targets": []})
+    with pytest.raises(UserError):
+        check({"rungs": [1, 1]})

@@ -1,0 +1,95 @@
+"""Which networks of a search are trained longer."""
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cifar_lightning.sweeps.ladder import Point, best_first, front, promotion
+
+points = st.builds(Point, st.floats(0.05, 5.0), st.floats(10, 95), st.just(5000))
+rungs = st.dictionaries(st.integers(0, 50), points, max_size=25)
+
+
+@given(rungs)
+def test_nothing_on_the_front_is_dominated_and_all_else_is(rung):
+    found = front(rung)
+    assert [rung[n].latency for n in found] == sorted(rung[n].latency for n in found)
+    for number, point in rung.items():
+        dominated = any(other.dominates(point) for other in rung.values())
+        assert dominated == (number not in found)
+
+
+@given(rungs)
+def test_the_best_are_sorted_and_the_surely_worse_left_out(rung):
+    order = best_first(rung)
+    assert len(order) == len(set(order))
+    for place, number in enumerate(order):
+        assert not any(rung[later].dominates(rung[number]) for later in order[place:])
+    for number in rung.keys() - {*order}:
+        assert any(other.surely_dominates(rung[number]) for other in rung.values())
+    if rung:
+        best = max(rung.values(), key=lambda one: (one.accuracy, -one.latency))
+        assert rung[order[0]].accuracy == best.accuracy
+
+
+def test_a_difference_that_chance_explains_leaves_nothing_out():
+    fast, slow = Point(0.5, 70.5, 5000), Point(0.6, 70.0, 5000)
+    assert fast.dominates(slow)
+    assert not fast.surely_dominates(slow)
+    assert Point(0.5, 72.5, 5000).surely_dominates(slow)
+    assert not Point(0.7, 99.0, 5000).surely_dominates(slow)
+
+
+def rung(*accuracies):
+    return {n: Point(0.1 * (n + 1), accuracy, 5000) for n, accuracy in enumerate(accuracies)}
+
+
+def test_a_third_goes_on_as_soon_as_there_is_one():
+    assert promotion([rung(50, 60), {}], [1 / 3], [], last=False) is None
+    assert promotion([rung(50, 60, 70), {}], [1 / 3], [], last=False) == (1, 2)
+    low = rung(50, 60, 70)
+    assert promotion([low, {2: low[2]}], [1 / 3], [], last=False) is None
+    assert promotion([low, {}], [1 / 3], [(1, 2)], last=False) is None
+
+
+def test_of_a_few_one_goes_on_in_the_end():
+    assert promotion([rung(50, 60), {}], [1 / 3], [], last=True) == (1, 1)
+    assert promotion([{}, {}], [1 / 3], [], last=True) is None
+
+
+def test_the_highest_rung_comes_first():
+    low, middle = rung(*range(40, 49)), rung(*range(60, 63))
+    assert promotion([low, middle, {}], [1 / 3, 1 / 3], [], last=False)[0] == 2
+
+
+def test_the_fastest_network_that_learns_nothing_does_not_come_first():
+    found = best_first({0: Point(0.01, 12, 5000), 1: Point(0.2, 60, 5000), 2: Point(0.4, 70, 5000)})
+    assert found[0] == 2
+    assert found[-1] == 0
+
+
+def test_it_finds_a_front_with_less_training_than_training_all():
+    """Accuracy grows with latency and epochs; short training tells it with noise."""
+    generator = random.Random(0)
+    epochs, keep = [4, 12, 36], [1 / 3, 1 / 3]
+    latency = {n: generator.uniform(0.1, 2.0) for n in range(60)}
+    quality = {n: generator.gauss(0, 4) for n in latency}
+
+    def train(number, place):
+        learnt = 60 + 12 * latency[number] ** 0.5 + quality[number] + 6 * place
+        return Point(latency[number], learnt + generator.gauss(0, 0.5), 5000)
+
+    results = [{n: train(n, 0) for n in latency}, {}, {}]
+    while found := promotion(results, keep, [], last=True):
+        place, number = found
+        results[place][number] = train(number, place)
+    assert len(results[1]) <= 20
+    assert 1 <= len(results[2]) <= 6
+    spent = sum(len(one) * cost for one, cost in zip(results, epochs, strict=True))
+    assert spent < 0.35 * len(latency) * epochs[-1]
+    truth = {n: Point(latency[n], 60 + 12 * latency[n] ** 0.5 + quality[n], 5000) for n in latency}
+    surely_worse = [
+        n for n in results[-1] if any(one.surely_dominates(truth[n]) for one in truth.values())
+    ]
+    assert len(surely_worse) <= 1
