@@ -155,7 +155,10 @@ def page() -> str:
         lines += [f"## `{start}`", "", f"{about.rstrip(':.')}.", ""]
         lines += table(CONF / f"{name}.yaml", "", skip=("space",))
         if name == "tune":
-            lines += ["`space` holds the ranges that are searched: see `conf/space/`. What `search=front` adds is in `conf/search/front.yaml` and [search.md](search.md).", ""]
+            lines += [
+                "`space` holds the ranges that are searched: see `conf/space/`. What `search=front` adds is in `conf/search/front.yaml` and [search.md](search.md).",
+                "",
+            ]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -21,10 +21,11 @@ from cifar_lightning.errors import RunFailed, UserError, bad_value
 from cifar_lightning.runs.run import Run
 from cifar_lightning.sweeps import executors, run
 from cifar_lightning.sweeps import space as spaces
+from cifar_lightning.sweeps.finals import final_overrides
 from cifar_lightning.sweeps.found import LATENCY, OVERRIDES, Found
 from cifar_lightning.sweeps.front_shown import draw, table
 from cifar_lightning.sweeps.jobs import Job
-from cifar_lightning.sweeps.ladder import front, promotion
+from cifar_lightning.sweeps.ladder import promotion
 from cifar_lightning.sweeps.space import Space
 from cifar_lightning.sweeps.study import Study
 from cifar_lightning.sweeps.trial import checked, composed, shared_overrides, study_name, train
@@ -209,43 +210,20 @@ class _Search:
 
     def _train_finally(self) -> None:
         """Train the fastest network of each target with several seeds, and measure them."""
-        points, members = self.found.points[-1], []
-        for target in self.cfg.targets:
-            of_target = [n for n in front(points) if points[n].accuracy >= target]
-            if of_target:
-                members.append(of_target[0])
-            else:
-                log.info("no network reaches %g %% after %d epochs", target, self.rungs[-1])
-        members = list(dict.fromkeys(members))
         benchmark = [
             f"benchmark.variants=[{self.cfg.variant}]", f"benchmark.threads=[{self.cfg.threads}]"
         ]  # fmt: skip
+        seconds = 60 * self.cfg.final_minutes
         overrides = [
-            [
-                *self.shared,
-                *self.found.overrides(number),
-                f"epochs={self._final_epochs(number)}",
-                *benchmark,
-                f"seed={seed}",
-            ]
-            for number in members
+            [*self.shared, *of_network, *benchmark, f"seed={seed}"]
+            for of_network in final_overrides(self.found, self.cfg.targets, seconds)
             for seed in self.cfg.final_seeds
         ]
         if not overrides:
             return
-        log.info("final runs: %d networks with %d seeds", len(members), len(self.cfg.final_seeds))
+        log.info("final runs: %d", len(overrides))
         with claimed(self.study.folder / "final.lock") as mine:
             if mine:
                 run.run(composed(overrides), executors.LocalExecutor(1))
             else:
                 log.info("another process trains them")
-
-    def _final_epochs(self, number: int) -> int:
-        """Tell how many epochs fit, decided once: by the time of the longest run so far."""
-        key = f"final {number}"
-        known: int | None = self.study.optuna.user_attrs.get(key)
-        if known is None:
-            seconds = self.found.trained[-1][number].seconds / self.rungs[-1]
-            known = max(self.rungs[-1], int(60 * self.cfg.final_minutes / max(seconds, 1e-3)))
-            self.study.optuna.set_user_attr(key, known)
-        return known
