@@ -1,6 +1,6 @@
 """The search: a small space on digits, killed and taken up again."""
 
-import sqlite3
+import errno
 
 import pytest
 from conftest import TINY
@@ -234,20 +234,18 @@ def test_a_search_is_no_sweep(tune, outputs):
 
 
 def test_studies_that_can_not_be_used(tune, outputs, monkeypatch):
-    """Whatever SQLite finds wrong is the file's, and a full disk is said as everywhere."""
-    outputs.mkdir()
-    (outputs / "tune.db").write_text("no database " * 100)
+    """Whatever Optuna finds wrong is the file's, and a full disk is said as everywhere."""
+    Pretending(monkeypatch)
+    assert tune(*SPACE, "n_trials=1")[0] == 0
+    (journal,) = outputs.glob("searches/*/journal.log")
+    journal.write_text("no journal\n" * 100)
     status, _, err = tune(*SPACE, "n_trials=1")
     assert status == 2
-    assert (
-        err
-        == f"error: {outputs / 'tune.db'}: can't be used: DatabaseError: file is not a database\n"
-    )
+    assert err.startswith(f"error: {journal}: can't be used: JSONDecodeError: ")
+    assert err.count("\n") == 1
 
     def full(**_):
-        error = sqlite3.OperationalError("database or disk is full")
-        error.sqlite_errorcode = sqlite3.SQLITE_FULL
-        raise error
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(optuna, "create_study", full)
     status, _, err = tune(*SPACE, "n_trials=1")

@@ -12,10 +12,10 @@ from typing import Any, Literal, Self
 
 from cifar_lightning.errors import UserError, bad_value, reason_of
 from cifar_lightning.system.environment import installation
-from cifar_lightning.system.files import check_inside, write_atomically
+from cifar_lightning.system.files import check_inside, is_disk_full, write_atomically
 from cifar_lightning.system.locks import claimed, locked
 
-SEARCHES = "searches"  # the folder in the outputs
+SEARCHES, JOURNAL = "searches", "journal.log"  # a folder of the outputs, and a file of a study's
 KILLED_WITH_SEARCH = 3  # times, and a trial is taken up no more
 # How often a trial was begun, and left; it was not left where the search was killed. Whose it is.
 BEGUN, LEFT, OWNER = "begun", "left", "owner"
@@ -63,16 +63,19 @@ class Study:
 
         try:
             opened = (
-                JournalStorage(JournalFileBackend(str(self.folder / "journal.log")))
+                JournalStorage(JournalFileBackend(str(self.folder / JOURNAL)))
                 if storage is None
                 else get_storage(storage)
             )
             self.optuna = optuna.create_study(
                 storage=opened, study_name=name, directions=directions, load_if_exists=True
             )
-        except Exception as error:  # a database's own errors
-            if storage is None:
+        except Exception as error:  # another user's, damaged, or a database's own
+            if is_disk_full(error):
                 raise
+            if storage is None:
+                path = self.folder / JOURNAL
+                raise UserError(f"{path}: can't be used: {reason_of(error)}") from error
             shown = storage.partition("://")[0] + "://..."  # the rest may hold a password
             raise bad_value("storage", shown, f"a database ({reason_of(error)})") from error
 
