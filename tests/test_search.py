@@ -244,6 +244,8 @@ def test_studies_that_can_not_be_used(tune, outputs, monkeypatch):
     assert err.startswith(f"error: {journal}: can't be used: JSONDecodeError: ")
     assert err.count("\n") == 1
 
+    journal.unlink()
+
     def full(**_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
