@@ -156,8 +156,8 @@ def page() -> str:
         lines += table(CONF / f"{name}.yaml", "", skip=("space",))
         if name == "tune":
             lines += [
-                "`space` holds the ranges that are searched: see `conf/space/`. What `search=front` "
-                "adds is in `conf/search/front.yaml` and [search.md](search.md).",
+                "`space` holds the ranges that are searched: see `conf/space/`. What "
+                "`search=front` adds is in `conf/search/front.yaml` and [search.md](search.md).",
                 "",
             ]
     return "\n".join(lines).rstrip() + "\n"
