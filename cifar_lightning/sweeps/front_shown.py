@@ -17,7 +17,6 @@ from cifar_lightning.comparison.plots import (
     scale_latency,
 )
 from cifar_lightning.comparison.scatter import LATENCY_LABEL
-from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.results import RunResults
 from cifar_lightning.sweeps.found import Found
 from cifar_lightning.sweeps.ladder import front
@@ -74,8 +73,8 @@ def draw(found: Found, outputs: Path, variant: str, threads: int) -> Path:
 
 def _others(outputs: Path, variant: str, threads: int, mine: set[str]) -> list[_Other]:
     found = []
-    for folder in RunFolder.all(outputs):
-        for row, _ in RunResults.read(folder.path).lines:
+    for results in RunResults.read_all(outputs):
+        for row, _ in results.lines:
             if row.run in mine or (row.variant, row.threads) != (variant, threads):
                 continue
             if row.lat_rel is not None and row.val_acc is not None:

@@ -11,7 +11,8 @@ from cifar_lightning.benchmark.candidates import REFERENCE, BenchmarkSpec, Sourc
 from cifar_lightning.benchmark.load import RunData
 from cifar_lightning.benchmark.measure import measure
 from cifar_lightning.errors import UserError
-from cifar_lightning.runs.benchmark import BenchmarkRecord, measured_before
+from cifar_lightning.runs.benchmark import BenchmarkRecord
+from cifar_lightning.runs.timed_before import measured_before
 from cifar_lightning.sweeps.found import Timed
 from cifar_lightning.system import signals
 from cifar_lightning.system.devices import hardware_slug
