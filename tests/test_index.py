@@ -6,13 +6,17 @@ from dataclasses import replace
 
 import pytest
 from conftest import write_and_read
+from simulated import benchmark, candidate, keep
 from test_results import MEASUREMENT, RUN, place
 
+from cifar_lightning.config.protocols import PROTOCOL_VERSION
 from cifar_lightning.runs import cache, index, table
 from cifar_lightning.runs.find import find_run
 from cifar_lightning.runs.index import INDEX, Index
+from cifar_lightning.runs.interleaved import BenchmarkHead
 from cifar_lightning.runs.results import RunResults
 from cifar_lightning.runs.table import write_table
+from cifar_lightning.runs.timed_before import measured_before
 
 
 @pytest.fixture(autouse=True)
@@ -246,6 +250,54 @@ def test_finding_reads_only_the_records_that_changed(outputs, monkeypatch):
     assert set(opened) == {"b-2", "d-4"}
     (outputs / INDEX).write_text("")
     assert find_run(outputs, "run1").name == "a-1"
+
+
+def test_a_damaged_index_is_said(outputs, caplog):
+    caplog.set_level("INFO")
+    (outputs / INDEX).write_text("")
+    write_table(outputs)
+    assert f"{outputs / INDEX} is damaged or by other code: made anew" in caplog.messages
+
+
+def test_benchmarks_are_not_read_again(tmp_path, monkeypatch):
+    """But those that changed are; and what can't be read is tried each time."""
+    read = []
+    monkeypatch.setattr(BenchmarkHead, "read", spied(BenchmarkHead.read, read))
+    first, second = candidate("a"), candidate("b")
+    of_now = {"protocol_version": PROTOCOL_VERSION}
+    keep(tmp_path, benchmark([(first, 1.0)], number=0, **of_now))
+    later = keep(tmp_path, benchmark([(first, 1.0), (second, 2.0)], number=1, **of_now))
+
+    def known(*wanted, hardware=later.hardware):
+        keys = {one.key for one in wanted}
+        found = measured_before(tmp_path, keys, hardware, "full")
+        return {key: record.id for key, record in found.items()}
+
+    both = {first.key: later.id, second.key: later.id}
+    assert known(first, second) == both
+    assert len(read) == 2
+    assert known(first, second) == both
+    assert known(first, hardware="another") == {}
+    assert len(read) == 2
+    keep(tmp_path, replace(later, protocol_version=1000))  # a later one of other rules
+    assert known(first, second).keys() == {first.key}
+    path = later.path(tmp_path, later.id)
+    path.write_text("{")
+    count = len(read)
+    assert known(second) == known(second) == {}
+    assert len(read) == count + 2
+    path.unlink()
+    assert known(second) == {}
+    (tmp_path / ".benchmarks.index").write_text("damaged")
+    assert known(first).keys() == {first.key}
+
+
+def spied(method, calls):
+    def read(cls, path):
+        calls.append(path)
+        return method.__func__(cls, path)
+
+    return classmethod(read)
 
 
 def test_many_are_announced(outputs, monkeypatch, caplog):

@@ -30,7 +30,7 @@ def interactive(
     """Draw what is ranked together; the page's script gives the front's names their room."""
     peers = leaderboard.peers(threads)
     front = leaderboard.named_front(threads, scatter.NAMED)
-    exactly = {*leaderboard.listed(threads, scatter.EXACTLY)}
+    exactly = {*leaderboard.listed(threads)}
     figure = go.Figure()
     figure.add_scatter(
         x=[entry.relative for entry in front],

@@ -14,6 +14,7 @@ from cifar_lightning.comparison.entry import Entry, Group
 from cifar_lightning.comparison.pairs import Matrix, Pairs
 from cifar_lightning.runs.paired import Difference
 
+LISTED = 40  # entries of a ranking that are read line by line; a larger one is not
 Place = tuple[Entry, Group]  # a group of seeds and the entry that it is in
 
 
@@ -177,7 +178,7 @@ class Leaderboard:
         kept = [entry for entry in self.peers(threads) if entry not in self.dominated_by]
         return sorted(kept, key=speed)
 
-    def listed(self, threads: int, most: int) -> list[Entry]:
+    def listed(self, threads: int, most: int = LISTED) -> list[Entry]:
         """Take what is worth a line of its own: what is on the front or nearest to it.
 
         Nearness is how much accuracy an entry lacks, by the means, beside the most accurate one

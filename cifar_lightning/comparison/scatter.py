@@ -29,7 +29,6 @@ from cifar_lightning.comparison.plots import (
 from cifar_lightning.runs.paired import two_sided
 from cifar_lightning.system.escaping import visible
 
-EXACTLY = 40  # entries whose intervals are drawn; of more, the others are points
 NAMED = 12  # entries of the front that are named
 LATENCY_LABEL = "relative latency (ResNet-8, fp32 = 1)"
 
@@ -52,7 +51,7 @@ def accuracy_latency(
     """Draw accuracy against relative latency with 95 % intervals, the front and what is taken."""
     figure, axes = new_figure(5.0, width)
     entries = leaderboard.peers(threads)
-    exactly = leaderboard.listed(threads, EXACTLY)
+    exactly = leaderboard.listed(threads)
     if len(exactly) < len(entries):
         draw_points(axes, entries, marks)
     for entry in exactly:

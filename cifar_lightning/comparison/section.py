@@ -10,7 +10,7 @@ from cifar_lightning.comparison.changes import changes, effect
 from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.drawing import Draw
 from cifar_lightning.comparison.entry import Entry
-from cifar_lightning.comparison.leaderboard import Leaderboard
+from cifar_lightning.comparison.leaderboard import LISTED, Leaderboard
 from cifar_lightning.comparison.marks import Marks
 from cifar_lightning.comparison.reproduce import Reproduction
 from cifar_lightning.comparison.tables import in_order
@@ -23,7 +23,6 @@ SIGNS = (
     "is in multiples of the reference's (ResNet-8, fp32); = marks ties, front the Pareto "
     "front."
 )
-LISTED = 40  # entries of a ranking that have lines of their own; a larger one is not read
 SPREAD = 12  # entries whose calls and curves are drawn, where there are more than those listed
 
 

@@ -39,7 +39,7 @@ def stamp(*paths: str) -> int:
             seen.append(())
             continue
         seen.append((found.st_mtime_ns, found.st_ctime_ns, found.st_size))
-        latest = max(latest, found.st_mtime_ns, found.st_ctime_ns)
+        latest = max(latest, found.st_ctime_ns)
     return IN_DOUBT if latest > time_ns() - RECENT_NS else hash(tuple(seen))
 
 

@@ -85,6 +85,8 @@ def check_table(outputs: Path) -> None:
 def _parts(outputs: Path, index: Index) -> dict[str, Part]:
     """Take the tables apart by runs; nothing comes of tables that the index does not belong to."""
     if not index.tables:
+        if (outputs / INDEX).exists():
+            log.info("%s is damaged or by other code: made anew", outputs / INDEX)
         return {}
     texts = {}
     for name in index.tables:
