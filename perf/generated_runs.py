@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import numpy as np
@@ -90,7 +91,8 @@ def generate(outputs: Path, count: int, seed: int = 0) -> None:
     for number, (config, network) in enumerate(_trained(count, rng)):
         runs.append((_run(number, config, network, rng), network))
         if len(runs) == SWEEP or number == count - 1:
-            _write(outputs, number, runs, images, rng)
+            with patch("os.fsync"):  # which takes most of the time, and nothing would be lost
+                _write(outputs, number, runs, images, rng)
             runs = []
 
 

@@ -32,11 +32,21 @@ def _p95(
     rounds: np.ndarray[tuple[int], np.dtype[np.int64]],
     drawn: np.ndarray[tuple[int, int], np.dtype[np.int64]],
 ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Take the nearest-rank percentile of each draw, whose calls count as often as their round."""
+    """Take the nearest-rank percentile of each draw, whose calls count as often as their round.
+
+    Of the calls the slowest fifth is looked at, which holds it in all but odd draws.
+    """
     order = np.argsort(calls)
+    totals = drawn @ np.bincount(rounds)
+    ranks = -(-95 * totals // 100)
+    for begin in (len(order) * 4 // 5, 0):
+        tail = order[begin:]
+        of_round = np.bincount(rounds[tail], minlength=drawn.shape[1])
+        faster = totals - drawn @ of_round
+        if (faster < ranks).all():
+            break
     found = []
-    for some in np.array_split(drawn, DRAWS // AT_ONCE):
-        so_far = np.cumsum(some[:, rounds[order]], axis=1)
-        ranks = -(-95 * so_far[:, -1:] // 100)
-        found.append(calls[order][(so_far >= ranks).argmax(axis=1)])
+    for some in np.array_split(np.arange(DRAWS), DRAWS // AT_ONCE):
+        so_far = faster[some, None] + np.cumsum(drawn[some][:, rounds[tail]], axis=1)
+        found.append(calls[tail][(so_far >= ranks[some, None]).argmax(axis=1)])
     return np.concatenate(found)
