@@ -5,6 +5,8 @@ ARGS ?=
 OUT ?= outputs/gpu
 DATA ?= data
 INSTALLED := .venv/.installed
+# Of all plugins that are installed, pytest would rewrite the sources, Hydra's and hypothesis's, too.
+PYTEST := $(BIN)/python -m pytest --disable-plugin-autoload -p xdist -p hypothesispytest
 # The study's networks, and those on or near its front, which have three seeds.
 STUDY := plain16 plain24 plain32 cifarnet16 cifarnet32 cifarnet64 repvgg resnet8 resnet20 \
 	shufflenetv2_half mobilenetv3_half mobilenetv3 mobilenetv4
@@ -35,10 +37,10 @@ train: setup ## train: make train ARGS="model=shufflenetv2 optim=adamw"
 	$(BIN)/python train.py $(ARGS)
 
 test: setup ## run the fast tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(PYTEST) -n 2 --dist worksteal $(ARGS)
 
 test-slow: setup ## run the tests that take minutes
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 gpu-check: ## on a machine with a GPU: gpu tests, then latencies: ARGS="--backbones resnet8 --protocol full"
 	LIMIT=0 perf/gpu_steps.sh 1 $(OUT)

@@ -6,6 +6,7 @@ What only some tests need is imported by their fixtures: the GPU tests run witho
 from __future__ import annotations
 
 import csv
+import copy
 import gc
 import gzip
 import importlib.util
@@ -25,25 +26,21 @@ from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
 from multiprocessing import resource_tracker
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-
-# Where a test measures with two threads, they sleep while they wait: beside other tests, threads
-# that spin take thirty times as long. OpenMP reads it once; started processes are as by default.
-with pytest.MonkeyPatch.context() as only_here:
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        only_here.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    import torch
-from forks import forks, shorten_quick
+from forks import Lighter, forks
 from PIL import Image
 
-from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.system.locks import locked
 
+sys.meta_path.insert(0, Lighter)
+
 if TYPE_CHECKING:
+    import torch
     from omegaconf import DictConfig
 
     from cifar_lightning.data.cifar10 import CIFAR10DataModule
@@ -51,7 +48,6 @@ if TYPE_CHECKING:
 
 # The networks of the tests are so small that a second thread slows them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 # `make test` hands its own level and flags on; a `make` of a test begins anew.
 for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):
     os.environ.pop(name, None)
@@ -62,8 +58,10 @@ CIFAR10_COPY = ROOT.parent / "shared" / "data" / "cifar10-jpeg.tar.xz"
 # The smallest real training: digits, a narrow network without early resolution.
 TINY = (
     "data=digits",
-    "model.output_stride=32",
-    "model.width=0.35",
+    "model=cifarnet",
+    "model.stem_stride=2",
+    "model.channels=[8,16]",
+    "model.downsample=stride",
     "augment=crop",
     "benchmark=quick",
     "trainer.accelerator=cpu",
@@ -117,6 +115,20 @@ def pack_archive(files: Mapping[str, bytes] | Sequence[tuple[str, bytes]]) -> by
     return buffer.getvalue()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Import torch, but not where this process only hands tests to workers."""
+    if config.getoption("numprocesses", None):
+        return
+    # Where a test measures with two threads, they sleep while they wait: beside other tests,
+    # threads that spin take thirty times as long. OpenMP reads it once; started processes are as
+    # by default.
+    with pytest.MonkeyPatch.context() as only_here:
+        if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+            only_here.setenv("OMP_WAIT_POLICY", "PASSIVE")
+        import torch
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
 def pytest_collection_finish() -> None:
     """Leave what the imports made out of the garbage collections; each measurement makes some."""
     gc.freeze()
@@ -130,17 +142,38 @@ def no_signal_yet(monkeypatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def own_benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let quick ones be short, and wait for no benchmark but those of this process's tests."""
+    """Wait for no benchmark but those of this process's tests."""
     tmp_path_factory.getbasetemp()  # stays where it is
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        tempfile.TemporaryDirectory(prefix="tests-") as folder,
-    ):
-        Path(folder).chmod(0o1777)  # as the system's is
+    folder = tempfile.mkdtemp(prefix="tests-")
+    Path(folder).chmod(0o1777)  # as the system's is
+    # At exit, after what multiprocessing removes from it, which has the priority -100.
+    Finalize(None, shutil.rmtree, [folder], exitpriority=-200)
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", folder)  # the lock of a device lies there
         patch.setattr("tempfile.tempdir", folder)
-        patch.setitem(PROTOCOLS, "quick", PROTOCOLS["quick"])
-        shorten_quick(PROTOCOLS)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def files_read_once() -> Iterator[None]:
+    """Parse each of Hydra's files once: two fifths of what a command's start takes."""
+    try:
+        from omegaconf import OmegaConf
+    except ImportError:  # the GPU tests do without
+        yield
+        return
+    real = OmegaConf.load
+
+    @cache
+    def parsed(text: str) -> object:
+        return real(io.StringIO(text))
+
+    def load(file: str | Path | io.IOBase) -> object:
+        text = Path(file).read_text() if isinstance(file, str | Path) else file.read()
+        return copy.deepcopy(parsed(text))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OmegaConf, "load", load)
         yield
 
 
@@ -351,6 +384,8 @@ def image_folder(made_once: Callable[..., Path]) -> Path:
 
 
 def _write_images(base: Path) -> None:
+    import torch
+
     from cifar_lightning.data.digits import read_digits
 
     if CIFAR10_COPY.exists():
