@@ -55,17 +55,15 @@ ROOT = Path(__file__).resolve().parent.parent
 # All of CIFAR-10 as an archive of class folders, where it lies beside the checkout.
 CIFAR10_COPY = ROOT.parent / "shared" / "data" / "cifar10-jpeg.tar.xz"
 
-# The smallest real training: digits, a narrow network without early resolution.
+# The smallest real training: digits, and a network that takes a quarter of the time per step and a
+# tenth per call of what a narrow MobileNetV3 takes.
+_DIGITS = ("data=digits", "augment=crop", "benchmark=quick", "trainer.accelerator=cpu")
 TINY = (
-    "data=digits",
-    "model=cifarnet",
-    "model.stem_stride=2",
-    "model.channels=[8,16]",
+    *_DIGITS, "model=cifarnet", "model.stem_stride=2", "model.channels=[8,16]",
     "model.downsample=stride",
-    "augment=crop",
-    "benchmark=quick",
-    "trainer.accelerator=cpu",
-)
+)  # fmt: skip
+# The default network, narrow: with dropout, inverted residuals and squeeze-and-excitation.
+TINY_MOBILENET = (*_DIGITS, "model.output_stride=32", "model.width=0.35")
 
 
 @dataclass(frozen=True)

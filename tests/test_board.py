@@ -50,7 +50,7 @@ def hyperparameters(events):
 def test_settings_and_results_can_be_compared(folder):
     run, events = Run.load(folder), read(folder)
     found = hyperparameters(events)
-    assert found["model"] == "mobilenetv3"
+    assert found["model"] == "cifarnet"
     assert found["optim.lr"] == run.config["optim"]["lr"]
     assert (found["seed"], found["epochs"], found["augment"]) == (0, 1, "crop")
     assert (found["threads"], found["protocol"]) == (1, "quick")

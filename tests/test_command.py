@@ -128,11 +128,11 @@ def test_what_excludes_itself(overrides, line, command, outputs):
 
 def test_a_bad_multirun_leaves_nothing(command, outputs):
     assert_refused(command("-m", *TINY, "seed=0,1", "optim.lr=-1"), outputs, "optim.lr=-1")
-    ended = command("-m", *TINY, "model.output_stride=5,7")
+    ended = command("-m", *TINY, "model.depth=0,-1")
     assert ended.status == 2
     first, second = ended.err.splitlines()
-    assert first.startswith("error: model.output_stride=5: must be")
-    assert second.startswith("error: model.output_stride=7: must be")
+    assert first.startswith("error: model.depth=0: must be")
+    assert second.startswith("error: model.depth=-1: must be")
     assert not outputs.exists()
 
 

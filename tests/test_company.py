@@ -23,7 +23,7 @@ with device_lock(torch.device("cpu")):
 
 
 @pytest.fixture(autouse=True)
-def own_lock(tmp_path, monkeypatch):
+def own_lock(tmp_path, monkeypatch, forked):
     """Keep the tests' lock apart from real measurements."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)

@@ -74,7 +74,7 @@ def test_the_card_loads_what_the_run_has(exported, finished_run, images, monkeyp
     torch.testing.assert_close(torch.as_tensor(namespace["logits"]), expected, **limits)
 
     run = Run.load(find_run(finished_run, "tiny"))
-    assert f"# tiny: mobilenetv3 on {run.config['data']['name']}" in card
+    assert f"# tiny: cifarnet on {run.config['data']['name']}" in card
     assert "On 359 test images" in card
     assert re.search(r"\b(\d+) of them get the same class", card)[1] == "359" or name.endswith(
         "int8"

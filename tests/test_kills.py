@@ -7,14 +7,14 @@ from importlib import import_module
 
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY_MOBILENET
 from safetensors.torch import load_file
 from test_experiment import curves, only_run
 
 from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import Run
 
-COMMAND = (*TINY, "epochs=4", "batch_size=128", "optim.lr=0.2")
+COMMAND = (*TINY_MOBILENET, "epochs=4", "batch_size=128", "optim.lr=0.2")
 
 # The process is killed before or after the n-th call of a function (of a file with such a name);
 # so many epochs are then done.

@@ -56,9 +56,9 @@ def trained(made_once):
     import train
 
     def both(folder):
-        for label, width in (("A", 0.35), ("B", 0.5)):
-            arguments = [*TINY, f"outputs={folder}", f"id={label}", f"model.width={width}"]
-            call_once(train.main, *arguments, "epochs=1", "batch_size=128")
+        for label, channels in (("A", "[8,16]"), ("B", "[8,24]")):
+            given = (*TINY, f"outputs={folder}", f"id={label}", f"model.channels={channels}")
+            call_once(train.main, *given, "epochs=1", "batch_size=128")
 
     return made_once("two-runs", both)
 

@@ -341,7 +341,7 @@ def write_together(outputs, rounds, seed):
     records = [RUN.to_json(), MEASUREMENT.to_json()]
     killed = 0
     for number in range(rounds):
-        start = str(time.time() + 1.5)
+        start = str(time.time() + 0.5)
         writers = [
             subprocess.Popen(
                 [sys.executable, "-c", WRITER, str(outputs), str(8 * number + k), start, *records],
@@ -377,7 +377,7 @@ def assert_whole(outputs, runs):
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(25, marks=pytest.mark.slow)])
-def test_many_writers_some_of_them_killed(rounds, tmp_path):
+def test_many_writers_some_of_them_killed(rounds, tmp_path, forked):
     for number, _ in enumerate(write_together(tmp_path, rounds, seed=0), 1):
         write_table(tmp_path)
         assert_whole(tmp_path, 8 * number)

@@ -85,10 +85,10 @@ def test_from_the_command_to_all_rows(command, outputs, forked):
 
 def test_nothing_starts_before_all_are_right(command, outputs):
     """Mistakes that composing, our own rules and a constructor find, each in a line."""
-    ended = command("-m", *SMALL, "model.output_stride=32,5", "optim.lr=0.1,-1")
+    ended = command("-m", *SMALL, "model.depth=2,0", "optim.lr=0.1,-1")
     assert ended.status == 2
     assert sorted(line.partition(": must be")[0] for line in ended.err.splitlines()) == [
-        "error: model.output_stride=5",
+        "error: model.depth=0",
         "error: optim.lr=-1",
     ]
     assert not outputs.exists()
