@@ -21,12 +21,15 @@ ELSEWHERE = "amd-epyc-elsewhere"
 EVALUATED = ["fp32", "fused"]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, image_folder):
+@pytest.fixture(scope="session")
+def trained(made_once, image_folder):
     """Two seeds of one tiny network, measured on another machine, whose images are gone."""
+    return made_once("elsewhere", lambda base: measured_elsewhere(base, image_folder)) / "outputs"
+
+
+def measured_elsewhere(base, image_folder):
     import train
 
-    base = tmp_path_factory.mktemp("elsewhere")
     images, outputs = base / "images", base / "outputs"
     shutil.copytree(image_folder, images)
     data = ["data=imagefolder", "data.name=mine", "data.num_classes=10", f"data.root={images}"]
@@ -41,7 +44,6 @@ def trained(tmp_path_factory, image_folder):
             theirs = replace(Measurement.read(path), device="EPYC elsewhere", hardware=ELSEWHERE)
             path.unlink()
             theirs.save(folder)
-    return outputs
 
 
 @pytest.fixture
