@@ -5,8 +5,8 @@ What only some tests need is imported by their fixtures: the GPU tests run witho
 
 from __future__ import annotations
 
-import csv
 import copy
+import csv
 import gc
 import gzip
 import importlib.util

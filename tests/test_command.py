@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, TINY_MOBILENET
 
 from cifar_lightning.cli.arguments import flags_apart, key_positional, quote_text
 
@@ -93,7 +93,8 @@ def assert_refused(ended, outputs, begins):
 
 @pytest.mark.parametrize("override", BAD)
 def test_bad_overrides(override, command, outputs):
-    assert_refused(command(*TINY, override), outputs, BAD[override])
+    tiny = TINY_MOBILENET if override.startswith("model") else TINY
+    assert_refused(command(*tiny, override), outputs, BAD[override])
 
 
 @pytest.mark.parametrize(

@@ -305,7 +305,10 @@ def test_accuracy_is_not_evaluated_again(again, outputs, monkeypatch):
     assert again("run=A").status == 1
 
 
-def test_networks_are_ranked_before_there_is_a_run(tmp_path, call):
+def test_networks_are_ranked_before_there_is_a_run(tmp_path, call, monkeypatch):
+    """Beside the real references, too, of which other tests have narrow ones."""
+    real = measuring.references.__wrapped__
+    monkeypatch.setattr(measuring, "references", real)
     outputs = tmp_path / "none"
     settings = (f"outputs={outputs}", "protocol=quick", "device=cpu")
     ended = call(measure_command.main, *settings, "model=[resnet8,mobilenetv3]")
@@ -319,6 +322,8 @@ def test_networks_are_ranked_before_there_is_a_run(tmp_path, call):
     assert not (outputs / "runs").exists()
     first, second = record.ranked
     assert record.slower(second, first)
+    assert record.candidates[record.number("reference")].key == record.candidates[first].key
+    assert record.candidates[record.number("second_reference")].key == record.candidates[second].key
     ended = call(measure_command.main, *settings, "model=[resnet9]")
     assert ended.status == 2
     assert ended.err.startswith("error: model=resnet9: no such option; did you mean resnet")
@@ -778,7 +783,7 @@ def test_a_process_of_its_own_ends_with_a_killed_command(outputs):
 BAD = {
     "variants=[]": "variants=[]: must be at least one variant",
     "run=C": "run=C: no such run in",
-    "run=mobilenetv3": "run=mobilenetv3: must be one of",
+    "run=cifarnet": "run=cifarnet: must be one of",
     "variants=[fp23]": "variants=fp23: no such variant; did you mean fp32?",
     "protocol=slow": "protocol=slow: must be full, quick",
     "threads=[0]": "threads=[0]: must be",

@@ -225,12 +225,12 @@ def test_without_validation_the_last_checkpoint_is_kept(command, outputs):
 def test_gradients_are_clipped(command, outputs):
     settings = ("epochs=1", "+trainer.gradient_clip_val=1e-9", "optim.weight_decay=0")
     assert command(*SMALL, *settings).status == 0
-    weights = last(run_of(outputs))["state_dict"]["backbone.features.0.0.weight"]
+    weights = last(run_of(outputs))["state_dict"]["backbone.fc.weight"]
     module = ImageClassifier.load_from_checkpoint(
         run_of(outputs) / "checkpoints" / "best.ckpt", weights_only=True
     )
     torch.manual_seed(0)
-    fresh = ImageClassifier(module.hparams["model"]).backbone.features[0][0].weight
+    fresh = ImageClassifier(module.hparams["model"]).backbone.fc.weight
     torch.testing.assert_close(weights.contiguous(), fresh.detach(), rtol=0, atol=1e-6)
 
 
