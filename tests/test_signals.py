@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, TINY_MOBILENET
 from PIL import Image
 
 from cifar_lightning.cli import measure
@@ -140,11 +140,11 @@ MEASURE = ("-m", "cifar_lightning.measure", "run=tiny", "protocol=quick")
 LONG_WORK = {
     # The command, what it says before, and seconds after that.
     "decoding images": (("train.py",), "decode train", 0.5),
-    "checking a sweep": (("train.py", *TINY, "seed=range(0,60)", "-m"), "", 3.0),
+    "checking a sweep": (("train.py", *TINY_MOBILENET, "seed=range(0,60)", "-m"), "", 3.0),
     "compiling": ((*MEASURE, "variants=[compile]"), "3 references", 3.0),
     "exporting to ONNX": ((*MEASURE, "variants=[onnx]"), "3 references", 1.0),
     "waiting for a lock": (MEASURE, "waiting for another measurement", 0.5),
-    "compiling a training": (("train.py", *TINY, "compile=true"), "M MACs", 2.0),
+    "compiling a training": (("train.py", *TINY_MOBILENET, "compile=true"), "M MACs", 2.0),
     "exporting": (("-m", "cifar_lightning.export", "run=tiny", "format=onnx"), "", 1.0),
     "drawing a report": (
         (
