@@ -190,7 +190,8 @@ def test_no_archive_is_downloaded(again, outputs, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     run = Run.load(folder)
     target = "cifar_lightning.data.cifar10.CIFAR10DataModule"
-    data = {key: one for key, one in run.config["data"].items() if key != "cache_dir"}
+    of_folders = {"cache_dir", "resize", "skip_bad"}
+    data = {key: one for key, one in run.config["data"].items() if key not in of_folders}
     data |= {"_target_": target, "name": "cifar10", "md5": "0" * 32, "root": "data"}
     replace(run, config=run.config | {"data": data}).save(folder)
     ended = again(f"run={folder}")

@@ -2,11 +2,8 @@
 
 import logging
 import os
-import shlex
 import shutil
 import sys
-import tempfile
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,26 +17,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning.cli.arguments import flags_apart, key_positional, quote_text, rename
-from cifar_lightning.config import rules, schema, user_errors
-from cifar_lightning.errors import (
-    CifarLightningError,
-    Interrupted,
-    RunFailed,
-    UserError,
-    chain,
-    reason_of,
-)
+from cifar_lightning.cli.endings import to_ending
+from cifar_lightning.config import rules, schema
+from cifar_lightning.errors import RunFailed, UserError
 from cifar_lightning.runs import resolve
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.system import outcome, signals, streams
 from cifar_lightning.system.escaping import visible, without_secrets
-from cifar_lightning.system.files import (
-    is_disk_full,
-    lacks_temporary_folder,
-    no_temporary_folder,
-    share_with_others,
-    write_atomically,
-)
+from cifar_lightning.system.files import share_with_others, write_atomically
 from cifar_lightning.system.locks import alone
 
 C = TypeVar("C")
@@ -93,7 +78,7 @@ def entry_point(
     outcome_file: str | None = None
 
     def report(error: BaseException) -> None:
-        ending = _ending(error)
+        ending = to_ending(error, _started)
         if not _started or not isinstance(ending, RunFailed):
             _remove_leftovers()
         for line in str(ending).split("\n"):
@@ -149,48 +134,6 @@ def mark_started() -> None:
     """Say that the work has begun: from here on, an unknown error is none of Hydra's."""
     global _started
     _started = True
-
-
-def _ending(error: BaseException) -> CifarLightningError:
-    """Turn whatever ended a command into one line; a signal that has come outranks the rest.
-
-    Where a signal strikes, libraries raise errors of their own while they tidy up.
-    """
-    if isinstance(error, Interrupted):
-        return error
-    if signals.received() is not None or not isinstance(error, Exception):
-        return signals.error()
-    if isinstance(error, CifarLightningError):
-        return error
-    if is_disk_full(error):
-        return RunFailed("no space left; free some, and give the same command again")
-    if lacks_temporary_folder(error):
-        return no_temporary_folder()
-    if explained := user_errors.to_user_error(error):
-        return explained
-    # What is a library's own error may come from the system, such as a log's that can't be opened.
-    for link in [error] if _started else chain(error):
-        if isinstance(link, OSError) and link.filename:
-            line = f"{link.filename}: {link.strerror}"
-            return RunFailed(line) if _started else UserError(line)
-    if not _started and user_errors.raised_in_composing(error):
-        # Hydra does not wrap everything that it finds wrong with a command line.
-        return UserError(" ".join(str(error).split()) or type(error).__name__)
-    return _fault(error)
-
-
-def _fault(error: Exception) -> RunFailed:
-    """Turn an unexpected error into one line; its traceback goes into a file."""
-    line = f"{reason_of(error)}; this is a fault of cifar-lightning, please report it"
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="cifar-lightning-error-", suffix=".log", delete=False, errors="replace"
-        ) as stream:
-            stream.write(f"{shlex.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}")
-    except OSError:
-        traceback.print_exception(error)
-        return RunFailed(line)
-    return RunFailed(f"{line} with {stream.name}")
 
 
 def share_outputs(config: DictConfig) -> None:
