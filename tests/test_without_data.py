@@ -9,6 +9,7 @@ from conftest import TINY, call_once, write_and_read
 
 import cifar_lightning.benchmark.measure as measuring
 from cifar_lightning.benchmark import accuracy
+from cifar_lightning.benchmark.load import load_data
 from cifar_lightning.cli import report as report_command
 from cifar_lightning.data.cifar10 import CIFAR10DataModule
 from cifar_lightning.errors import UserError
@@ -224,3 +225,64 @@ def test_what_was_measured_here_is_not_again(again, outputs, monkeypatch):
     monkeypatch.setattr(registry, "engines", lambda variant: {"torch": "9"})
     ended = again("run=all", "variants=[fp32]", "rerun=false")
     assert "measured here before: 0 of 2" in ended.out
+
+
+def test_what_is_different_about_other_data_is_said(again, outputs, image_folder, tmp_path):
+    """And one can go on with them: the accuracy says so, and is none of the run's own data."""
+    folder, images = folders(outputs)[0], shutil.copytree(image_folder, tmp_path / "images")
+    shutil.rmtree(folder / "predictions")
+    first = min(images.glob("train/*")).rename(tmp_path / "x")
+    asked = (f"run={folder}", f"data_root={images}", "variants=[fp32]")
+    refused = again(*asked)
+    assert refused.status == 2
+    assert "is missing from" in refused.err
+    first.rename(images / "train" / Run.load(folder).classes[0])
+    min(images.glob("test/*/*")).unlink()
+    refused = again(*asked)
+    assert refused.status == 2
+    assert "was trained on other data than these (99 test images, were 100); say" in refused.err
+    assert "or data_check=false to go on" in refused.err
+    ended = again(*asked, "data_check=false")
+    assert ended.status == 0, ended.err
+    assert "99 test images, were 100" in ended.out + ended.err
+    ours, _ = found(folder, "fp32")
+    assert ours.carried_over.data is not None
+    assert sum(map(sum, ours.confusion)) == 99
+    assert not (folder / "predictions").exists()
+    assert again(f"run={folder}", f"data_root={image_folder}", "variants=[fp32]").status == 0
+    ours, _ = found(folder, "fp32")
+    assert ours.carried_over is None
+    assert sum(map(sum, ours.confusion)) == 100
+
+
+def test_pixels_that_differ_by_a_decoders_rounding_are_the_same_data(outputs, image_folder, caplog):
+    folder = folders(outputs)[0]
+    run = Run.load(folder)
+    assert run.data.decoder.startswith("decoder ")
+    other = replace(run.data, pixels="0" * 16, decoder="decoder 2, Pillow 1")
+    replace(run, data=other).save(folder)
+    load_data(folder, str(image_folder))
+    (line,) = [one for one in caplog.messages if "slightly other pixels" in one]
+    assert line.endswith("than by decoder 2, Pillow 1")
+
+
+def test_a_data_set_is_found_again_from_another_folder(finished_run, tmp_path, monkeypatch):
+    """A relative root is kept absolute; and what lies beside the outputs is found there."""
+    (folder,) = shutil.copytree(finished_run / "runs", tmp_path / "outputs" / "runs").iterdir()
+    run = Run.load(folder)
+    (tmp_path / "data").mkdir()
+    cifar = {
+        "_target_": "cifar_lightning.data.cifar10.CIFAR10DataModule", "md5": "0" * 32,
+        "root": str(tmp_path / "data"), "mirrors": [], "connect_timeout": 1.0,
+    }  # fmt: skip
+    replace(run, config=run.config | {"data": run.config["data"] | cifar}).save(folder)
+    monkeypatch.chdir(tmp_path / "data")
+    archive = tmp_path / "data" / "cifar-10-python.tar.gz"
+    with pytest.raises(UserError, match=f"^{archive}: No such file or directory$"):
+        load_data(folder, download=False)
+
+
+def test_a_relative_root_is_recorded_absolute(resolved, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config, _ = resolved("data=cifar10")
+    assert config["data"]["root"] == str(tmp_path / "data")

@@ -21,7 +21,7 @@ from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import Run
 from cifar_lightning.system import signals
-from cifar_lightning.system.devices import check_usable, hardware_slug
+from cifar_lightning.system.devices import check_usable, device_name, hardware_slug
 from cifar_lightning.variants import registry
 from cifar_lightning.variants.context import Unsupported, VariantContext
 
@@ -69,9 +69,13 @@ class Accuracies:
         except Exception as error:
             self._fail(source, error)
             return
-        predictions.save(source.folder, source.candidate.variant)
-        confusion = predictions.confusion(data.num_classes)
-        found = Accuracy(predictions.accuracy, confusion, prepared.digests)
+        confusion, other = predictions.confusion(data.num_classes), None
+        fingerprint, engines = data.images.fingerprint, source.candidate.engines
+        if fingerprint == load_run(source.folder).data_fingerprint:
+            predictions.save(source.folder, source.candidate.variant)
+        else:
+            other = CarriedOver(device_name(self._device), engines, data=fingerprint)
+        found = Accuracy(predictions.accuracy, confusion, prepared.digests, other)
         self._found[source.folder, source.candidate.variant] = found
 
     def of(self, source: Source) -> Accuracy | str:
@@ -127,7 +131,9 @@ class Accuracies:
         known = [
             one
             for one in measurements
-            if (one.weights, one.recipe) == made and one.test_acc is not None
+            if (one.weights, one.recipe) == made
+            and one.test_acc is not None
+            and not (one.carried_over and one.carried_over.data)
         ]
         evaluated = [
             one

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from torch import Tensor, nn
 
+from cifar_lightning.benchmark.data_check import difference
 from cifar_lightning.benchmark.evaluate import calibration
 from cifar_lightning.config import components
 from cifar_lightning.data.module import ImageDataModule
@@ -81,12 +82,16 @@ class RunData:
     Args:
         root: See `load_data`. Without one, runs may be measured whose data are not here.
         known: What has been read already, by the run's folder.
+        check: See `load_data`.
     """
 
     def __init__(
-        self, root: str | None = None, known: Mapping[Path, ImageDataModule] | None = None
+        self,
+        root: str | None = None,
+        known: Mapping[Path, ImageDataModule] | None = None,
+        check: bool = True,
     ) -> None:
-        self.root = root
+        self.root, self.check = root, check
         self._of_run: dict[Path, ImageDataModule | None] = dict(known or {})
         self._read: dict[str, ImageDataModule | None] = {}
 
@@ -105,7 +110,7 @@ class RunData:
 
     def _find(self, folder: Path, run: Run) -> ImageDataModule | None:
         try:
-            return load_data(folder, self.root, download=self.root is not None)
+            return load_data(folder, self.root, self.root is not None, self.check)
         except UserError as error:
             if self.root is not None or "root" not in run.config["data"]:
                 raise
@@ -193,11 +198,15 @@ def _all_measurable(outputs: Path, data: RunData) -> list[Path]:
     return [*whole, *timed_with_others]
 
 
-def _same_place(one: str, other: str) -> bool:
-    return Path(one).absolute() == Path(other).absolute()
+def _found_again(root: str, outputs: Path) -> str:
+    """Find a folder that is named as where training began: from here, else beside the outputs."""
+    beside = outputs.parent / root
+    return str(beside) if beside.exists() and not Path(root).exists() else root
 
 
-def load_data(folder: Path, root: str | None = None, download: bool = True) -> ImageDataModule:
+def load_data(
+    folder: Path, root: str | None = None, download: bool = True, check: bool = True
+) -> ImageDataModule:
     """Read a run's data anew.
 
     Where they lie is this machine's to say, not the record's, which may be anybody's.
@@ -206,32 +215,36 @@ def load_data(folder: Path, root: str | None = None, download: bool = True) -> I
         folder: The run's.
         root: Where its data lie here, if not where ``conf/data`` says.
         download: Whether to download them where they are missing.
+        check: Whether data that the run was not trained on are refused, not only told of.
 
     Raises:
         UserError: If they can't be read or are not what the run was trained on.
     """
     run = load_run(folder)
     recorded = run.config["data"]
-    node = components.of_this_machine("data", recorded, folder.resolve().parent.parent)
-    hint = ""
-    if "root" in recorded:
-        if root is not None:
-            node["root"] = root
-        elif "root" not in node or not _same_place(recorded["root"], node["root"]):
-            hint = f"; the run was trained on data in {recorded['root']}: say data_root=..."
-            if "mirrors" in node:
-                node["mirrors"] = []  # they are probably there
-            if "root" not in node:
-                raise UserError(f"data_root: needs a value{hint}")
+    outputs, hint = folder.resolve().parent.parent, ""
+    node = components.of_this_machine("data", recorded, outputs)
+    if "root" in recorded and root is not None:
+        node["root"] = root
+    elif "root" in recorded:
+        hint = f"; the run was trained on data in {recorded['root']}: say data_root=..."
+        if "root" not in node:
+            raise UserError(f"data_root: needs a value{hint}")
+        node["root"] = _found_again(node["root"], outputs)
+        if Path(recorded["root"]).absolute() == Path(node["root"]).absolute():
+            hint = ""
+        elif "mirrors" in node:
+            node["mirrors"] = []  # they are probably there
     try:
         data: ImageDataModule = components.construct("data", node)
         if download:
             data.prepare_data()
-        fingerprint = data.images.fingerprint
+        other = difference(run, data.images)
     except UserError as error:
         raise UserError(f"{error}{hint}") from error
-    if fingerprint != run.data_fingerprint:
-        raise UserError(
-            f"{run.name} was trained on other data than these{hint or '; say data_root=...'}"
-        )
+    if other is not None:
+        told = f"{run.name} was trained on other data than these ({other})"
+        if check:
+            raise UserError(f"{told}{hint or '; say data_root=...'}, or data_check=false to go on")
+        log.warning("%s", told)
     return data

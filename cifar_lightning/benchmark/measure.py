@@ -219,7 +219,8 @@ def _benchmark(
         calibration, look = data.calibration, accuracies.look
         timed = [time_here(everyone, device, protocol, seed, calibration, look)]
     else:
-        timed = time_in_processes(processes, everyone, device, protocol, seed, data.root)
+        where = (data.root, data.check)
+        timed = time_in_processes(processes, everyone, device, protocol, seed, where)
     record = record_of(f"{started:%Y%m%d-%H%M%S}-{tail}", started, spec.protocol, device, timed)
     folders = [source.folder for group in groups for source in group if source.folder]
     for place in {outputs.resolve(), *(_outputs_of(folder, outputs) for folder in folders)}:

@@ -27,7 +27,7 @@ def time_in_processes(
     device: torch.device,
     protocol: Protocol,
     seed: int,
-    data_root: str | None,
+    where: tuple[str | None, bool],
 ) -> list[Timed]:
     """Time candidates in fresh processes, one after the other.
 
@@ -37,7 +37,7 @@ def time_in_processes(
         device: Where.
         protocol: When to stop.
         seed: Each process has the next one.
-        data_root: Where the runs' data lie here; see `load_data`.
+        where: The runs' data lie here, and whether they are checked; see `RunData`.
 
     Returns:
         What each measured; fewer where a signal came.
@@ -53,7 +53,7 @@ def time_in_processes(
         signals.check()
         log.info("process %d of %d", number + 1, count)
         try:
-            found.append(_apart(groups, device, protocol, seed + number, data_root))
+            found.append(_apart(groups, device, protocol, seed + number, where))
         except Interrupted:
             if not found:
                 raise
@@ -65,11 +65,11 @@ def _apart(
     device: torch.device,
     protocol: Protocol,
     seed: int,
-    data_root: str | None,
+    where: tuple[str | None, bool],
 ) -> Timed:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    told = groups, device, protocol, seed, data_root
+    told = groups, device, protocol, seed, where
     process = context.Process(target=_measure, args=(sender, *told))
     process.start()
     sender.close()
@@ -97,7 +97,7 @@ def _measure(
     device: torch.device,
     protocol: Protocol,
     seed: int,
-    data_root: str | None,
+    where: tuple[str | None, bool],
 ) -> None:
     """Measure in a process of its own, and send what was found."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -105,7 +105,8 @@ def _measure(
     answer: Timed | CifarLightningError
     with signals.handled(), signals.deferred():
         try:
-            calibration = RunData(data_root).calibration
+            root, check = where
+            calibration = RunData(root, check=check).calibration
             answer = time_here(groups, device, protocol, seed, calibration)
         except CifarLightningError as error:
             answer = error

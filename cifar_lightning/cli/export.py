@@ -33,7 +33,7 @@ def main(config: ExportConfig) -> None:
     try:
         with computing():
             source = of_run(folder, "fp32" if name == WEIGHTS else name, threads=1)
-            path = export(source, name, to, RunData(config.data_root))
+            path = export(source, name, to, RunData(config.data_root, check=config.data_check))
     except OSError as error:
         if is_disk_full(error):
             raise

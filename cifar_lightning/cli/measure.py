@@ -33,7 +33,7 @@ def main(config: MeasureConfig) -> None:
         raise UserError("run: needs a value, say run=B1, run=all or 'model=[resnet8]'")
     spec = BenchmarkSpec(config.variants, config.threads, config.protocol).checked()
     device, outputs = find_device(config.device), Path(config.outputs)
-    data = RunData(config.data_root)
+    data = RunData(config.data_root, check=config.data_check)
     folders = find_measurable(outputs, config.run, data)  # a signal ends it at once
     check_measurable(outputs, folders)
     with signals.deferred(), computing():

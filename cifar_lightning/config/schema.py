@@ -75,6 +75,7 @@ class MeasureConfig:
     rerun: bool = MISSING
     outputs: str = MISSING
     data_root: str | None = MISSING
+    data_check: bool = MISSING
 
 
 @dataclass
@@ -115,6 +116,7 @@ class ExportConfig:
     to: str | None = MISSING
     outputs: str = MISSING
     data_root: str | None = MISSING
+    data_check: bool = MISSING
 
 
 SCHEMAS = {

@@ -12,6 +12,7 @@ from msgspec import Meta
 from cifar_lightning.config.rules import REINSTANTIATED_GROUPS, Colours, Deviations, check_recorded
 from cifar_lightning.config.schema import NAMING_GROUPS
 from cifar_lightning.errors import UserError
+from cifar_lightning.runs.data import DataSummary
 from cifar_lightning.runs.folder import RUNS, RunFolder, run_folders
 from cifar_lightning.runs.latency import Count, Seconds
 from cifar_lightning.system import environment, untrusted
@@ -25,6 +26,7 @@ Name = Annotated[str, Meta(pattern=r"^\w[\w.+-]*\Z", max_length=250)]
 Option = Annotated[str, Meta(pattern=r"^\w[\w.+-]*(/\w[\w.+-]*)*\Z", max_length=250)]
 Label = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}\Z")]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{8,64}\Z")]
 Moment = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT[\d:.+-]{8,40}\Z")]
 Versions = dict[str, str]
 
@@ -87,6 +89,7 @@ class Run(Record):
         choices: The option chosen in each configuration group.
         config: The resolved configuration.
         data_fingerprint: Of the images it was trained on.
+        data: What else is known of them.
         val_acc: Best validation accuracy in percent.
         val_images: How many it was found on.
         test_acc: Test accuracy of that checkpoint in percent.
@@ -102,7 +105,7 @@ class Run(Record):
     config: dict[str, Any]
     status: Literal["running", "interrupted", "failed", "finished"]
     started: Moment
-    data_fingerprint: Annotated[str, Meta(pattern=r"^[0-9a-f]{8,64}\Z")]
+    data_fingerprint: Fingerprint
     code: environment.Code
     versions: Versions
     machine: environment.Machine
@@ -115,6 +118,7 @@ class Run(Record):
     train_seconds: Seconds | None = None
     classes: list[str] = field(default_factory=list)
     weights: Digest | None = None
+    data: DataSummary | None = None
     fp32_precision: Fp32Precision | None = None
 
     FREE: ClassVar[frozenset[str]] = frozenset({"error", "classes"})

@@ -11,6 +11,7 @@ import msgspec
 import torch
 
 from cifar_lightning.benchmark.contention import lock_paths
+from cifar_lightning.benchmark.data_check import difference, summary
 from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.models.complexity import count_macs, count_parameters
 from cifar_lightning.runs.completed import changes_since
@@ -63,24 +64,22 @@ def prepare_run(
         check_inside(outputs, Path(config["data"]["cache_dir"]))
     before = None if config["rerun"] else _earlier(folder)
     experiment.data.prepare_data()
-    fingerprint = experiment.data.images.fingerprint
+    images = experiment.data.images
     experiment.data.check_batches(experiment.trainer)
-    if before is not None and before.data_fingerprint != fingerprint:
+    if before is not None and (other := difference(before, images)) is not None:
         raise UserError(
             f"{folder}: this run was trained on other data ({before.data_fingerprint}, now "
-            f"{fingerprint}); give the data another data.name, or start over with rerun=true"
+            f"{images.fingerprint}: {other}); give the data another data.name, or start over with "
+            "rerun=true"
         )
     if before is not None and before.status == "finished" and RunFolder(folder).weights.exists():
         read_weights(folder, before)
         return ResumeState(before)
     if config["distill"] is not None:
         teacher = load_run(teachers_folder(config))
-        if teacher.data_fingerprint != fingerprint:
-            raise bad_value(
-                "distill.teacher",
-                teacher.name,
-                f"data {fingerprint}, its are {teacher.data_fingerprint}",
-            )
+        if (other := difference(teacher, images)) is not None:
+            theirs = f"data {images.fingerprint}, its are {teacher.data_fingerprint} ({other})"
+            raise bad_value("distill.teacher", teacher.name, theirs)
     backbone, device = experiment.classifier.backbone, device_name(experiment.device)
     params, macs = count_parameters(backbone), count_macs(backbone)
     log.info(
@@ -95,8 +94,9 @@ def prepare_run(
             config=_found_from_anywhere(config),
             status="running",
             started=before.started if before else datetime.now(UTC).isoformat(timespec="seconds"),
-            data_fingerprint=fingerprint,
-            classes=list(experiment.data.images.classes),
+            data_fingerprint=images.fingerprint,
+            data=summary(images),
+            classes=list(images.classes),
             code=environment.code(),
             versions=environment.versions(),
             machine=environment.machine(device, torch.get_num_threads()),
