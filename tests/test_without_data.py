@@ -280,9 +280,3 @@ def test_a_data_set_is_found_again_from_another_folder(finished_run, tmp_path, m
     archive = tmp_path / "data" / "cifar-10-python.tar.gz"
     with pytest.raises(UserError, match=f"^{archive}: No such file or directory$"):
         load_data(folder, download=False)
-
-
-def test_a_relative_root_is_recorded_absolute(resolved, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    config, _ = resolved("data=cifar10")
-    assert config["data"]["root"] == str(tmp_path / "data")

@@ -38,8 +38,6 @@ def resolve(composed: DictConfig) -> dict[str, Any]:
             raise UserError(f"distill.teacher={given}: needed is a run in its own folder, {own}")
         config["distill"]["teacher"] = folder.name
     _resolve_devices(config["trainer"])
-    if "root" in config["data"]:  # it is looked for again, perhaps from another folder
-        config["data"]["root"] = str(Path(config["data"]["root"]).absolute())
     return config
 
 
