@@ -15,7 +15,8 @@ from test_processes import assert_one_row, start
 
 from cifar_lightning.benchmark.evaluate import evaluate
 from cifar_lightning.benchmark.load import load_backbone, load_data
-from cifar_lightning.runs.run import Fp32Precision, Run
+from cifar_lightning.runs.gpu import Fp32Precision
+from cifar_lightning.runs.run import Run
 from cifar_lightning.training.averaging import EMA
 from cifar_lightning.training.build import build
 from cifar_lightning.training.module import ImageClassifier

@@ -1,9 +1,9 @@
-"""What a GPU did while it was measured on, out of its states that were seen in the rounds."""
+"""What a GPU did while it was measured on, out of its states in the rounds; and how it multiplies."""
 
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 from cifar_lightning.runs.latency import Fraction
 from cifar_lightning.system.environment import DeviceState
@@ -14,6 +14,14 @@ NO_THROTTLING = {
 }  # fmt: skip
 LOAD_KNOWN_ABOVE = 0.5  # of the time
 SHARED_ABOVE = 0.01  # of a GPU's time
+
+
+@dataclass(frozen=True)
+class Fp32Precision:
+    """How a GPU multiplies fp32 numbers: in fp32 (``ieee``), or rounded to TF32."""
+
+    convolution: Literal["ieee", "tf32"]
+    matmul: Literal["ieee", "tf32"]
 
 
 @dataclass(frozen=True)

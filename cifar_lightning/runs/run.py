@@ -14,6 +14,7 @@ from cifar_lightning.config.schema import NAMING_GROUPS
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.data import DataSummary
 from cifar_lightning.runs.folder import RUNS, RunFolder, run_folders
+from cifar_lightning.runs.gpu import Fp32Precision
 from cifar_lightning.runs.latency import Count, Seconds
 from cifar_lightning.system import environment, untrusted
 from cifar_lightning.system.files import write_atomically
@@ -70,14 +71,6 @@ class Record:
 
     def to_json(self) -> str:
         return untrusted.encode(self)
-
-
-@dataclass(frozen=True)
-class Fp32Precision:
-    """How a GPU multiplies fp32 numbers: in fp32 (``ieee``), or rounded to TF32."""
-
-    convolution: Literal["ieee", "tf32"]
-    matmul: Literal["ieee", "tf32"]
 
 
 @dataclass(frozen=True)
