@@ -1,4 +1,4 @@
-"""What a GPU did while it was measured on, out of its states in the rounds; and how it multiplies."""
+"""What a GPU did while it was measured on, and how it multiplies."""
 
 import statistics
 from collections.abc import Iterable, Sequence
