@@ -9,6 +9,7 @@ from conftest import write_and_read
 from simulated import benchmark, candidate, keep
 from test_results import MEASUREMENT, RUN, place
 
+from cifar_lightning.comparison.records import Records
 from cifar_lightning.config.protocols import PROTOCOL_VERSION
 from cifar_lightning.runs import cache, index, table
 from cifar_lightning.runs.find import find_run
@@ -315,3 +316,26 @@ def test_rows_that_are_written_are_those_that_are_read(outputs):
         (name, variant) for name in ("a-1", "b-2", "c-3") for variant in ("fp32", "fused")
     ]
     assert {row.lat_mean_ms for row in rows} == {1.23456}
+
+
+@pytest.mark.slow
+def test_generated_runs_are_as_real_ones(tmp_path):
+    """They can be read whole, and no two are alike."""
+    from perf.generated_runs import generate
+
+    generate(tmp_path, 12)
+    records = Records.read([tmp_path])
+    assert not records.damaged
+    assert len(records.right) == 36
+    rows = write_and_read(tmp_path)
+    assert len(rows) == 36
+    for column in ("run", "id", "val_acc"):
+        assert len({getattr(row, column) for row in rows}) == 12, column
+    assert len({row.lat_p95_ms for row in rows}) > 24
+    timed = {key: one for one in records.benchmarks.values() for key in keys_of(one)}
+    measurements = [found for one in records.runs for _, found in one.lines]
+    assert {one.candidate for one in measurements} == timed.keys()
+
+
+def keys_of(record):
+    return [record.candidates[number].key for number in record.ranked]
