@@ -1,5 +1,7 @@
 """How large a candidate's mean or p95 may truly be: a bootstrap over whole rounds."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from cifar_lightning.comparison.relation import Timed
@@ -17,14 +19,19 @@ def upper_end_ms(timed: Timed, statistic: str) -> float:
     """
     blocks = [np.asarray(one.calls_ms) for one in timed.benchmark.blocks(timed.number)]
     sizes = np.array([len(one) for one in blocks])
-    # How often each round was drawn, (draws, rounds).
-    rounds = len(blocks)
-    drawn = np.random.default_rng(SEED).multinomial(rounds, np.full(rounds, 1 / rounds), DRAWS)
+    rounds, drawn = len(blocks), _drawn(len(blocks))
     if statistic == "mean":
         found = drawn @ np.array([one.sum() for one in blocks]) / (drawn @ sizes)
     else:
         found = _p95(np.concatenate(blocks), np.repeat(np.arange(rounds), sizes), drawn)
     return float(np.quantile(found, (1 + CONFIDENCE) / 2))
+
+
+@lru_cache(maxsize=8)
+def _drawn(rounds: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """Draw rounds; give how often each was drawn, (draws, rounds)."""
+    chance = np.random.default_rng(SEED)
+    return chance.multinomial(rounds, np.full(rounds, 1 / rounds), DRAWS)
 
 
 def _p95(
@@ -34,12 +41,12 @@ def _p95(
 ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Take the nearest-rank percentile of each draw, whose calls count as often as their round.
 
-    Of the calls the slowest fifth is looked at, which holds it in all but odd draws.
+    Of the calls as many of the slowest are looked at as hold it in all draws.
     """
     order = np.argsort(calls)
     totals = drawn @ np.bincount(rounds)
     ranks = -(-95 * totals // 100)
-    for begin in (len(order) * 4 // 5, 0):
+    for begin in (len(order) * 9 // 10, len(order) * 3 // 4, 0):
         tail = order[begin:]
         of_round = np.bincount(rounds[tail], minlength=drawn.shape[1])
         faster = totals - drawn @ of_round
