@@ -285,9 +285,10 @@ def needs_packages_of(variant: str) -> None:
         "onnx": ("onnxscript", "onnxruntime"),
         "executorch": ("executorch", "torchao"),
         "ncnn": ("ncnn", "pnnx"),
+        "openvino": ("onnxscript", "openvino", "nncf"),
         "litert": ("ai_edge_litert", "litert_torch"),
     }
-    extra = {"int8": "onnx", "executorch_int8": "executorch"}.get(variant, variant)
+    extra = "onnx" if variant == "int8" else variant.partition("_")[0]
     for package in extras.get(extra, ()):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs {package}, of the extra {extra}")

@@ -62,12 +62,22 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unknown"
 
 
+def _cpu_info() -> str:
+    with suppress(OSError):
+        return CPU_INFO.read_text(errors="replace")
+    return ""
+
+
+@cache
+def cpu_features() -> frozenset[str]:
+    """Tell the instructions that this computer's CPU has, as Linux calls them; none elsewhere."""
+    return frozenset(_features(_cpu_info()))
+
+
 @cache
 def processor() -> Processor:
     """Tell this computer's CPU."""
-    text = board = ""
-    with suppress(OSError):
-        text = CPU_INFO.read_text(errors="replace")
+    text, board = _cpu_info(), ""
     with suppress(OSError):
         board = BOARD.read_text(errors="replace").strip("\0\n ")
     found = parse_processor(text, board or None, affinity())
@@ -105,7 +115,7 @@ def parse_processor(
             for pair in section
         ]
     first = dict(reversed(told)).get
-    flags = (first("flags") or first("Features") or "").split()
+    flags = _features(text)
     # The parts of one ARM chip's large and small cores differ.
     parts = "-".join(sorted({value for key, value in told if key == "CPU part"})) or None
     names = map(first, ("model name", "Model", "cpu", "uarch"))  # the last are POWER's and RISC-V's
@@ -120,6 +130,11 @@ def parse_processor(
         board=board,
         cores=_only_kind(usable, hybrid),
     )
+
+
+def _features(text: str) -> list[str]:
+    first = dict(reversed(_pairs(text))).get
+    return (first("flags") or first("Features") or "").split()
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from cifar_lightning.variants.context import (
 )
 from cifar_lightning.variants.folding import folded_where_traceable
 from cifar_lightning.variants.onnx import silenced
+from cifar_lightning.variants.quantization import quantized
 
 
 def load_executorch(path: str, threads: int) -> Call:
@@ -56,8 +57,7 @@ def use_executorch(variant: VariantContext) -> None:
 
 def use_executorch_int8(variant: VariantContext) -> None:
     """Quantize weights, per channel, and activations after training, and lower to XNNPACK."""
-    variant.need_cpu()
-    variant.exact = False
+    quantized(variant)
     with needing("executorch"), silenced():
         from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e

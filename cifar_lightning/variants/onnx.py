@@ -23,6 +23,7 @@ from cifar_lightning.variants.context import (
     on_arrays,
 )
 from cifar_lightning.variants.folding import folded_where_traceable
+from cifar_lightning.variants.quantization import quantized
 
 
 def load_onnx(path: str, threads: int) -> Call:
@@ -58,9 +59,7 @@ def use_int8(variant: VariantContext) -> None:
     hard-swish do between layers stays in fp32. Weights use 7 bits, so that sums of products fit on
     processors without VNNI. The reasons are in ``docs/decisions.md``.
     """
-    if variant.device.type != "cpu":
-        raise Unsupported("is quantized for the CPU")
-    variant.exact = False
+    quantized(variant)
     ort = import_onnxruntime(variant.device)
     import onnx
     from onnx.helper import set_model_props

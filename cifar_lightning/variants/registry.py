@@ -20,6 +20,7 @@ from cifar_lightning.variants import (
     litert,
     ncnn,
     onnx,
+    openvino,
     pytorch,
     tensorrt,
     torch_export,
@@ -43,6 +44,9 @@ PARTS: dict[str, tuple[Kind, Callable[[VariantContext], None]]] = {
     "torch_export": (Kind.RUNTIME, torch_export.use_torch_export),
     "onnx": (Kind.RUNTIME, onnx.use_onnx),
     "int8": (Kind.RUNTIME, onnx.use_int8),
+    "openvino": (Kind.RUNTIME, openvino.use_openvino),
+    "openvino_bf16": (Kind.RUNTIME, openvino.use_openvino_bf16),
+    "openvino_int8": (Kind.RUNTIME, openvino.use_openvino_int8),
     "aot": (Kind.RUNTIME, aot.use_aot),
     "executorch": (Kind.RUNTIME, executorch.use_executorch),
     "executorch_int8": (Kind.RUNTIME, executorch.use_executorch_int8),
@@ -55,6 +59,9 @@ FORMATS: dict[str, Format] = {
     "torch_export": torch_export.TORCH_EXPORT,
     "onnx": onnx.ONNX,
     "int8": onnx.INT8,
+    "openvino": openvino.OPENVINO,
+    "openvino_bf16": openvino.OPENVINO_BF16,
+    "openvino_int8": openvino.OPENVINO_INT8,
     "aot": aot.AOT,
     "executorch": executorch.EXECUTORCH,
     "executorch_int8": executorch.EXECUTORCH_INT8,
@@ -63,13 +70,17 @@ FORMATS: dict[str, Format] = {
 }
 
 # They lay out memory themselves, and are given the network in fp32.
-_ALONE = {"onnx", "int8", "executorch", "executorch_int8", "ncnn", "litert"}
+_ALONE = {*FORMATS} - {"torch_export", "aot"}
 
 _ONNX_PACKAGES = ["onnxruntime", "onnxruntime-gpu", "onnxscript"]
+_OPENVINO_PACKAGES = ["openvino", "onnxscript"]
 # What executes a part, beside torch.
 _PACKAGES = {
     "onnx": _ONNX_PACKAGES,
     "int8": _ONNX_PACKAGES,
+    "openvino": _OPENVINO_PACKAGES,
+    "openvino_bf16": _OPENVINO_PACKAGES,
+    "openvino_int8": [*_OPENVINO_PACKAGES, "nncf"],
     "tensorrt": ["torch-tensorrt", "tensorrt-cu13"],
     "executorch": ["executorch"],
     "executorch_int8": ["executorch", "torchao"],

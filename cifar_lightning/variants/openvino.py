@@ -1,0 +1,127 @@
+"""OpenVINO on the CPU, in fp32, bf16 and int8."""
+
+import logging
+from typing import Any
+
+import torch
+
+from cifar_lightning.system.processor import cpu_features
+from cifar_lightning.variants.context import (
+    Array,
+    Call,
+    Format,
+    Unsupported,
+    VariantContext,
+    needing,
+    on_arrays,
+)
+from cifar_lightning.variants.onnx import export_onnx, silenced
+from cifar_lightning.variants.quantization import quantized
+
+BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and of ARM, as Linux calls them
+
+
+def load_openvino(path: str, threads: int) -> Call:
+    """Load an OpenVINO model, which is compiled for each number of images."""
+    import openvino
+
+    core, requests = openvino.Core(), {}
+
+    def call(images: Array) -> Array:
+        if images.shape not in requests:
+            model = core.read_model(path)
+            model.reshape(images.shape)  # shapes that are known make it faster
+            settings = {
+                "INFERENCE_PRECISION_HINT": model.get_rt_info(["model_info", "precision"]).value,
+                "PERFORMANCE_HINT": "LATENCY",
+                "NUM_STREAMS": 1,
+                "INFERENCE_NUM_THREADS": threads,
+                "SCHEDULING_CORE_TYPE": "ANY_CORE",  # or some machines would give it fewer threads
+                "ENABLE_HYPER_THREADING": True,
+                "ENABLE_CPU_PINNING": False,
+            }
+            compiled = core.compile_model(model, "CPU", settings)
+            requests[images.shape] = compiled.create_infer_request()
+        request = requests[images.shape]
+        request.set_input_tensor(openvino.Tensor(images, shared_memory=True))
+        request.infer()
+        return request.get_output_tensor().data.copy()
+
+    return call
+
+
+def _format(stem: str) -> Format:
+    return Format((f"{stem}.xml", f"{stem}.bin"), load_openvino, ("openvino",))
+
+
+OPENVINO = _format("model-openvino")
+OPENVINO_BF16 = _format("model-openvino-bf16")
+OPENVINO_INT8 = _format("model-openvino-int8")
+
+
+def use_openvino(variant: VariantContext) -> None:
+    """Run with OpenVINO in fp32."""
+    ov = _import_openvino(variant)
+    _run(variant, ov, OPENVINO, _converted(variant, ov), "f32")
+
+
+def use_openvino_bf16(variant: VariantContext) -> None:
+    """Run the same model with products in bf16, where the processor has them."""
+    ov = _import_openvino(variant)
+    if not BF16 & cpu_features():
+        raise Unsupported("needs a processor with bf16 (avx512_bf16, amx_bf16, or ARM's bf16)")
+    variant.exact = False
+    _run(variant, ov, OPENVINO_BF16, _converted(variant, ov), "bf16")
+
+
+def use_openvino_int8(variant: VariantContext) -> None:
+    """Quantize weights and activations after training, by NNCF."""
+    quantized(variant)
+    ov = _import_openvino(variant)
+    with needing("openvino"), silenced():
+        import nncf
+
+    images = variant.calibration()
+    given = nncf.Dataset([image.numpy() for image in images.split(1)])
+    before = logging.getLogger("nncf").level
+    with silenced():
+        model = nncf.quantize(_converted(variant, ov), given, subset_size=len(images))
+    logging.getLogger("nncf").setLevel(before)
+    _run(variant, ov, OPENVINO_INT8, model, "f32")
+
+
+def _import_openvino(variant: VariantContext) -> Any:
+    """Import what conversion and execution need.
+
+    Raises:
+        Unsupported: If a package is missing, or it is to run elsewhere.
+    """
+    variant.need_cpu()
+    with needing("openvino"):
+        import onnxscript  # noqa: F401
+        import openvino
+    return openvino
+
+
+def _converted(variant: VariantContext, ov: Any) -> Any:
+    """Convert the network by way of ONNX: its BatchNorms are folded there."""
+    path = variant.folder() / "fp32.onnx"
+    export_onnx(variant, path)
+    return ov.Core().read_model(path)
+
+
+def _run(variant: VariantContext, ov: Any, form: Format, model: Any, precision: str) -> None:
+    """Write a model as it is shipped, and let OpenVINO run that with torch's number of threads.
+
+    The file says in which precision to compute what is not quantized: nothing else in it does.
+    """
+    path, _ = variant.ship(form)
+    for number, operation in enumerate(model.get_ordered_ops()):
+        if operation.get_type_name() not in ("Parameter", "Result"):
+            # Else by a counter of the process: equal networks would give unequal files.
+            operation.set_friendly_name(f"{operation.get_type_name()}_{number}")
+    for key, value in {**variant.metadata, "precision": precision}.items():
+        model.set_rt_info(value, ["model_info", key])
+    ov.save_model(model, path, compress_to_fp16=False)
+    variant.forward = on_arrays(load_openvino(str(path), torch.get_num_threads()))
+    variant.first_calls()
