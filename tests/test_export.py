@@ -46,6 +46,9 @@ FILES = {
     "executorch_int8": ["model-int8.pte"],
     "ncnn": ["model.ncnn.bin", "model.ncnn.param"],
     "litert": ["model.tflite"],
+    "openvino": ["model-openvino.bin", "model-openvino.xml"],
+    "openvino_bf16": ["model-openvino-bf16.bin", "model-openvino-bf16.xml"],
+    "openvino_int8": ["model-openvino-int8.bin", "model-openvino-int8.xml"],
     "safetensors": ["model.safetensors"],
 }
 
@@ -62,7 +65,7 @@ def test_the_card_loads_what_the_run_has(exported, finished_run, images, monkeyp
         [f"model-{name}.md", *FILES[name], f".model-{name}.sha256"]
     )
     (example,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert example.count("\n") <= (14 if name in ("onnx", "int8", "torch_export") else 21)
+    assert example.count("\n") <= (14 if name in ("onnx", "int8", "torch_export") else 28)
     monkeypatch.chdir(to)
     namespace = {"images": images if name == "safetensors" else images.numpy()}
     exec(example, namespace)
@@ -70,14 +73,14 @@ def test_the_card_loads_what_the_run_has(exported, finished_run, images, monkeyp
         expected = load_backbone(find_run(finished_run, "tiny"))(images)
     exact = {"atol": 1e-4, "rtol": 0}
     rough = {"atol": 0.25 * float(expected.abs().max()), "rtol": 0}
-    limits = rough if name.endswith("int8") else exact
+    limits = rough if name.endswith(("int8", "bf16")) else exact
     torch.testing.assert_close(torch.as_tensor(namespace["logits"]), expected, **limits)
 
     run = Run.load(find_run(finished_run, "tiny"))
     assert f"# tiny: cifarnet on {run.config['data']['name']}" in card
     assert "On 359 test images" in card
     assert re.search(r"\b(\d+) of them get the same class", card)[1] == "359" or name.endswith(
-        "int8"
+        ("int8", "bf16")
     )
     for part in (run.name, run.data_fingerprint, "0, 1, 2, 3", "| fp32", "weight_decay: 0.0005"):
         assert part in card

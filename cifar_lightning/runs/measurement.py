@@ -220,6 +220,7 @@ class Measurement(Record):
             "disturbed": self.status == "disturbed",
             "quick": self.protocol == "quick",
             "not converged": self.converged is False,
+            "no int8 instructions": "no_int8_instructions" in self.notes,
         }
         marks = [mark for mark, holds in found.items() if holds]
         return [

@@ -35,6 +35,8 @@ def load_onnx(path: str, threads: int) -> Call:
     options.log_severity_level = 3
     # Its threads wait by spinning; between calls that would take the cores from what comes next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # On x86 without VNNI, sums of products of 8 bits would overflow.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images})[0]
 
@@ -54,10 +56,10 @@ def use_onnx(variant: VariantContext) -> None:
 def use_int8(variant: VariantContext) -> None:
     """Quantize weights and activations after training, for the CPU, with ONNX Runtime.
 
-    Convolutions and linear layers are quantized, per channel, but for the first two convolutions:
-    channels of what lies between them differ too much for one scale. What squeeze-excitation and
-    hard-swish do between layers stays in fp32. Weights use 7 bits, so that sums of products fit on
-    processors without VNNI. The reasons are in ``docs/decisions.md``.
+    Layers are quantized, per channel, with what lies between them, so that nothing turns to fp32
+    and back there. In fp32 stay the first convolution and the last linear layer, which cost less
+    than quantizing what goes in and comes out, and depthwise convolutions: channels before them
+    differ too much for one scale. The reasons are in ``docs/decisions.md``.
     """
     quantized(variant)
     ort = import_onnxruntime(variant.device)
@@ -71,16 +73,15 @@ def use_int8(variant: VariantContext) -> None:
     feeds = ({"images": batch.numpy()} for batch in variant.calibration().split(64))
     with silenced():
         quant_pre_process(folder / "fp32.onnx", folder / "ready.onnx", skip_symbolic_shape=True)
-        nodes = onnx.load(folder / "ready.onnx").graph.node
+        ready = onnx.load(folder / "ready.onnx").graph
         quantization.quantize_static(
             folder / "ready.onnx",
             path,
             SimpleNamespace(get_next=lambda: next(feeds, None)),
             quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Gemm"],
-            nodes_to_exclude=[node.name for node in nodes if node.op_type == "Conv"][:2],
+            op_types_to_quantize=["Conv", "Relu", "MaxPool", "Add", "Gemm"],
+            nodes_to_exclude=_kept_in_fp32(ready),
             per_channel=True,
-            reduce_range=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
         )
@@ -88,6 +89,15 @@ def use_int8(variant: VariantContext) -> None:
         set_model_props(model, dict(variant.metadata))
         onnx.save(model, path)
     run_onnx(variant, ort, path)
+
+
+def _kept_in_fp32(graph: Any) -> list[str]:
+    """Name an ONNX graph's first convolution, the depthwise ones, and the last linear layer."""
+    shapes = {weights.name: weights.dims for weights in graph.initializer}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    linear = [node for node in graph.node if node.op_type == "Gemm"]
+    depthwise = [node for node in convolutions if shapes[node.input[1]][1] == 1]
+    return [node.name for node in (*convolutions[:1], *depthwise, *linear[-1:])]
 
 
 def import_onnxruntime(device: torch.device) -> Any:
