@@ -26,22 +26,15 @@ def load_openvino(path: str, threads: int) -> Call:
     import openvino
 
     core, requests = openvino.Core(), {}
+    model = core.read_model(path)
+    hints = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    hints |= {"ENABLE_HYPER_THREADING": True, "ENABLE_CPU_PINNING": False}  # else it may use fewer
+    hints["INFERENCE_PRECISION_HINT"] = model.get_rt_info(["model_info", "precision"]).value
 
     def call(images: Array) -> Array:
         if images.shape not in requests:
-            model = core.read_model(path)
-            model.reshape(images.shape)  # shapes that are known make it faster
-            settings = {
-                "INFERENCE_PRECISION_HINT": model.get_rt_info(["model_info", "precision"]).value,
-                "PERFORMANCE_HINT": "LATENCY",
-                "NUM_STREAMS": 1,
-                "INFERENCE_NUM_THREADS": threads,
-                "SCHEDULING_CORE_TYPE": "ANY_CORE",  # or some machines would give it fewer threads
-                "ENABLE_HYPER_THREADING": True,
-                "ENABLE_CPU_PINNING": False,
-            }
-            compiled = core.compile_model(model, "CPU", settings)
-            requests[images.shape] = compiled.create_infer_request()
+            model.reshape(images.shape)  # faster than for any number
+            requests[images.shape] = core.compile_model(model, "CPU", hints).create_infer_request()
         request = requests[images.shape]
         request.set_input_tensor(openvino.Tensor(images, shared_memory=True))
         request.infer()
