@@ -38,6 +38,7 @@ NOT_RUN = {
     "outputs/rank": "needs the study's runs",
     "other/outputs": "stands for another machine's results",
     "run=A,B": "stands for two runs",
+    "bench.py": "in an export's folder; tests/test_bench.py",
     "...": "stands for more",
     "perf.": "make perf, on a quiet machine",
 }

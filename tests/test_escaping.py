@@ -20,6 +20,7 @@ from plotly.offline import get_plotlyjs
 from simulated import NEED, a_run, entry, leaderboard, measured
 from test_results import place
 
+from cifar_lightning.benchmark.candidates import of_run
 from cifar_lightning.cli import report as report_command
 from cifar_lightning.comparison import plots, scatter
 from cifar_lightning.comparison.drawing import Drawing
@@ -273,7 +274,9 @@ def test_the_card_of_a_hostile_run(tmp_path):
         settings = run.config | {"data": run.config["data"] | {"name": text}}
         folder = place(tmp_path, replace(run, config=settings), measured(run))
         found = Agreement(1, 0.0, 1)
-        shown = card(folder, Exported("onnx", ["model.onnx"], "load()", found, "test"))
+        shown = card(
+            of_run(folder, "fp32", 1), Exported("onnx", ["model.onnx"], "load()", found, "test")
+        )
         assert not obeyed(shown)
         page = Page(
             markdown_reader.markdown(

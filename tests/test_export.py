@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -16,11 +17,13 @@ from cifar_lightning.benchmark.load import RunData, load_backbone
 from cifar_lightning.cli import export as export_command
 from cifar_lightning.data.digits import DigitsDataModule
 from cifar_lightning.deploy import export as exporting
-from cifar_lightning.deploy.export import FORMATS
+from cifar_lightning.deploy.wanted import FORMATS
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.find import find_run
+from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import Network, Run
 from cifar_lightning.variants import registry
+from cifar_lightning.variants.agreement import Disagrees, agreement
 
 
 @pytest.fixture
@@ -61,8 +64,10 @@ QUICK_FIRST = [pytest.param(n, marks=pytest.mark.slow) if n == "aot" else n for 
 def test_the_card_loads_what_the_run_has(exported, finished_run, images, monkeypatch, name):
     to = exported(name)
     card = (to / f"model-{name}.md").read_text()
+    reference = [file.replace("model", "resnet8") for file in FILES[name]]
+    for_boards = [] if name == "safetensors" else ["bench.py", f"model-{name}.json", *reference]
     assert sorted(path.name for path in to.iterdir()) == sorted(
-        [f"model-{name}.md", *FILES[name], f".model-{name}.sha256"]
+        [f"model-{name}.md", *FILES[name], f".model-{name}.sha256", *for_boards]
     )
     (example,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert example.count("\n") <= (14 if name in ("onnx", "int8", "torch_export") else 22)
@@ -113,7 +118,7 @@ def test_a_network_that_disagrees_is_not_written(export_run, monkeypatch, tmp_pa
     assert not (tmp_path / "to").exists()
 
 
-def test_a_file_may_not_say_what_to_call(export_run, tmp_path):
+def test_a_file_may_not_say_what_to_call(export_run, call, tmp_path):
     export_run("run=tiny", "format=safetensors")
     path = tmp_path / "to" / "model.safetensors"
     network = Network.from_weights(path.read_bytes())
@@ -131,6 +136,8 @@ def test_a_file_may_not_say_what_to_call(export_run, tmp_path):
         save_file(load_file(path), tmp_path / "evil.safetensors", metadata=metadata)
         with pytest.raises(UserError, match=r"_target_|dropout|_args_"):
             cifar_lightning.load(tmp_path / "evil.safetensors")
+        ended = call(export_command.main, f"run={tmp_path}/evil.safetensors", f"to={tmp_path}/no")
+        assert (ended.status, (tmp_path / "no").exists()) == (2, False), ended.err
         assert not (tmp_path / "harm").exists()
 
 
@@ -153,6 +160,10 @@ def test_other_files_are_no_export(tmp_path, finished_run):
         (["run=tiny", "format=fused"], "error: format=fused: must be torch_export, onnx, int8, "),
         (["run=tiny", "format=onnx+fp16"], "error: format=onnx+fp16: must be onnx without fp16"),
         (["run=tinny"], "error: run=tinny: no such run in"),
+        (["run=tiny", "opset=13"], "error: opset=13: must be 18 to 23"),
+        (["run=tiny", "opset=18", "format=torch_export"], "error: opset=18: must be null, as "),
+        (["run=tiny", "to=a.pt2"], "error: to=a.pt2: must be a folder, or a file *.onnx where "),
+        (["run=tiny", f"to={__file__}/x"], f"error: to={__file__}/x: {__file__} is no folder"),
     ],
 )
 def test_mistakes(export_run, tmp_path, arguments, message):
@@ -170,3 +181,59 @@ def test_what_is_evaluated_is_what_is_written(finished_run, exported, name):
     assert found.files == {
         file: sha256((to / file).read_bytes()).hexdigest() for file in FILES[name]
     }
+
+
+def test_weights_by_themselves_become_a_file_of_an_opset(exported, finished_run, tmp_path, call):
+    onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
+    pytest.importorskip("onnxscript", reason="needs the onnx extra")
+    weights = shutil.copy(
+        exported("safetensors") / "model.safetensors", tmp_path / "mine.safetensors"
+    )
+    to = tmp_path / "there" / "net.onnx"
+    ended = call(export_command.main, f"run={weights}", "opset=18", f"to={to}")
+    assert ended.status == 0, ended.err
+    assert {path.name for path in to.parent.iterdir()} == {"net.onnx", ".net.onnx.sha256"}
+    model = onnx.load(to)
+    assert {one.domain: one.version for one in model.opset_import}[""] == 18
+    said = {one.key: one.value for one in model.metadata_props}
+    assert said == Network.of(Run.load(find_run(finished_run, "tiny"))).description
+    assert json.loads(said["classes"]) == [str(number) for number in range(10)]
+    ended = call(export_command.main, f"run={weights}", "format=int8", f"to={tmp_path / 'no'}")
+    assert ended.status == 2
+    assert "format=int8: needs training images to calibrate" in ended.err
+
+
+def test_the_card_says_what_is_known_of_a_file_that_was_built_anew(finished_run, tmp_path, call):
+    """The measurement names another file, and there are the classes that images got there."""
+    outputs = shutil.copytree(finished_run, tmp_path / "outputs")
+    folder = find_run(outputs, "tiny")
+    found, _ = Measurement.read_all(folder, Run.load(folder))
+    (fused,) = (one for one in found if one.variant == "fused")
+    recipe, files = {"torch_export": 1}, {"model.pt2": "0" * 64}
+    replace(fused, variant="torch_export", recipe=recipe, files=files).save(folder)
+    shutil.copy(folder / "predictions/fused.npz", folder / "predictions/torch_export.npz")
+    given = f"outputs={outputs}", "run=tiny", "format=torch_export", f"to={tmp_path / 'to'}"
+    ended = call(export_command.main, *given)
+    assert ended.status == 0, ended.err
+    card = (tmp_path / "to" / "model-torch_export.md").read_text()
+    assert "The file was built anew" in card
+    assert "359 of 359 test images get the class that they got there" in card
+    assert f"As `torch_export`: {fused.test_acc:.2f} % of the test images; " in card
+    told = json.loads((tmp_path / "to" / "model-torch_export.json").read_text())["measurement"]
+    assert told["test_acc"] == fused.test_acc
+    assert told["carried_over"]["benchmark"] == fused.benchmark
+
+
+def test_agreement_is_relative_to_the_size_of_logits():
+    logits = torch.linspace(-40, 40, 80).view(8, 10)
+
+    def compare(difference, exact=True):
+        reference, other = lambda images: images, lambda images: images + difference
+        return agreement(reference, other, logits.split(3), exact=exact)
+
+    assert compare(0.03).difference == pytest.approx(0.03 / 40, rel=1e-3)
+    with pytest.raises(Disagrees, match=r"differ by 0\.0012 of the largest one"):
+        compare(0.05)
+    assert compare(0.05, exact=False).same_class == 8
+    with pytest.raises(Disagrees):
+        compare(float("nan"))

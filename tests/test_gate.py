@@ -16,6 +16,7 @@ from safetensors.torch import save
 from simulated import benchmark, of_run
 from test_results import MEASUREMENT, RUN, place
 
+from cifar_lightning.benchmark import candidates
 from cifar_lightning.benchmark.load import build_network, load_backbone, load_data
 from cifar_lightning.comparison import collect, markdown, section, tables, tensorboard, verdict
 from cifar_lightning.comparison.choice import Need
@@ -31,7 +32,8 @@ from cifar_lightning.runs.find import find_run
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.results import RunResults, rows_of
-from cifar_lightning.runs.run import Network, Run, read_weights
+from cifar_lightning.runs.run import Network, Run
+from cifar_lightning.runs.weights import read_weights
 from cifar_lightning.system import untrusted
 from cifar_lightning.variants.agreement import Agreement
 
@@ -145,8 +147,8 @@ def use(folder):
     with suppress(UserError):
         load(folder)(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     assert Network.of(Run.load(folder)).metadata
-    found = Agreement(1, 0.0, 1)
-    assert card(folder, Exported("onnx", ["model.onnx"], "load()", found, "test"))
+    exported = Exported("onnx", ["model.onnx"], "load()", Agreement(1, 0.0, 1), "test")
+    assert card(candidates.of_run(folder, "fp32", 1), exported)
 
 
 def reason_to_refuse(kind, path):

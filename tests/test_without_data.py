@@ -10,12 +10,13 @@ from conftest import TINY, call_once, write_and_read
 import cifar_lightning.benchmark.measure as measuring
 from cifar_lightning.benchmark import accuracy
 from cifar_lightning.benchmark.load import load_data
+from cifar_lightning.cli import export
 from cifar_lightning.cli import report as report_command
 from cifar_lightning.data.cifar10 import CIFAR10DataModule
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.carried_over import CarriedOver
 from cifar_lightning.runs.measurement import Measurement
-from cifar_lightning.runs.run import Run
+from cifar_lightning.runs.run import Network, Run
 from cifar_lightning.variants import registry
 
 ELSEWHERE = "amd-epyc-elsewhere"
@@ -70,7 +71,7 @@ def found(folder, variant):
 def test_latency_is_measured_and_accuracy_carried_over(again, outputs, call):
     ended = again("run=all", "variants=[fp32,fused,onnx]")
     assert ended.status == 0, ended.err
-    assert "mine is not here and is not downloaded to measure (" in ended.out
+    assert "mine is not here and is not downloaded (" in ended.out
     for folder in folders(outputs):
         for variant in EVALUATED:
             ours, theirs = found(folder, variant)
@@ -92,7 +93,7 @@ def test_latency_is_measured_and_accuracy_carried_over(again, outputs, call):
     told = ended.out.partition("## Not ranked")[0]
     # Rows have other names where noise tells seeds apart.
     assert re.search(r"Accuracy of .*\bf\w+.* is carried over from: benchmark ", told)
-    assert "is not ranked: no accuracy: the run's data are not here" in ended.out
+    assert "is not ranked: accuracy not checked: the run's data are not here" in ended.out
     assert "net onnx" not in told
 
 
@@ -197,7 +198,7 @@ def test_no_archive_is_downloaded(again, outputs, monkeypatch, tmp_path):
     replace(run, config=run.config | {"data": data}).save(folder)
     ended = again(f"run={folder}")
     assert ended.status == 0, ended.err
-    assert "cifar10 is not here and is not downloaded to measure (data/cifar-10-p" in ended.out
+    assert "cifar10 is not here and is not downloaded (data/cifar-10-p" in ended.out
     assert found(folder, "fp32")[0].carried_over is not None
     assert not asked
     assert not (tmp_path / "data").exists()
@@ -280,3 +281,29 @@ def test_a_data_set_is_found_again_from_another_folder(finished_run, tmp_path, m
     archive = tmp_path / "data" / "cifar-10-python.tar.gz"
     with pytest.raises(UserError, match=f"^{archive}: No such file or directory$"):
         load_data(folder, download=False)
+
+
+def test_a_copied_run_is_exported_with_what_is_known(outputs, call, tmp_path):
+    """On random images; nothing is downloaded, and calibration needs images."""
+    folder = shutil.move(folders(outputs)[0], tmp_path / "elsewhere")
+    to = tmp_path / "to"
+    ended = call(export.main, f"run={folder}", "format=fused+torch_export", f"to={to}")
+    assert ended.status == 0, ended.err
+    card = (to / "model-fused+torch_export.md").read_text()
+    assert "On 1000 random images" in card
+    assert "it was not measured: accuracy not checked" in card
+    ended = call(export.main, f"run={folder}", f"to={to}", "format=int8")
+    assert ended.status == 2
+    assert "format=int8: needs " in ended.err
+
+
+def test_weights_by_themselves_are_measured(outputs, again, tmp_path):
+    """They have a latency and no row; no folder of a run is touched."""
+    weights = shutil.copy(folders(outputs)[0] / "weights.safetensors", tmp_path / "w.safetensors")
+    shutil.rmtree(outputs)
+    ended = again(f"run={weights}", "variants=[fp32,int8]")
+    assert ended.status == 0, ended.err
+    run = Network.from_weights(weights.read_bytes()).run
+    assert re.search(rf"\| {run[-8:]} +\| fp32 +\| +1 \| +\d", ended.out)
+    assert "unsupported: needs " in ended.out
+    assert [path.name for path in outputs.iterdir()] == ["benchmarks"]

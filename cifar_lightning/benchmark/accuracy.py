@@ -98,7 +98,7 @@ class Accuracies:
                     source.candidate.variant,
                     source.build(),
                     self._device,
-                    lambda: self._data.calibration(source.folder),
+                    lambda: source.calibration(self._data.calibration),
                     source.metadata,
                 ) as prepared,
                 prepared.switched(),
@@ -176,4 +176,4 @@ def _after_training(run: Run, candidate: Candidate, otherwise: str) -> Accuracy:
         device = run.machine.device or run.machine.processor.title
         engines = {name: run.versions[name] for name in candidate.engines if name in run.versions}
         return Accuracy(run.test_acc, None, carried_over=CarriedOver(device, engines))
-    return Accuracy(None, None, missing=f"no accuracy: {otherwise}")
+    return Accuracy(None, None, missing=f"accuracy not checked: {otherwise}")

@@ -1,24 +1,27 @@
 """What a benchmark times: each distinct candidate of the runs once, and the references."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cifar_lightning.benchmark.load import load_backbone
+from cifar_lightning.benchmark.load import build_network, load_backbone
 from cifar_lightning.config import components
 from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.errors import bad_value
 from cifar_lightning.models.interfaces import reparameterized
 from cifar_lightning.runs.candidate import Candidate, Role, recipe
-from cifar_lightning.runs.find import load_run
+from cifar_lightning.runs.find import find_run, is_weights, load_run
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Network
+from cifar_lightning.runs.weights import read_network, read_weights
 from cifar_lightning.system.cores import usable_cores
 from cifar_lightning.variants import registry
+from cifar_lightning.variants.context import Unsupported
 
 REFERENCE, SECOND_REFERENCE = "resnet8", "mobilenetv3"  # of `conf/model`
 NUM_CLASSES = 10  # of a network that belongs to no run
@@ -71,26 +74,58 @@ class Source:
     """A candidate, and where its network comes from.
 
     Attributes:
-        folder: The run's whose weights it has; None for random ones.
+        folder: The run's whose weights it has; None for others.
+        weights: A file of weights by itself; where there is neither, they are random.
     """
 
     candidate: Candidate
     folder: Path | None = None
+    weights: Path | None = None
 
     @property
     def has_weights(self) -> bool:
-        """Whether the run's weights are here."""
+        """Whether a run's weights are here."""
         return self.folder is not None and RunFolder(self.folder).weights.exists()
+
+    @property
+    def network(self) -> Network | None:
+        """What is known of a trained network; None for random weights."""
+        if self.folder is not None:
+            return Network.of(load_run(self.folder))
+        return None if self.weights is None else read_network(self.weights)[0]
+
+    def content(self) -> bytes:
+        """Read the file of its weights; errors as `read_weights` and `read_network`."""
+        if self.folder is not None:
+            return read_weights(self.folder, load_run(self.folder))
+        assert self.weights is not None
+        return read_network(self.weights)[1]
 
     @property
     def metadata(self) -> dict[str, str]:
         """What files made of the network say of themselves."""
-        return {} if self.folder is None else Network.of(load_run(self.folder)).description
+        return {} if (network := self.network) is None else network.description
+
+    def calibration(self, of_run: Callable[[Path | None], Tensor]) -> Tensor:
+        """Give images to calibrate with.
+
+        Args:
+            of_run: Gives a run's; noise where it is given none.
+
+        Raises:
+            Unsupported: If its training images are not here.
+        """
+        if self.weights is not None:
+            needed = "needs training images to calibrate"
+            raise Unsupported(f"{needed}, and weights by themselves have none: give the run")
+        return of_run(self.folder)
 
     def build(self) -> nn.Module:
         """Build the network as it is executed, on the CPU."""
         if self.folder is not None:
             return load_backbone(self.folder)
+        if self.weights is not None:
+            return build_network(*read_network(self.weights), self.weights)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network: nn.Module = components.construct("model", self.candidate.model)
@@ -115,6 +150,27 @@ def of_run(folder: Path, variant: str, threads: int) -> Source:
     network, model = run.choices["model"], run.config["model"]
     made = _candidate("candidate", run.label, network, model, variant, threads)
     return Source(replace(made, run=run.name, weights=run.weights), folder)
+
+
+def of_weights(path: Path, variant: str, threads: int) -> Source:
+    """Make a candidate of a file of weights by itself.
+
+    Raises:
+        UserError: If it is none that was written here.
+    """
+    network, content = read_network(path)
+    option, _, label = network.run.partition("-")
+    label = label.rpartition("-")[2] or option
+    made = _candidate("candidate", label, option, network.model, variant, threads)
+    digest = sha256(content).hexdigest()
+    return Source(replace(made, run=network.run, weights=digest), weights=path)
+
+
+def of_query(outputs: Path, query: str, variant: str, threads: int) -> Source:
+    """Make a candidate of what `find_run` finds, or of a file of weights; errors as theirs."""
+    if is_weights(query):
+        return of_weights(Path(query), variant, threads)
+    return of_run(find_run(outputs, query), variant, threads)
 
 
 def of_network(name: str, variant: str, threads: int, role: Role = "candidate") -> Source:

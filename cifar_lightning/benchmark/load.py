@@ -20,7 +20,8 @@ from cifar_lightning.models.interfaces import reparameterized
 from cifar_lightning.runs.candidate import candidate_key
 from cifar_lightning.runs.find import find_run, load_run
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.run import Network, Run, read_weights, runs_of
+from cifar_lightning.runs.run import Network, Run, runs_of
+from cifar_lightning.runs.weights import read_weights
 from cifar_lightning.variants.context import Unsupported, example_images
 
 log = logging.getLogger(__name__)
@@ -115,8 +116,7 @@ class RunData:
             if self.root is not None or "root" not in run.config["data"]:
                 raise
             log.warning(
-                "%s is not here and is not downloaded to measure (%s): accuracies are carried over "
-                "from earlier measurements; data_root=... says where it is or belongs",
+                "%s is not here and is not downloaded (%s); data_root=... says where it belongs",
                 run.config["data"]["name"],
                 error,
             )

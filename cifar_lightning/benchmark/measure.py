@@ -188,8 +188,9 @@ def measure(
                 )
     everyone = [source for group in groups for source in group]
     written = write_measurements(everyone, record, failures, accuracies)
-    # Each process has its own.
-    of_networks = {one.candidate.key: one for one in failures if one.candidate.run is None}
+    # Those that no run's measurement tells; each process has its own.
+    told = {source.candidate.key for source in everyone if source.folder is not None}
+    of_networks = {one.candidate.key: one for one in failures if one.candidate.key not in told}
     return Measured(written, record, [*of_networks.values()])
 
 

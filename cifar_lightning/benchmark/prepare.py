@@ -116,7 +116,7 @@ def prepare(
     candidate, memory = source.candidate, Memory(device)
     with ExitStack() as own:
         with torch_threads(candidate.threads):
-            images = partial(calibration, source.folder)
+            images = partial(source.calibration, calibration)
             prepared = own.enter_context(
                 registry.prepare(candidate.variant, source.build(), device, images, source.metadata)
             )

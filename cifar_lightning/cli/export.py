@@ -8,13 +8,13 @@ The network takes normalised images, as in training; the card says how.
 import logging
 from pathlib import Path
 
-from cifar_lightning.benchmark.candidates import of_run
+from cifar_lightning.benchmark.candidates import of_query
 from cifar_lightning.benchmark.load import RunData
 from cifar_lightning.cli.command import command
 from cifar_lightning.config.schema import ExportConfig
-from cifar_lightning.deploy.export import WEIGHTS, check_format, export
+from cifar_lightning.deploy.export import export
+from cifar_lightning.deploy.wanted import Wanted
 from cifar_lightning.errors import UserError
-from cifar_lightning.runs.find import find_run
 from cifar_lightning.system.files import check_inside, is_disk_full
 from cifar_lightning.system.formatting import relative
 from cifar_lightning.system.openmp_waiting import computing
@@ -25,15 +25,14 @@ log = logging.getLogger(__name__)
 @command("export", ExportConfig)
 def main(config: ExportConfig) -> None:
     """Export a finished run."""
-    name = check_format(config.format)
-    outputs = Path(config.outputs)
-    folder = find_run(outputs, config.run)
-    to = Path(config.to or outputs / "exports" / folder.name)
+    wanted, outputs = Wanted(config.format, config.opset).checked(), Path(config.outputs)
+    source = of_query(outputs, config.run, wanted.variant, threads=1)
+    to = Path(config.to or outputs / "exports" / str(source.candidate.run))
     check_inside(outputs, to)
     try:
         with computing():
-            source = of_run(folder, "fp32" if name == WEIGHTS else name, threads=1)
-            path = export(source, name, to, RunData(config.data_root, check=config.data_check))
+            data = RunData(config.data_root, check=config.data_check)
+            path = export(source, wanted, to, data)
     except OSError as error:
         if is_disk_full(error):
             raise

@@ -10,7 +10,7 @@ import logging
 from functools import partial
 from pathlib import Path
 
-from cifar_lightning.benchmark.candidates import BenchmarkSpec, of_network, of_run
+from cifar_lightning.benchmark.candidates import BenchmarkSpec, of_network, of_run, of_weights
 from cifar_lightning.benchmark.load import RunData, find_measurable
 from cifar_lightning.benchmark.measure import Measured, measure, measured_here
 from cifar_lightning.benchmark.summary import summary
@@ -18,6 +18,7 @@ from cifar_lightning.cli.command import command
 from cifar_lightning.comparison.publish import publish
 from cifar_lightning.config.schema import MeasureConfig
 from cifar_lightning.errors import DeviceLost, RunFailed, UserError
+from cifar_lightning.runs.find import is_weights
 from cifar_lightning.runs.ownership import check_measurable
 from cifar_lightning.system import signals
 from cifar_lightning.system.devices import find_device
@@ -34,13 +35,16 @@ def main(config: MeasureConfig) -> None:
     spec = BenchmarkSpec(config.variants, config.threads, config.protocol).checked()
     device, outputs = find_device(config.device), Path(config.outputs)
     data = RunData(config.data_root, check=config.data_check)
-    folders = find_measurable(outputs, config.run, data)  # a signal ends it at once
+    weights = [Path(query) for query in config.run if is_weights(query)]
+    runs = [query for query in config.run if not is_weights(query)]
+    folders = find_measurable(outputs, runs, data)  # a signal ends it at once
     check_measurable(outputs, folders)
     with signals.deferred(), computing():
         sources = [
             made(variant, threads)
             for made in [
                 *(partial(of_run, folder) for folder in folders),
+                *(partial(of_weights, path) for path in weights),
                 *(partial(of_network, name) for name in config.networks),
             ]
             for variant, threads in spec.combinations(device)

@@ -24,7 +24,7 @@ class Comparison:
 
     Attributes:
         leaderboards: That of the overall answer first. Their names differ.
-        unranked: Rows that failed, are unsupported or not measured.
+        unranked: Rows that failed, are unsupported, not measured, or measured by `bench.py`.
     """
 
     leaderboards: tuple[Leaderboard, ...]
@@ -65,8 +65,7 @@ def compare(
     for one in sorted(records.runs, key=lambda one: one.run.started if one.run else ""):
         seeds = group_name(one.run.config, one.run.choices) if one.run else ""
         for row, measurement in one.lines:
-            known = measurement is not None and measurement.test_acc is not None
-            if one.run is None or measurement is None or not (known and measurement.has_figures):
+            if one.run is None or measurement is None or not measurement.can_be_ranked:
                 unranked.append(row)
                 continue
             group = measurement.candidate, seeds

@@ -7,6 +7,7 @@ from cifar_lightning.comparison.columns import COLUMNS
 from cifar_lightning.comparison.provenance import provenance
 from cifar_lightning.comparison.section import SIGNS, Section
 from cifar_lightning.comparison.tables import table
+from cifar_lightning.config.protocols import BENCH
 from cifar_lightning.runs.layout import csv_text
 from cifar_lightning.system import escaping
 
@@ -93,7 +94,11 @@ def unranked_lines(comparison: Comparison) -> list[str]:
         status = row.status if row.variant or row.status == "failed" else "not measured"
         if status in ("ok", "disturbed"):
             status = "not ranked"
-        lines.append(f"{row.id}{where} is {status}{f': {row.error}' if row.error else ''}")
+        why = [row.error] if row.error else []
+        if row.protocol == BENCH:
+            timed = f"{row.lat_mean_ms:.3f} ms, {row.lat_rel:.3f} of ResNet-8's in the same engine"
+            why.insert(0, f"timed by bench.py: {timed}")
+        lines.append(f"{row.id}{where} is {status}{': ' if why else ''}{'; '.join(why)}")
     if (more := len(comparison.unranked) - UNRANKED) > 0:
         lines.append(f"{more} more, which results.csv lists")
     return lines

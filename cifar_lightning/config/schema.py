@@ -113,6 +113,7 @@ class ExportConfig:
 
     run: str = field(default=MISSING, metadata={"example": "run=B1"})
     format: str = MISSING
+    opset: int | None = MISSING
     to: str | None = MISSING
     outputs: str = MISSING
     data_root: str | None = MISSING

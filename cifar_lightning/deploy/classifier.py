@@ -13,9 +13,9 @@ from cifar_lightning.benchmark.load import build_network, load_backbone
 from cifar_lightning.data.image_files import decode_files, read_image
 from cifar_lightning.data.images import IMAGE_SIZE, Normalize
 from cifar_lightning.errors import NotFinite, UserError
-from cifar_lightning.runs.find import find_run, load_run
+from cifar_lightning.runs.find import find_run, is_weights, load_run
 from cifar_lightning.runs.run import Network
-from cifar_lightning.system import untrusted
+from cifar_lightning.runs.weights import read_network
 from cifar_lightning.system.devices import find_device
 
 Images = Tensor | Sequence[Image.Image | str | Path]
@@ -86,14 +86,8 @@ def load(source: str | Path, outputs: str | Path = "outputs", device: str = "cpu
     """Load a trained network; see `cifar_lightning.load`."""
     place = find_device(device)
     path = Path(source)
-    if path.suffix == ".safetensors":
-        try:
-            content = untrusted.read(path, untrusted.MAX_WEIGHTS)
-            record = Network.from_weights(content)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            said = f"not a file of weights that was written here ({reason})"
-            raise UserError(f"{path}: {said}") from error
+    if is_weights(source):
+        record, content = read_network(path)
         network = build_network(record, content, path)
     else:
         folder = find_run(Path(outputs), str(source))

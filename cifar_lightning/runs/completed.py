@@ -11,8 +11,9 @@ from typing import Any
 
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
-from cifar_lightning.runs.run import Run, read_weights
+from cifar_lightning.runs.run import Run
 from cifar_lightning.runs.table import TABLE_MD
+from cifar_lightning.runs.weights import read_weights
 from cifar_lightning.system import environment
 from cifar_lightning.system.formatting import duration, relative
 

@@ -51,6 +51,11 @@ def find_run(outputs: Path, query: str, key: str = "run") -> Path:
     return folder
 
 
+def is_weights(query: str | Path) -> bool:
+    """Tell whether what was given for a run is a file of weights by itself."""
+    return Path(query).suffix == ".safetensors"
+
+
 def load_run(folder: Path) -> Run:
     """Read the run of a folder that the user, or a record, has named.
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from msgspec import Meta
 
-from cifar_lightning.config.protocols import PROTOCOL_VERSION
+from cifar_lightning.config.protocols import BENCH, PROTOCOL_VERSION
 from cifar_lightning.runs.candidate import delegation_marks, recipe
 from cifar_lightning.runs.carried_over import CarriedOver
 from cifar_lightning.runs.environment import Environment
@@ -37,7 +37,7 @@ from cifar_lightning.system import environment
 from cifar_lightning.system.files import finished_files, write_atomically
 
 # What every timed measurement has.
-TIMED = ("benchmark", "latency", "relative", "rounds", "ended", "preempted")
+TIMED = ("latency", "relative", "rounds", "ended", "preempted")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Measurement(Record):
     hardware: Annotated[str, Meta(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*\Z", max_length=150)]
     threads: Annotated[int, Meta(ge=1, le=2**20)]
     clock: Literal["cuda_event", "perf_counter"]
-    protocol: Annotated[str, Meta(pattern=r"^(full|quick)\Z")]
+    protocol: Annotated[str, Meta(pattern=rf"^(full|quick|{BENCH})\Z")]
     protocol_version: Annotated[int, Meta(ge=1, le=2**20)]
     test_acc: Percent | None
     size_bytes: Count | None
@@ -119,12 +119,13 @@ class Measurement(Record):
     FREE: ClassVar[frozenset[str]] = frozenset({"reason", "confusion"})
 
     def check(self) -> None:
-        if "torch" not in self.environment.versions:
+        if "torch" not in self.environment.versions and self.protocol != BENCH:
             raise ValueError("environment.versions.torch: missing")
         if self.recipe.keys() != {*self.variant.split("+")}:
             raise ValueError(f"recipe: not of {self.variant}")
         told = () if self.reason else ("test_acc",)
-        for key in (*told, *TIMED) if self.has_figures else ():
+        named = () if self.protocol == BENCH else ("benchmark",)
+        for key in (*told, *named, *TIMED) if self.has_figures else ():
             if getattr(self, key) is None:
                 raise ValueError(f"{key}: missing")
         if self.carried_over is not None and self.test_acc is None:
@@ -199,6 +200,11 @@ class Measurement(Record):
     def has_figures(self) -> bool:
         return self.status in ("ok", "disturbed")
 
+    @property
+    def can_be_ranked(self) -> bool:
+        """Whether it has an accuracy, and a latency that others' can be compared with."""
+        return self.has_figures and self.test_acc is not None and self.protocol != BENCH
+
     def path(self, folder: Path) -> Path:
         """Tell where its file is in its run's folder."""
         return RunFolder(folder).measurement(*self.configuration, self.protocol)
@@ -219,8 +225,10 @@ class Measurement(Record):
         found = {
             "disturbed": self.status == "disturbed",
             "quick": self.protocol == "quick",
+            "bench.py": self.protocol == BENCH,
             "not converged": self.converged is False,
             "no int8 instructions": "no_int8_instructions" in self.notes,
+            "accuracy not checked": self.has_figures and self.test_acc is None,
         }
         marks = [mark for mark, holds in found.items() if holds]
         return [

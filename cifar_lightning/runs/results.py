@@ -149,7 +149,7 @@ def warned(recorded: Iterable[RunResults]) -> list[Row]:
 def _lines(run: Run, measurements: list[Measurement]) -> list[tuple[Row, Measurement | None]]:
     fully = [(m.configuration, m.recipe) for m in measurements if m.protocol == "full"]
     shown = [
-        m for m in measurements if m.protocol == "full" or (m.configuration, m.recipe) not in fully
+        m for m in measurements if m.protocol != "quick" or (m.configuration, m.recipe) not in fully
     ]
     if run.status in ("running", "interrupted"):
         return []
@@ -221,7 +221,7 @@ def _row(run: Run, measurement: Measurement) -> Row:
         protocol=measurement.protocol,
         benchmark=measurement.benchmark,
         acc_from=str(measurement.carried_over) if measurement.carried_over else None,
-        torch=measurement.environment.versions["torch"],
+        torch=measurement.environment.versions.get("torch"),
         recipe=_making(measurement),
         status=measurement.status,
         marks=", ".join(measurement.marks) or None,

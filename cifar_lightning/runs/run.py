@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -11,7 +10,6 @@ from msgspec import Meta
 
 from cifar_lightning.config.rules import REINSTANTIATED_GROUPS, Colours, Deviations, check_recorded
 from cifar_lightning.config.schema import NAMING_GROUPS
-from cifar_lightning.errors import UserError
 from cifar_lightning.runs.data import DataSummary
 from cifar_lightning.runs.folder import RUNS, RunFolder, run_folders
 from cifar_lightning.runs.gpu import Fp32Precision
@@ -197,27 +195,6 @@ class Network(Record):
     def metadata(self) -> dict[str, str]:
         """What to write into the file of weights."""
         return {"format": "pt", self.KEY: self.to_json()}
-
-
-def read_weights(folder: Path, run: Run) -> bytes:
-    """Read a run's weights, as they are in its file.
-
-    Raises:
-        UserError: If they are missing, or not those that the run's record was written with.
-    """
-    path = RunFolder(folder).weights
-    try:
-        content = untrusted.read(path, untrusted.MAX_WEIGHTS)
-        if sha256(content).hexdigest() != run.weights:
-            network = Network.from_weights(content)
-            other = "they were changed" if network.run == run.name else f"they are of {network.run}"
-            raise ValueError(other)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{path}: not the weights of this run ({reason}); rerun=true trains them again"
-        ) from error
-    return content
 
 
 def left_out(path: Path, reason: object) -> str:

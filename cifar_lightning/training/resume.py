@@ -19,8 +19,9 @@ from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.gpu import Fp32Precision
 from cifar_lightning.runs.ownership import check_measurable
-from cifar_lightning.runs.run import MEGA, Run, read_weights
+from cifar_lightning.runs.run import MEGA, Run
 from cifar_lightning.runs.table import check_table
+from cifar_lightning.runs.weights import read_weights
 from cifar_lightning.system import environment
 from cifar_lightning.system.devices import device_name
 from cifar_lightning.system.files import check_inside, open_regular, remove_unfinished

@@ -42,6 +42,8 @@ def load_onnx(path: str, threads: int) -> Call:
 
 
 ONNX = Format(("model.onnx",), load_onnx, ("onnxruntime",))
+# Those that torch's exporter writes: an older one it leaves as 18, without a word.
+OPSETS = range(18, 24)
 INT8 = Format(("model-int8.onnx",), load_onnx, ("onnxruntime",))
 
 
@@ -149,7 +151,14 @@ def export_onnx(variant: VariantContext, path: Path) -> None:
 
 def run_onnx(variant: VariantContext, ort: Any, path: Path) -> None:
     """Let ONNX Runtime do the calls, with torch's number of threads."""
-    variant.notes["onnxruntime"] = ort.__version__
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    (opset,) = (one.version for one in model.opset_import if not one.domain)
+    assert variant.opset in (None, opset)
+    variant.notes |= {
+        "onnxruntime": ort.__version__, "opset": opset, "ir_version": model.ir_version,
+    }  # fmt: skip
     if variant.device.type == "cuda":
         _run_on_gpu(variant, ort, path)
     else:
