@@ -106,9 +106,8 @@ def _check_places(_root_: DictConfig) -> bool:
     for name in ("train", str(_root_.hydra.job.config_name)):
         if (path := CONF_DIR / f"{name}.yaml").exists():
             own.merge_with(OmegaConf.load(path))
-    for key in PLACES:
-        given = _written(_root_, key)
-        if given != _written(own, key) and not _is_the_same(key, given, _root_):
+    for (key, given), ours in zip(_places(_root_).items(), _places(own).values(), strict=True):
+        if given != ours and not _is_the_same(key, given, _root_):
             raise UserError(
                 f"hydra.{key}={given}: can't be changed; outputs=... says where files go"
             )
@@ -123,7 +122,7 @@ def _is_the_same(key: str, given: Any, root: DictConfig) -> bool:
     return key == "output_subdir" and given is None
 
 
-def _written(config: DictConfig, key: str) -> Any:
-    """Read one of Hydra's settings without resolving what it refers to."""
+def _places(config: DictConfig) -> dict[str, Any]:
+    """Read those of Hydra's settings without resolving what they refer to."""
     settings: Any = OmegaConf.to_container(config.hydra)
-    return reduce(getitem, key.split("."), settings)
+    return {key: reduce(getitem, key.split("."), settings) for key in PLACES}

@@ -101,8 +101,12 @@ def check_plain(value: object, components: Sequence[str] = (), place: tuple[str,
     """
     if len(place) > MAX_DEPTH:
         raise Unreadable("nested too deeply")
-    if isinstance(value, str) and "${" in value:
-        raise Unreadable(f"{'.'.join(place)}: holds an interpolation")
+    if isinstance(value, str):
+        if "${" in value:
+            raise Unreadable(f"{'.'.join(place)}: holds an interpolation")
+        return
+    if value is None or isinstance(value, float | int):
+        return
     if is_dataclass(value) and not isinstance(value, type):
         value = vars(value)
     if isinstance(value, Mapping):
