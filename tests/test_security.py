@@ -174,7 +174,7 @@ def test_ones_own_network_is_called_where_ones_own_configuration_names_it(
     )
     monkeypatch.syspath_prepend(tmp_path)
     own = f"--config-dir={tmp_path / 'own'}"
-    tiny = ("model=tiny", *(text for text in COMMAND if not text.startswith("model.")))
+    tiny = ("model=tiny", *(text for text in COMMAND if not text.startswith("model")))
     assert command(own, *tiny, "id=own").status == 0
     asked = ("run=own", f"outputs={outputs}", "protocol=quick", "device=cpu")
     assert call(measure.main, own, *asked).status == 0
