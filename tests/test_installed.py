@@ -84,7 +84,7 @@ def test_every_command_has_a_script_and_a_module(site):
 
 def test_an_installed_copy_trains_a_sweep_and_reports(installed, forked):
     small = (*TINY, "epochs=1", "batch_size=128", "benchmark.variants=[]")
-    installed("train", "-m", *small, "model.width=0.35,0.5", "hydra.launcher.n_jobs=2")
+    installed("train", "-m", *small, "model.depth=1,2", "hydra.launcher.n_jobs=2")
     table = (installed.folder / "outputs" / "results.md").read_text()
     assert len(table.splitlines()) == 4
     refused = installed("measure", "run=nothing", check=False)
