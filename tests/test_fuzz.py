@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from conftest import TINY
+from conftest import TINY_MOBILENET
 from hydra import compose, initialize_config_dir
 from test_command import start
 
@@ -91,7 +91,7 @@ def composing():
 
 
 def accept(override, folder):
-    composed = compose("train", [*TINY, override], return_hydra_config=True)
+    composed = compose("train", [*TINY_MOBILENET, override], return_hydra_config=True)
     config = resolve.resolve(composed)
     rules.check(config)
     identity.run_name(config, composed.hydra.runtime.choices)
@@ -116,7 +116,7 @@ LIGHT = [
 
 @pytest.mark.parametrize("override", ["=1", *random.Random(2).sample(LIGHT, 9)])
 def test_wrong_as_a_real_command(override, outputs):
-    done = start(f"outputs={outputs}", *TINY, override)
+    done = start(f"outputs={outputs}", *TINY_MOBILENET, override)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1

@@ -64,16 +64,16 @@ def test_another_stride_than_the_weights_were_trained_with_is_refused(folder, tm
     copy = shutil.copytree(folder, tmp_path / folder.name)
     run = Run.load(copy)
     model = run.config["model"]
-    assert model["output_stride"] == 32
-    replace(run, config=run.config | {"model": model | {"output_stride": 8}}).save(copy)
+    assert model["stem_stride"] == 2
+    replace(run, config=run.config | {"model": model | {"stem_stride": 1}}).save(copy)
     with pytest.raises(UserError, match="not the weights of this run's network"):
         cifar_lightning.load(copy)
     # By themselves they say what they are, wherever they lie.
     network = cifar_lightning.load(copy / "weights.safetensors").network
     images = torch.zeros(1, 3, 32, 32)
-    assert network.features(images).shape[-1] == 1
+    assert network.stem(images).shape[-1] == 16
     with_weights(copy, lambda tensor: tensor)  # as if they had been trained so
-    assert cifar_lightning.load(copy).network.features(images).shape[-1] == 4
+    assert cifar_lightning.load(copy).network.stem(images).shape[-1] == 31
 
 
 def test_weights_that_do_not_say_of_what_are_refused(folder, tmp_path):
