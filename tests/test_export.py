@@ -70,7 +70,7 @@ def test_the_card_loads_what_the_run_has(exported, finished_run, images, monkeyp
         [f"model-{name}.md", *FILES[name], f".model-{name}.sha256", *for_boards]
     )
     (example,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert example.count("\n") <= (14 if name in ("onnx", "int8", "torch_export") else 22)
+    assert example.count("\n") <= (14 if name == "torch_export" else 22)
     monkeypatch.chdir(to)
     namespace = {"images": images if name == "safetensors" else images.numpy()}
     exec(example, namespace)
