@@ -15,6 +15,7 @@ from cifar_lightning.benchmark.candidates import (
     Source,
     by_weights,
     checks,
+    floors,
     grouped,
     keyed,
     of_run,
@@ -205,7 +206,7 @@ def _benchmark(
 ) -> tuple[BenchmarkRecord, list[Failure]]:
     """Time candidates and the references beside each other, and record it."""
     protocol, started, tail = PROTOCOLS[spec.protocol], datetime.now(UTC), secrets.token_hex(3)
-    everyone = [*groups, *([source] for source in references(device))]
+    everyone = [*groups, *([source] for source in [*references(device), *floors(groups)])]
     shortest = protocol.warmup_s + protocol.expected_rounds * protocol.block_s
     log.info(
         "%s and 3 references in interleaved rounds (%s protocol): about %s and what "
@@ -235,7 +236,12 @@ def _benchmark(
             protocol.budget_s,
             MIN_ROUNDS,
         )
-    return record, [failure for one in timed for failure in one.failures]
+    failures = [failure for one in timed for failure in one.failures]
+    asked = [one for one in failures if one.candidate.role != "floor"]
+    for one in failures:
+        if one not in asked and not any(one.reason == other.reason for other in asked):
+            log.info("%s: no floor: %s", one.candidate.variant, one.reason)
+    return record, asked
 
 
 def _outputs_of(folder: Path, outputs: Path) -> Path:

@@ -129,6 +129,7 @@ def _of(
         benchmark=record.id,
         latency=timing.latency,
         relative=timing.relative,
+        floor_ms=record.floor_ms(number),
         rounds=timing.rounds,
         ended=timing.ended,
         converged=timing.converged,

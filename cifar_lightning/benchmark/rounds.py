@@ -8,7 +8,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 from cifar_lightning.config.protocols import Protocol
 from cifar_lightning.runs.blocks import Block, Round
@@ -62,6 +62,7 @@ def interleave(
     reference: int,
     protocol: Protocol,
     generator: random.Random,
+    exempt: Container[int] = (),
     on_round: Callable[[int, int], bool] = lambda done, expected: True,
     look: Callable[[], DeviceState | None] = lambda: None,
     now: Callable[[], float] = time.perf_counter,
@@ -74,6 +75,7 @@ def interleave(
         reference: The number of the candidate that latencies are relative to.
         protocol: When to stop.
         generator: Draws each round's order, and how many calls a block has.
+        exempt: Numbers of candidates of which nothing needs to be certain.
         on_round: Called after every round with how many are done and about how many there will be;
             tells whether to go on.
         look: Called after every block; tells the device's state, if it is time for that.
@@ -110,7 +112,7 @@ def interleave(
         rounds.append(Round(order, [blocks[number] for number in range(len(take))], states))
         done = len(rounds)
         if done == next_look:
-            expected = rounds_needed(means, calls, reference, protocol)
+            expected = rounds_needed(means, calls, reference, protocol, exempt)
             if expected <= done:
                 return rounds, "converged"
             next_look = next(looks)
@@ -124,7 +126,11 @@ def interleave(
 
 
 def rounds_needed(
-    means: Sequence[Sequence[float]], calls: Sequence[int], reference: int, protocol: Protocol
+    means: Sequence[Sequence[float]],
+    calls: Sequence[int],
+    reference: int,
+    protocol: Protocol,
+    exempt: Container[int] = (),
 ) -> int:
     """Estimate how many rounds it takes until the protocol is content; those done if it is.
 
@@ -133,8 +139,10 @@ def rounds_needed(
         calls: How many calls each has had.
         reference: The number of the candidate that latencies are relative to.
         protocol: What it asks for.
+        exempt: See `interleave`.
     """
     return max(
         difference(of_one, means[reference]).rounds_needed(calls[number], protocol)
         for number, of_one in enumerate(means)
+        if number not in exempt
     )

@@ -34,6 +34,7 @@ from cifar_lightning.system import signals
 from cifar_lightning.system.environment import DeviceState
 from cifar_lightning.system.openmp_waiting import as_by_default
 
+FLOOR_MS = 0.2  # for which a floor's blocks are laid out
 MIN_KEPT = 2  # rounds; one says nothing
 
 
@@ -147,7 +148,8 @@ def _rounds(
     """
     numbers = sorted(ready)
     ones = [ready[number] for number in numbers]
-    any_ranked = any(one.candidate.role == "candidate" for one in ones)
+    roles = [one.candidate.role for one in ones]
+    any_ranked = "candidate" in roles
 
     def block(one: Ready, count: int, discarded: int) -> Block:
         with one.conditions():
@@ -165,10 +167,12 @@ def _rounds(
 
         rounds, ended = interleave(
             [partial(block, one) for one in ones],
-            [one.typical_ms for one in ones],
-            [one.candidate.role for one in ones].index("reference"),
+            # A floor has fewer calls, of which many would fill the record and tell nothing more.
+            [max(one.typical_ms, FLOOR_MS * (one.candidate.role == "floor")) for one in ones],
+            roles.index("reference"),
             protocol,
             generator,
+            [number for number, role in enumerate(roles) if role == "floor"],
             on_round,
             state_now_and_then(device),
         )

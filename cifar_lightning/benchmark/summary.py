@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from cifar_lightning.benchmark.prepare import Failure
 from cifar_lightning.runs.benchmark import BenchmarkRecord
+from cifar_lightning.runs.candidate import Role
 from cifar_lightning.runs.latency import ENDED_BY, Relative
 from cifar_lightning.runs.layout import draw_table, number
 
@@ -11,6 +12,11 @@ HEADER = (
     "Rank", "Candidate", "Variant", "Threads", "Lat. mean (ms)", "Relative latency",
     "95 % interval", "",
 )  # fmt: skip
+
+NOT_RANKED: dict[Role, str] = {
+    "second_reference": "second reference",
+    "floor": "what a call takes by itself",
+}
 
 
 def summary(record: BenchmarkRecord, failures: Sequence[Failure] = ()) -> str:
@@ -26,14 +32,14 @@ def summary(record: BenchmarkRecord, failures: Sequence[Failure] = ()) -> str:
     timings = {number: record.timing(number) for number in range(len(record.candidates))}
     ranked = sorted(record.ranked, key=lambda one: timings[one].relative.centre)
     rows = []
-    for one in [*ranked, record.number("second_reference")]:
+    for one in [*ranked, record.number("second_reference"), *record.floors]:
         candidate, timing = record.candidates[one], timings[one]
         rivals = record.rivals(one) if one in ranked else []
         marks = ["disturbed"] if timing.disturbed else []
-        marks += [] if timing.converged else ["not converged"]
+        marks += [] if timing.converged or one in record.floors else ["not converged"]
         marks += ["by its weights"] if candidate.by_weights else []
         marks += [candidate.contradiction] if candidate.contradiction else []
-        marks += [] if one in ranked else ["second reference"]
+        marks += [] if one in ranked else [NOT_RANKED[candidate.role]]
         rank = 1 + sum(record.slower(one, other) for other in rivals)
         rows.append(
             (

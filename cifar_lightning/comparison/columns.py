@@ -164,6 +164,7 @@ COLUMNS: dict[str, Column] = {
     "lat_min_ms": _milliseconds("Lat. min (ms)", lambda e: e.latency.min_ms),
     "lat_p90_ms": _milliseconds("Lat. p90 (ms)", lambda e: e.latency.p90_ms),
     "lat_p95_ms": _milliseconds("Lat. p95 (ms)", lambda e: e.latency.p95_ms),
+    "floor_ms": _milliseconds("Floor (ms)", lambda e: e.measurement.floor_ms),
     "first_call_ms": _milliseconds("First call (ms)", lambda e: e.measurement.first_call_ms),
     "wall_ms": _milliseconds("Wall (ms)", _wall_ms),
     "enqueue_ms": _milliseconds("Enqueue (ms)", lambda e: e.measurement.launches.enqueue_ms),

@@ -82,7 +82,7 @@ def accuracy_latency(
     low, high = axes.get_ylim()
     if need.max_ms is None and low < need.min_acc < high:
         axes.axhline(need.min_acc, color=GRID, linewidth=1, linestyle=":")
-    axes.set_xlabel(LATENCY_LABEL)
+    axes.set_xlabel("\n".join([LATENCY_LABEL, *_floors(entries)]))
     axes.set_ylabel("test accuracy (%)")
     threads_told = f", {threads} threads" if threads > 1 else ""
     axes.set_title(visible(f"{leaderboard.name}{threads_told}"), fontsize=10)
@@ -114,6 +114,17 @@ def draw_points(axes: Axes, entries: Sequence[Entry], marks: Marks) -> None:
             alpha=0.5,
             zorder=1,
         )
+
+
+def _floors(entries: Sequence[Entry]) -> list[str]:
+    """Tell how much of it a call takes by itself, in a line, where that is known."""
+    floors = {
+        entry.variant: entry.relative * entry.measurement.floor_ms / entry.latency.mean_ms
+        for entry in entries
+        if entry.measurement.floor_ms is not None
+    }
+    told = ", ".join(f"{variant} {relative:.3f}" for variant, relative in sorted(floors.items()))
+    return [visible(f"of which a call by itself: {told}")] if floors else []
 
 
 def _name_front(axes: Axes, front: Sequence[Entry], taken: Entry) -> None:

@@ -15,6 +15,7 @@ from cifar_lightning.comparison.marks import Marks
 from cifar_lightning.comparison.reproduce import Reproduction
 from cifar_lightning.comparison.tables import in_order
 from cifar_lightning.comparison.verdict import Verdict, verdict
+from cifar_lightning.runs.candidate import floor_of
 from cifar_lightning.runs.latency import ENDED_BY
 from cifar_lightning.system.formatting import SOME, some
 
@@ -133,11 +134,11 @@ def _notes(leaderboard: Leaderboard, listed: Sequence[Entry]) -> Iterator[str]:
         if one.timed
     }
     if len(records) > SOME:
-        floors = [record.noise_floor.ratio[0] - 1 for record in records.values()]
+        noise = [record.noise_floor.ratio[0] - 1 for record in records.values()]
         yield (
             f"Timed in {len(records)} benchmarks. Their noise floors: the reference's double, "
-            f"which is the same network, differed from it by {100 * min(floors):+.2f} to "
-            f"{100 * max(floors):+.2f} %."
+            f"which is the same network, differed from it by {100 * min(noise):+.2f} to "
+            f"{100 * max(noise):+.2f} %."
         )
         records = {}
     for name, record in records.items():
@@ -147,6 +148,14 @@ def _notes(leaderboard: Leaderboard, listed: Sequence[Entry]) -> Iterator[str]:
             "Its noise floor: the reference's double, which is the same network, differed from it "
             f"by {centre:+.2f} % ({low:+.2f} to {high:+.2f})."
         )
+    floors = {
+        f"{floor_of(entry.variant)}{f', {entry.threads} threads' * (entry.threads > 1)}": ms
+        for entry in listed
+        if (ms := entry.measurement.floor_ms) is not None
+    }
+    if floors:
+        told = ", ".join(f"{how} {ms:.3f} ms" for how, ms in floors.items())
+        yield f"The floor, what a call takes by itself with hardly any network: {told}."
     if missing := [entry.name for entry in listed if not entry.timings.timed]:
         yield (
             f"The benchmark's record is missing of {some(missing)}: related only through the "

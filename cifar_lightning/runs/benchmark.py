@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.runs.blocks import Block, Session, Timing
+from cifar_lightning.runs.candidate import floor_of
 from cifar_lightning.runs.gpu import GPUActivity
 from cifar_lightning.runs.interleaved import BenchmarkHead, Interleaved
 from cifar_lightning.runs.latency import Ended, LatencyStats, Relative
@@ -66,6 +67,15 @@ class BenchmarkRecord(Interleaved):
             np.array([session.means_ms(number) for number in numbers]).T
             for session in self.sessions
         ]
+
+    def floor_ms(self, number: int) -> float | None:
+        """Tell how long a call takes by itself in a candidate's engine, if that was timed."""
+        of = self.candidates[number]
+        how = floor_of(of.variant), of.threads
+        for floor in self.floors:
+            if (self.candidates[floor].variant, self.candidates[floor].threads) == how:
+                return self.timing(floor).latency.mean_ms
+        return None
 
     @property
     def has_calls(self) -> bool:

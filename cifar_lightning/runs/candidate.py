@@ -12,7 +12,7 @@ from cifar_lightning.runs.identity import canonical
 from cifar_lightning.runs.latency import Count, Fraction, Launches, Milliseconds, Seconds
 from cifar_lightning.runs.run import Digest, Name, Versions
 
-Role = Literal["candidate", "check", "reference", "double", "second_reference"]
+Role = Literal["candidate", "check", "reference", "double", "second_reference", "floor"]
 REFERENCES: tuple[Role, ...] = ("reference", "double", "second_reference")
 # How each part of `registry.PARTS` is made, as a version: results of two recipes are no one
 # candidate. Raised when what a part does changes; 1 where it is not listed.
@@ -35,7 +35,8 @@ class Candidate:
 
     Attributes:
         role: What it is for; all but ``candidate`` are in no ranking. A ``check`` is a candidate
-            with another run's weights, timed to see whether weights change its latency.
+            with another run's weights, timed to see whether weights change its latency; a ``floor``
+            is hardly any network, timed to see what an engine's call takes by itself.
         label: For people.
         network: The option of ``conf/model``.
         model: Its node of the configuration.
@@ -84,6 +85,11 @@ class Candidate:
         """Name what executes; see `candidate_key`."""
         key = candidate_key(self.model, self.variant, self.recipe, self.engines, self.threads)
         return _hex([key, self.weights]) if self.by_weights else key
+
+
+def floor_of(variant: str) -> str:
+    """Tell under which variant a variant's floor is timed: there are no BatchNorms to fold."""
+    return "+".join(part for part in variant.split("+") if part != "fused") or "fp32"
 
 
 def delegation_marks(delegated: float | None) -> list[str]:

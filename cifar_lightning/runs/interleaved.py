@@ -74,6 +74,11 @@ class BenchmarkHead(Record):
         """The numbers of what is ranked."""
         return [number for number, one in enumerate(self.candidates) if one.role == "candidate"]
 
+    @property
+    def floors(self) -> list[int]:
+        """The numbers of what tells how long an engine's call takes by itself."""
+        return [number for number, one in enumerate(self.candidates) if one.role == "floor"]
+
 
 @dataclass(frozen=True)
 class Interleaved(BenchmarkHead):

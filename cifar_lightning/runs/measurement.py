@@ -61,6 +61,7 @@ class Measurement(Record):
         engines: Versions of what executed it.
         latency: None if it was not timed.
         relative: The latency over the reference's.
+        floor_ms: How long a call takes by itself in this engine, with hardly any network.
         rounds: Number of the benchmark's rounds.
         ended: Why the benchmark stopped.
         converged: Whether its own interval became as narrow as the protocol asks; None if it was
@@ -101,6 +102,7 @@ class Measurement(Record):
     benchmark: Name | None = None
     latency: LatencyStats | None = None
     relative: Relative | None = None
+    floor_ms: Milliseconds | None = None
     rounds: Annotated[int, Meta(ge=1)] | None = None
     ended: Ended | None = None
     converged: bool | None = None

@@ -44,6 +44,7 @@ class Row:
     lat_p90_ms: float | None = None
     lat_p95_ms: float | None = None
     lat_std_ms: float | None = None
+    floor_ms: float | None = None
     lat_n: int | None = None
     lat_converged: bool | None = None
     first_call_ms: float | None = None
@@ -214,6 +215,7 @@ def _row(run: Run, measurement: Measurement) -> Row:
         prep_s=measurement.preparation_s,
         size_mb=measurement.size_bytes and measurement.size_bytes / MEGA,
         delegated=measurement.delegated,
+        floor_ms=measurement.floor_ms,
         device=measurement.device,
         hardware=measurement.hardware,
         threads=measurement.threads,
