@@ -1,6 +1,8 @@
 """Engines that are installed by themselves: their files, threads and what they lack."""
 
+import ctypes
 import inspect
+import math
 import sys
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ from torch import nn
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.system.cores import torch_threads, usable_cores
-from cifar_lightning.variants import executorch, registry
+from cifar_lightning.variants import executorch, onnx, registry
 from cifar_lightning.variants.context import Unsupported, VariantContext
 from cifar_lightning.variants.registry import FORMATS, PARTS, check, prepare
 
@@ -222,3 +224,85 @@ def test_a_program_counts_its_operations():
     """Calls of a delegate and what is taken of their results are none."""
     graph = torch.fx.symbolic_trace(lambda one: torch.relu((one + 1).split(1)[0]).sin())
     assert executorch._count_operations(graph) == 2
+
+
+class OnGPU:
+    """Stands in for ONNX Runtime on a GPU: its bindings, and sums of images as logits."""
+
+    def __init__(self):
+        self.bindings, self.providers, self.entries = [], [], {}
+
+    def SessionOptions(self):
+        return SimpleNamespace(add_session_config_entry=lambda key, value: None)
+
+    def RunOptions(self):
+        return SimpleNamespace(add_run_config_entry=self.entries.__setitem__)
+
+    def InferenceSession(self, path, options, providers):
+        self.providers += providers
+        return self
+
+    def get_providers(self):
+        return ["CUDAExecutionProvider"]
+
+    def io_binding(self):
+        bound = {"calls": []}
+
+        def bind(name, device, number, kind, shape, pointer):
+            assert (device, number, kind) == ("cuda", 0, "float32")
+            bound["calls"].append(name)
+            memory = (ctypes.c_float * math.prod(shape)).from_address(pointer)
+            bound[name] = torch.frombuffer(memory, dtype=torch.float32).view(*shape)
+
+        self.bindings.append(bound)
+        return SimpleNamespace(bind_input=bind, bind_output=bind, bound=bound)
+
+    def run_with_iobinding(self, binding, run_options):
+        assert self.entries == {"disable_synchronize_execution_providers": "1"}
+        assert run_options is not None
+        sums = binding.bound["images"].flatten(1).sum(1, keepdim=True)
+        binding.bound["logits"].copy_(sums.expand(-1, 10))
+
+
+def test_onnx_runtime_on_a_gpu_binds_each_shape_once(monkeypatch):
+    """On stand-ins: no machine with a GPU has had its package so far."""
+    streams = []
+
+    def stream(device):
+        streams.append(device)
+        return SimpleNamespace(cuda_stream=4711)
+
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
+    onnx._stream.cache_clear()
+    device, built, switches = torch.device("cuda"), [], []
+    for _ in range(2):
+        engine = OnGPU()
+        variant = SimpleNamespace(
+            device=device, network=network(), build_by_shape=built.append, switch=switches.append
+        )
+        onnx._run_on_gpu(variant, engine, "model.onnx")
+        ((name, settings),) = engine.providers
+        assert name == "CUDAExecutionProvider"
+        assert settings == {"device_id": 0, "user_compute_stream": "4711", "use_tf32": "0"}
+    assert streams == [device]  # for both
+    assert [switch.args for switch in switches] == [switches[0].args] * 2
+    onnx._stream.cache_clear()
+
+    one, many = torch.randn(1, 3, 32, 32), torch.randn(7, 3, 32, 32)
+    calls = {1: built[1](one), 7: built[1](many)}
+    for images in (one, one, many, one, torch.randn(1, 3, 32, 32), many.clone(), one):
+        expected = images.flatten(1).sum(1, keepdim=True).expand(-1, 10)
+        torch.testing.assert_close(calls[len(images)](images), expected)
+    with_one, with_many = engine.bindings
+    assert with_one["calls"] == ["logits", "images", "images", "images"]
+    assert with_many["calls"] == ["logits", "images", "images"]
+
+
+def test_onnx_runtime_for_a_gpu_is_not_installed_beside_the_other(monkeypatch):
+    for name in ("onnx", "onnxscript"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace())
+    cpu_only = SimpleNamespace(get_available_providers=lambda: ["CPUExecutionProvider"])
+    monkeypatch.setitem(sys.modules, "onnxruntime", cpu_only)
+    hint = "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+    with pytest.raises(Unsupported, match=hint):
+        onnx.import_onnxruntime(torch.device("cuda"))

@@ -5,7 +5,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from cifar_lightning.variants.context import (
     Call,
     Format,
+    Forward,
     Unsupported,
     VariantContext,
     example_images,
@@ -119,7 +120,9 @@ def import_onnxruntime(device: torch.device) -> Any:
     if device.type not in ("cpu", "cuda"):
         raise Unsupported("needs a CPU or a CUDA GPU")
     if _provider(device) not in onnxruntime.get_available_providers():
-        raise Unsupported("needs ONNX Runtime for GPUs: pip install onnxruntime-gpu")
+        # Both packages are the module `onnxruntime`: the files of one hide the other's.
+        replaced = "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+        raise Unsupported(f"needs ONNX Runtime for GPUs: {replaced}")
     return onnxruntime
 
 
@@ -167,20 +170,31 @@ def run_onnx(variant: VariantContext, ort: Any, path: Path) -> None:
         _run_on_gpu(variant, ort, path)
     else:
         variant.forward = on_arrays(load_onnx(str(path), torch.get_num_threads()))
-    variant.first_calls()
+        variant.first_calls()
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Give the stream of a GPU on which ONNX Runtime works and torch, too.
+
+    So input is ready, and events around a call time the call. All candidates share it: work on one
+    stream never runs beside that on another. It is not torch's default one: its handle is 0, which
+    ONNX Runtime reads as "none given".
+    """
+    return torch.cuda.Stream(device)
 
 
 def _run_on_gpu(variant: VariantContext, ort: Any, path: Path) -> None:
-    options = ort.SessionOptions()
+    """Let ONNX Runtime do the calls on a GPU, where they return before the work is done."""
+    options, run_options = ort.SessionOptions(), ort.RunOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # One stream for both, so that input is ready and events around a call time the call. Not
-    # torch's default one: its handle is 0, which ONNX Runtime reads as "none given".
-    stream = torch.cuda.Stream(variant.device)
+    run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    stream, number = _stream(variant.device), variant.device.index or 0
     variant.switch(partial(torch.cuda.stream, stream))
     settings = {
-        "device_id": variant.device.index or 0,
+        "device_id": number,
         "user_compute_stream": str(stream.cuda_stream),
         "use_tf32": "0",
     }
@@ -189,16 +203,24 @@ def _run_on_gpu(variant: VariantContext, ort: Any, path: Path) -> None:
         raise Unsupported(f"{_provider(variant.device)} could not be started")
     classes = variant.network.cpu()(example_images(1)).shape[1]
 
-    def forward(images: Tensor) -> Tensor:
-        images, place = images.contiguous(), ("cuda", images.device.index or 0, "float32")
+    def build(images: Tensor) -> Forward:
+        """Bind logits for one shape once, and images as often as they lie elsewhere."""
+        place, binding, bound = ("cuda", number, "float32"), session.io_binding(), 0
         logits = torch.empty(len(images), classes, device=images.device)
-        binding = session.io_binding()
-        binding.bind_input("images", *place, images.shape, images.data_ptr())
         binding.bind_output("logits", *place, logits.shape, logits.data_ptr())
-        session.run_with_iobinding(binding)
-        return logits
 
-    variant.forward = forward
+        def forward(images: Tensor) -> Tensor:
+            nonlocal bound
+            images = images.contiguous()
+            if images.data_ptr() != bound:
+                bound = images.data_ptr()
+                binding.bind_input("images", *place, images.shape, bound)
+            session.run_with_iobinding(binding, run_options)
+            return logits
+
+        return forward
+
+    variant.build_by_shape(build)
 
 
 @contextmanager
