@@ -110,9 +110,9 @@ def test_runs_are_measured_in_one_benchmark_with_the_references(again, outputs):
     assert [(one.label, one.threads) for one in record.candidates if one.role == "candidate"] == [
         ("A", 1), ("A", 2), ("B", 1), ("B", 2),
     ]  # fmt: skip
-    assert [one.role for one in record.candidates[4:]] == list(REFERENCES)
+    assert [one.role for one in record.candidates[4:]] == [*REFERENCES, "floor", "floor"]
     (session,) = record.sessions
-    assert sorted(session.build_order) == list(range(7))
+    assert sorted(session.build_order) == list(range(9))
     for label in ("A", "B"):
         folder = folder_of(outputs, label)
         rows = rows_of(folder)
@@ -123,6 +123,7 @@ def test_runs_are_measured_in_one_benchmark_with_the_references(again, outputs):
             assert one.latency.n == sum(len(block.calls_ms) for block in record.blocks(number))
             assert one.rounds == len(session.rounds) >= 30
             assert one.first_call_ms > 0
+            assert 0 < one.floor_ms == record.floor_ms(number) < one.latency.mean_ms
     # What is printed: rank, candidate, ...
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in ended.out.splitlines()]
     drawn = [cells for cells in lines if len(cells) == 8]
@@ -150,7 +151,7 @@ def test_seeds_are_one_candidate_and_have_its_latency(again, outputs):
     ended = again("run=A,twin,third")
     assert ended.status == 0, ended.err
     record = records(outputs)[earlier]
-    assert [one.role for one in record.candidates] == ["candidate", "check", *REFERENCES]
+    assert [one.role for one in record.candidates] == ["candidate", "check", *REFERENCES, "floor"]
     assert [one.label for one in record.candidates[:2]] == ["A", "twin"]
     if "depends on the weights" in ended.out:  # as noise can have it, once in a while
         return
@@ -529,7 +530,7 @@ def test_a_variant_that_fails_is_a_row_and_the_others_go_on(moment, again, outpu
         real = session.interleave
 
         def interleave(take, *arguments):
-            return real([fail, *take[1:]] if len(take) == 5 else take, *arguments)
+            return real([fail, *take[1:]] if len(take) == 6 else take, *arguments)
 
         monkeypatch.setattr(session, "interleave", interleave)
     ended = again("run=A", "variants=[fused,fp32]")
