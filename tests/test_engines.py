@@ -4,16 +4,17 @@ import ctypes
 import inspect
 import math
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 from conftest import needs_packages_of
+from test_results import MEASUREMENT
 from torch import nn
 
 from cifar_lightning.errors import UserError
-from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.system.cores import torch_threads, usable_cores
 from cifar_lightning.variants import executorch, onnx, registry
 from cifar_lightning.variants.context import Unsupported, VariantContext
@@ -203,20 +204,7 @@ def test_a_loader_stands_alone(name):
 
 
 def test_operations_outside_the_delegate_are_marked():
-    marks = [
-        Measurement.marks.fget(
-            SimpleNamespace(
-                status="ok",
-                protocol="full",
-                converged=True,
-                delegated=share,
-                notes={},
-                environment=SimpleNamespace(contradiction=None),
-                gpu=SimpleNamespace(marks=[]),
-            )
-        )
-        for share in (None, 1.0, 0.9, 0.874)
-    ]
+    marks = [replace(MEASUREMENT, delegated=one).marks for one in (None, 1.0, 0.9, 0.874)]
     assert marks == [[], [], [], ["87% delegated"]]
 
 

@@ -1,12 +1,12 @@
 """What a call takes by itself: timed beside what is ranked, and in no ranking."""
 
-from dataclasses import replace
-
 import pytest
 import torch
-from simulated import NEED, a_run, benchmark, candidate, measured, of_run, place
+from simulated import NEED, a_run, benchmark, candidate, measured, of_run
+from test_results import place
 
-from cifar_lightning.benchmark.candidates import floors, of_network
+from cifar_lightning.benchmark.candidates import of_network
+from cifar_lightning.benchmark.floors import floors
 from cifar_lightning.benchmark.rounds import rounds_needed
 from cifar_lightning.benchmark.summary import summary
 from cifar_lightning.comparison.collect import compare
@@ -16,8 +16,7 @@ from cifar_lightning.comparison.scatter import accuracy_latency
 from cifar_lightning.comparison.section import Section
 from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.runs.candidate import floor_of
-from cifar_lightning.runs.results import RunResults
-from cifar_lightning.runs.table import markdown, write_table
+from cifar_lightning.runs.results import RunResults, rows_of
 
 
 def floor(variant="fp32", threads=1):
@@ -81,7 +80,7 @@ def test_nothing_waits_for_it_to_be_certain():
     assert asked <= 300 < rounds_needed([steady, wild], [9999, 9999], 0, protocol)
 
 
-def test_table_and_report_show_it(tmp_path):
+def test_rows_and_report_show_it(tmp_path):
     run = a_run("good")
     timed = [(of_run(run), 1.0), (of_run(run, variant="onnx"), 0.2)]
     record = benchmark([*timed, (floor(), 0.03), (floor("onnx"), 0.01)], noise=0.001, drift=0)
@@ -90,22 +89,13 @@ def test_table_and_report_show_it(tmp_path):
         for number, ms in ((0, 0.03), (1, 0.01))
     ]
     folder = place(tmp_path, run, *ones)
-    rows = write_table(tmp_path)
-    assert [row.floor_ms for row in rows] == [0.03, 0.01]
-    assert [row.id for row in rows] == ["good", "good"]
-    last = (tmp_path / "results.md").read_text().splitlines()[-2:]
-    assert [[cell.strip() for cell in line.split("|")][1:5] for line in last] == [
-        ["floor", "fp32", "-", "0.030"],
-        ["floor", "onnx", "-", "0.010"],
-    ]
-    assert "floor" not in markdown(replace(row, floor_ms=None) for row in rows)
-
+    assert [row.floor_ms for row in rows_of(folder)] == [0.03, 0.01]
     found = compare(Records([RunResults.read(folder)], {record.id: record}), NEED)
     (leaderboard,) = found.leaderboards
     assert {entry.variant for entry in leaderboard.entries} == {"fp32", "onnx"}
     marks = Marks.of(leaderboard.entries)
     notes = " ".join(Section.of(leaderboard, "lat_rel", NEED, marks).notes)
-    assert "Its floor, what a call takes by itself" in notes
-    assert "fp32, 1 thread: 0.030 ms, onnx, 1 thread: 0.010 ms" in notes
+    assert "what a call takes by itself with hardly any network: " in notes
+    assert notes.count("fp32 0.030 ms") == notes.count("onnx 0.010 ms") == 1
     (axes,) = accuracy_latency(leaderboard, 1, NEED, marks).axes
     assert "of which a call by itself: fp32 0.03" in axes.get_xlabel()

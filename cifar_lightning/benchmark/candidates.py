@@ -15,7 +15,7 @@ from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.errors import bad_value
 from cifar_lightning.models.floor import floor
 from cifar_lightning.models.interfaces import reparameterized
-from cifar_lightning.runs.candidate import Candidate, Role, floor_of, recipe
+from cifar_lightning.runs.candidate import Candidate, Role, recipe
 from cifar_lightning.runs.find import find_run, is_weights, load_run
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Network
@@ -208,19 +208,6 @@ def references(device: torch.device) -> list[Source]:
         of_network(REFERENCE, variant, 1, "reference"),
         of_network(REFERENCE, variant, 1, "double"),
         of_network(SECOND_REFERENCE, variant, 1, "second_reference"),
-    ]
-
-
-def floors(groups: Iterable[Sequence[Source]]) -> list[Source]:
-    """Make what tells how long a call takes by itself, in each engine and number of threads."""
-    executed = dict.fromkeys(
-        (floor_of(one.variant), one.threads)
-        for one in (group[0].candidate for group in groups)
-        if one.role == "candidate"
-    )
-    return [
-        Source(_candidate("floor", "floor", "floor", {"num_classes": NUM_CLASSES}, *how))
-        for how in executed
     ]
 
 

@@ -15,12 +15,12 @@ from cifar_lightning.benchmark.candidates import (
     Source,
     by_weights,
     checks,
-    floors,
     grouped,
     keyed,
     of_run,
     references,
 )
+from cifar_lightning.benchmark.floors import floors
 from cifar_lightning.benchmark.load import RunData
 from cifar_lightning.benchmark.measurements import write_measurements
 from cifar_lightning.benchmark.prepare import Failure
