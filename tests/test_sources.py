@@ -400,7 +400,7 @@ def test_digits():
     assert len(data.train.labels) + len(data.test.labels) == 1797
     assert data.train.images.shape[1:] == (3, 32, 32)
     assert data.train.images.max() == 255
-    assert read_digits.__wrapped__().fingerprint == data.fingerprint
+    assert read_digits().fingerprint == data.fingerprint
     shares = (
         data.test.labels.bincount() / torch.cat([data.train.labels, data.test.labels]).bincount()
     )

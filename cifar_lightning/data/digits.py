@@ -1,7 +1,5 @@
 """scikit-learn's handwritten digits: real images without a download."""
 
-from functools import cache
-
 import torch
 from torch.nn import functional
 
@@ -9,7 +7,6 @@ from cifar_lightning.data.images import IMAGE_SIZE, ImageData, Split, stratified
 from cifar_lightning.data.module import ImageDataModule
 
 
-@cache  # a sweep's checks would read them for each job
 def read_digits() -> ImageData:
     """Read scikit-learn's 1,797 handwritten digits, enlarged from 8x8 to 32x32x3.
 

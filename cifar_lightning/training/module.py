@@ -107,8 +107,9 @@ class ImageClassifier(LightningModule):
 
     def _ended_at_once(self) -> AbstractContextManager[None]:
         """Let signals end the first step, which compiles; several processes have to agree first."""
-        alone = self.trainer.world_size == 1
-        return signals.immediate() if self._compiling and alone else nullcontext()
+        if self._compiling and self.trainer.world_size == 1:
+            return signals.immediate()
+        return nullcontext()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._step(batch, "val")
