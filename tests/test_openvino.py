@@ -97,6 +97,8 @@ def test_a_processor_without_int8_instructions_is_marked(features, marked, monke
         protocol="full",
         converged=True,
         delegated=None,
+        has_figures=True,
+        test_acc=90.0,
         notes=variant.notes,
         environment=SimpleNamespace(contradiction=None),
         gpu=SimpleNamespace(marks=[]),
