@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable, Iterator
 
+MANY = 30  # names are too many to read
+
 
 class CifarLightningError(Exception):
     """Base of the errors that end a command with one line instead of a traceback.
@@ -72,7 +74,11 @@ def unknown_name(subject: str, kind: str, name: str, allowed: Iterable[object]) 
     names = sorted(str(candidate) for candidate in allowed)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near else ""
-    return UserError(f"{subject}: no such {kind}; {hint}allowed: {', '.join(names) or 'none'}")
+    told = f"allowed: {', '.join(names) or 'none'}"
+    if len(names) > MANY:
+        nearest = difflib.get_close_matches(name, names, n=5, cutoff=0.0)
+        told = f"the nearest of {len(names)}: {', '.join(nearest)}"
+    return UserError(f"{subject}: no such {kind}; {hint}{told}")
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

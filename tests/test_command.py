@@ -1,6 +1,7 @@
 """Mistakes of the user: one line, status 2, nothing left behind."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,8 +9,15 @@ import time
 
 import pytest
 from conftest import ROOT, TINY, TINY_MOBILENET
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
-from cifar_lightning.cli.arguments import flags_apart, key_positional, quote_text
+from cifar_lightning.cli import report
+from cifar_lightning.cli.arguments import as_typed, flags_apart, key_positional
+from cifar_lightning.config.schema import SCHEMAS
+from cifar_lightning.config.texts import Text, text_keys
 
 BAD = {
     # What was typed: how the line begins, and what it offers.
@@ -44,7 +52,20 @@ BAD = {
     "scheduler=[cosine,step]": "scheduler: needs exactly one option",
     "model=mobilnetv3": "model=mobilnetv3: no such option; did you mean mobilenetv3?",
     "model=": "model",
-    "model=null": "",
+    "model=null": "model=null: must be cifarnet, mobilenetv2",
+    "augment=null": "augment=null: must be autoaugment",
+    "model=_x": "model=_x: no such option; allowed: cifarnet",
+    "data=_batches": "data=_batches: no such option; allowed: cifar10",
+    "data=[digits,cifar10]": "data: needs exactly one option",
+    "benchmark=[quick,full]": "benchmark: needs exactly one option",
+    "augment=[crop,cutuot]": "augment=cutuot: no such option; did you mean cutout?",
+    "callbacks=[earlystopping]": "callbacks=earlystopping: no such option; did you mean early_",
+    "experiment=study/plan16": "experiment=study/plan16: no such option; did you mean study/plain",
+    "+epohcs=3": "epohcs: no such key; did you mean epochs?",
+    "+mine.x=3": "mine: no such key",
+    "seed=0,1": "seed=0,1: must be one value; a sweep needs -m, a list is 'seed=[0,1]'",
+    "id=a,b": "id=a,b: must be up to 64 letters",
+    "augment.flip.p=1": "augment.flip: no such key",
     "experimnt=quick": "experimnt: no such key; did you mean experiment?",
     "modle=resnet18": "modle: no such key; did you mean model?",
     "experiment=quik": "experiment=quik: no such option; did you mean quick?",
@@ -156,6 +177,40 @@ def test_a_truncated_image(command, outputs, image_folder, tmp_path):
     assert ended.status == 2
     assert f"error: {victim}: this image can't be read" in ended.err
     assert not outputs.exists()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "hydra.run.dir=elsewhere", "hydra.mode=MULTIRUN", "hydra.job.chdir=true",
+        "hydra.output_subdir=x", "hydra.sweep.dir=x", "-m",
+    ],
+)  # fmt: skip
+def test_no_command_takes_other_folders(override, call, tmp_path, monkeypatch):
+    monkeypatch.undo()  # of what says that no command is a multirun
+    monkeypatch.chdir(tmp_path)
+    ended = call(report.main, override)
+    key = override.partition("=")[0].replace("hydra.mode", "-m")
+    assert (ended.status, ended.err.startswith(f"error: {key}")) == (2, True), ended.err
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("none", ["logger=null", "logger=[]", "~logger"])
+def test_a_group_may_be_left_out(none, command, outputs):
+    ended = command(*TINY, none, "callbacks=null", "epochs=0")
+    assert_refused(ended, outputs, "epochs=0")
+    ended = command(*TINY, none, "callbacks=lr_monitor")
+    assert_refused(ended, outputs, "callbacks=lr_monitor: needs a logger, say logger=csv")
+
+
+def test_a_presets_settings_of_what_is_not_chosen(resolved, command, outputs):
+    settings, _ = resolved("experiment=demo", "augment=flip")
+    assert [*settings["augment"]] == ["flip"]
+    ended = command("experiment=demo", "augment=flip", "augment.crop.padding=3")
+    assert_refused(ended, outputs, "augment.crop: no such key; allowed: flip")
+    ended = command("experiment=demo", "model=cifarnet")
+    assert_refused(ended, outputs, "model.output_stride: no such key; did you mean stem_stride?")
+    assert ended.err.strip().endswith("a preset sets it: ~model.output_stride leaves it out")
 
 
 def test_no_network(command, outputs, tmp_path):
@@ -356,17 +411,89 @@ def test_help_lists_the_groups(forked):
         ("id=1e5", "id='1e5'"),
         ("++id=1e5", "++id='1e5'"),
         ("id=1e5,1_0", "id='1e5','1_0'"),
-        ("id='a',b", "id='a',b"),
+        ("id='a',b", "id='a','b'"),
+        ("id='a,b',c", "id='a,b','c'"),
+        ("id=choice(a,b)", "id=choice(a,b)"),
         ("id=null", "id=null"),
         ("run=1e5,B1", "run=['1e5','B1']"),
         ("run='1e5'", "run=['1e5']"),
-        ("run=['1e5',B1]", "run=['1e5',B1]"),
+        ("run=['1e5',B1]", "run=['1e5','B1']"),
+        ("run=[]", "run=[]"),
         ("seed=1,2", "seed=1,2"),
         ("-m", "-m"),
     ],
 )
 def test_names_that_look_like_numbers_are_names(typed, read):
-    assert quote_text(typed, ("id",), ("run",)) == read
+    keys = {"id": Text(nullable=True), "run": Text(several=True)}
+    assert as_typed(typed, keys, sweeping=True) == read
+
+
+def arrived(name, argument, sweeping=False):
+    """Give what Hydra and OmegaConf make of an argument."""
+    (override,) = PARSER.parse_overrides([as_typed(argument, text_keys(SCHEMAS[name]), sweeping)])
+    return OmegaConf.to_container(OmegaConf.create({"value": override.value()}), resolve=True)[
+        "value"
+    ]
+
+
+PARSER = OverridesParser.create()
+KEYS = [(name, key, text) for name in SCHEMAS for key, text in text_keys(SCHEMAS[name]).items()]
+ODD = (
+    "a=b", "a,b", "#a", "a(1)", "it's", "100%", "a|b", " a ", "ü", "猫", "007", "2024_01_15", "1e3",
+    "true", "${", "a$b", "\\", "\\'", "'a", '"', "{a: 1}", "a:b", "", "~", "-x", "a\nb", "?", "nan",
+)  # fmt: skip
+
+
+@given(st.sampled_from(KEYS), st.text(min_size=1) | st.text("',\\\"${}()[]=#~ :a1", min_size=1))
+def test_texts_arrive_as_they_were_typed(key, typed):
+    name, key, text = key
+    assume("," not in typed or not text.several)
+    as_hydra_has_it = re.match(r"['\"\[]|\?\?\?$|null$", typed) or "${" in typed
+    assume(not as_hydra_has_it)
+    assert arrived(name, f"{key}={typed}") == ([typed] if text.several else typed)
+
+
+@pytest.mark.parametrize("typed", ODD)
+def test_odd_names_are_names(typed, tmp_path):
+    for key in ("data.root", "outputs", "data.name", "id", "data.cache_dir"):
+        assert arrived("schema", f"{key}={typed}") == typed
+    assert arrived("report_schema", f"to={typed}") == typed
+    if "," not in typed:
+        assert arrived("report_schema", f"outputs={typed}") == [typed]
+        assert arrived("measure_schema", f"run={typed},B1") == [typed, "B1"]
+
+
+def test_null_is_none_only_where_there_may_be_none():
+    assert arrived("schema", "id=null") is None
+    assert arrived("schema", "id='null'") == "null"
+    assert arrived("schema", "outputs=null") == "null"
+
+
+def test_an_interpolation_stays_one(monkeypatch):
+    monkeypatch.setenv("DATA", "/there")
+    assert arrived("schema", "data.root=${oc.env:DATA}/x") == "/there/x"
+    assert arrived("report_schema", "outputs=${oc.env:NO,a},b") == ["a", "b"]
+
+
+def test_what_exists_as_typed_is_taken_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("a,b", "[c]", "${oc.env:HOME}", "'e'"):
+        assert arrived("report_schema", f"outputs={name}") != [name]
+        (tmp_path / name).mkdir()
+        assert arrived("report_schema", f"outputs={name}") == [name]
+        assert arrived("schema", f"outputs={name}", sweeping=True) == name
+    assert arrived("measure_schema", "run=a,b,c") == ["a", "b", "c"]
+    assert arrived("measure_schema", "run=~/a,b") == ["~/a,b"]  # expanded with the configuration
+
+
+def test_a_home_folder_is_expanded(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ended = command("data=imagefolder", "data.name=x", "data.root=~/nothing")
+    assert f"data.root={tmp_path}/nothing: there is no folder" in ended.err
+    ended = command(*TINY, "outputs=~/out", "+trainer.fast_dev_run=true")
+    assert ended.status == 0, ended.err
+    assert [path.name for path in tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@ import re
 import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
+from omegaconf import OmegaConf
 
 from cifar_lightning.cli.arguments import rename
-from cifar_lightning.config import components, rules, schema
+from cifar_lightning.config import components, rules, schema, texts
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs import identity, resolve
 from cifar_lightning.training.build import build
@@ -94,19 +96,53 @@ def test_the_first_missing_value_is_named_with_an_example():
 
 
 @pytest.mark.parametrize(
-    ("kind", "texts", "lists"),
+    ("kind", "single", "lists", "paths"),
     [
-        (schema.TrainConfig, {"id", "outputs", "precision", "distill.teacher"}, set()),
+        (
+            schema.TrainConfig,
+            {
+                "id", "outputs", "precision", "distill.teacher", "model.name", "data.name",
+                "data.root", "data.cache_dir", "data.md5", "data.device",
+            },
+            {"data.mirrors"},
+            {"outputs", "distill.teacher", "data.root", "data.cache_dir"},
+        ),
         (
             schema.MeasureConfig,
             {"protocol", "device", "outputs", "data_root"},
             {"run", "networks", "variants"},
+            {"outputs", "data_root", "run"},
         ),
-        (schema.ReportConfig, {"to", "stat", "baseline", "sort", "detail"}, {"outputs", "filter"}),
+        (
+            schema.ReportConfig,
+            {"to", "stat", "baseline", "sort", "detail"},
+            {"outputs", "filter"},
+            {"outputs", "to"},
+        ),
     ],
-)
-def test_texts_are_told_by_their_types(kind, texts, lists):
-    assert schema.text_keys(kind) == (texts, lists)
+)  # fmt: skip
+def test_texts_are_told_by_their_types(kind, single, lists, paths):
+    found = texts.text_keys(kind).items()
+    own = {key: text for key, text in found if not key.startswith(("hydra.", "logger."))}
+    assert {key for key, text in own.items() if not text.several} == single
+    assert {key for key, text in own.items() if text.several} == lists
+    assert {key for key, text in own.items() if text.path} == paths
+
+
+def test_what_the_components_take_as_texts_is_known():
+    """Their builders' types say so, too; importing those takes too long for a command line."""
+    known = texts.text_keys(schema.TrainConfig)
+    missing = {}
+    for group in ("model", "data", "distill", "logger"):
+        for option in schema.options_of(group):
+            nodes = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / group / f"{option}.yaml"))
+            for prefix, node in nodes.items() if group == "logger" else [("", nodes)]:
+                path = ".".join(filter(None, (group, prefix)))
+                for name, one in components.parameters_of(get_object(node["_target_"])).items():
+                    text = texts.text_of(one.annotation) or str(one.annotation).count("Path")
+                    if text and f"{path}.{name}" not in known:
+                        missing[f"{path}.{name}"] = one.annotation
+    assert not missing
 
 
 def test_names_are_stable(resolved):

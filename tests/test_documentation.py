@@ -16,8 +16,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 from test_architecture import ROOMS
 
-from cifar_lightning.cli.arguments import quote_text, rename
+from cifar_lightning.cli.arguments import as_typed, rename
 from cifar_lightning.config import rules, schema
+from cifar_lightning.config.texts import text_keys
 from cifar_lightning.runs import resolve
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -86,14 +87,14 @@ def config_name(words):
 def test_every_command_has_keys_that_exist(command):
     words = shlex.split(command)
     name = config_name(words)
-    texts, lists = schema.text_keys(SCHEMAS[name])
+    texts = text_keys(SCHEMAS[name])
     renamed = schema.renamed_arguments(SCHEMAS[name])
     arguments = words[3:] if words[1] == "-m" else words[2:]
     kept = []
     for argument in arguments:
         if argument.startswith("-") or "=" not in argument:
             continue
-        quoted = quote_text(rename(argument, renamed), texts, lists)
+        quoted = as_typed(rename(argument, renamed), texts, "-m" in words[2:])
         (override,) = OverridesParser.create().parse_overrides([quoted])
         if override.is_sweep_override():
             quoted = f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
@@ -165,6 +166,15 @@ def test_arguments_with_brackets_are_quoted():
         ):
             unquoted = re.sub(r"'[^']*'|\"[^\"]*\"", "", " ".join(command))
             assert not re.search(r"\w=[\[{]", unquoted), f"{page.name}: {command}"
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_every_command_is_one_for_zsh(command):
+    """Unlike bash, it refuses a pattern without a match, and expands ``=name`` and ``~name``."""
+    shown = re.sub(r"\$\{[^}]*\}|\$\(\([^)]*\)\)", "", command)  # a script's own expansions
+    bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", shown).split()
+    expanded = [word for word in bare if re.search(r"[][*?(){}!^#]|^[=~]", word)]
+    assert not [word for word in expanded if word != "wheels/*.whl"]
 
 
 # --- Configuration --------------------------------------------------------------------------

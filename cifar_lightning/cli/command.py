@@ -16,9 +16,10 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_lightning.cli.arguments import flags_apart, key_positional, quote_text, rename
+from cifar_lightning.cli.arguments import for_hydra, is_sweep
 from cifar_lightning.cli.endings import to_ending
 from cifar_lightning.config import rules, schema
+from cifar_lightning.config.texts import expand_home
 from cifar_lightning.errors import RunFailed, UserError
 from cifar_lightning.runs import resolve
 from cifar_lightning.runs.folder import RunFolder
@@ -72,8 +73,6 @@ def entry_point(
         sweeps: Whether it can be a multirun.
     """
     resolve.register()
-    texts, lists = schema.text_keys(config)
-    renamed = schema.renamed_arguments(config)
     statuses: list[int] = []
     outcome_file: str | None = None
 
@@ -114,13 +113,9 @@ def entry_point(
         HydraConfig.instance().cfg = None
         try:
             with signals.handled():
-                if not sweeps and {"-m", "--multirun"} & set(sys.argv[1:]):
+                if is_sweep(sys.argv[1:]) and not sweeps:
                     raise UserError(f"-m: {name} takes no sweep")
-                flags, overrides = flags_apart(sys.argv[1:])
-                if positional is not None:
-                    overrides = key_positional(overrides, positional)
-                overrides = [rename(text, renamed) for text in overrides]
-                sys.argv[1:] = flags + [quote_text(text, texts, lists) for text in overrides]
+                sys.argv[1:] = for_hydra(sys.argv[1:], config, positional)
                 hydra_main()
         except (Exception, KeyboardInterrupt) as error:
             report(error)
@@ -140,7 +135,7 @@ def share_outputs(config: DictConfig) -> None:
     """Share what is written with all users of the outputs."""
     outputs = config.outputs
     if folder := outputs if isinstance(outputs, str) else next(iter(outputs or ()), None):
-        share_with_others(Path(folder))
+        share_with_others(Path(expand_home(folder)))
 
 
 class BeforeFolders(Callback):

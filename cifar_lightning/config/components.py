@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning.config.schema import CONF_DIR
-from cifar_lightning.config.user_errors import one_line
+from cifar_lightning.config.user_errors import key_of_preset, one_line
 from cifar_lightning.errors import UserError, bad_value, unknown_name
 from cifar_lightning.system.untrusted import Unreadable, check_plain
 
@@ -186,7 +186,8 @@ def check_component(name: str, node: Mapping[str, Any], given: tuple[str, ...] =
             continue  # calling it tells whether it knows the key
         if key not in parameters or key in given:
             allowed = [parameter for parameter in parameters if parameter not in given]
-            raise unknown_name(f"{name}.{key}", "key", key, allowed)
+            unknown = unknown_name(f"{name}.{key}", "key", key, allowed)
+            raise key_of_preset(unknown, f"{name}.{key}")
         if not _fits(value, expected := parameters[key].annotation):
             raise bad_value(f"{name}.{key}", value, _told(expected))
     for key, parameter in parameters.items():

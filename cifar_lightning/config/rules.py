@@ -160,6 +160,13 @@ def check(config: Mapping[str, Any]) -> None:
     for alternatives in EXCLUSIVE_AUGMENTATIONS:
         if len(both := [name for name in alternatives if name in config.get("augment", {})]) > 1:
             raise UserError(f"augment={','.join(both)}: must be one of them")
+    monitors = [
+        name
+        for name, node in (config.get("callbacks") or {}).items()
+        if str(node.get("_target_")).endswith("Monitor")
+    ]
+    if monitors and not config.get("logger"):
+        raise UserError(f"callbacks={','.join(monitors)}: needs a logger, say logger=csv")
     data = config.get("data", {})
     if data.get("device") == "gpu" and data.get("num_workers"):
         raise bad_value("data.num_workers", data["num_workers"], "0 where data.device=gpu")

@@ -2,11 +2,21 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
-from cifar_lightning.errors import UserError
+from cifar_lightning.config.texts import (
+    DataTexts,
+    DistillTexts,
+    LoggerTexts,
+    ModelTexts,
+    PathText,
+    expand_home,
+    text_keys,
+)
+from cifar_lightning.errors import UserError, unknown_name
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Beside the package in a checkout, inside it where it was installed.
@@ -18,15 +28,15 @@ NAMING_GROUPS = ("model", "optim", "scheduler")  # their options are in a run's 
 class TrainConfig:
     """Types of the top level of ``conf/train.yaml``, which holds the values."""
 
-    model: dict[str, Any] = MISSING
+    model: dict[str, Any] = field(default=MISSING, metadata={"texts": ModelTexts})
     optim: dict[str, Any] = MISSING
     scheduler: dict[str, Any] = MISSING
-    data: dict[str, Any] = MISSING
+    data: dict[str, Any] = field(default=MISSING, metadata={"texts": DataTexts})
     augment: dict[str, Any] = MISSING
     trainer: dict[str, Any] = MISSING
     callbacks: dict[str, Any] | None = None
-    logger: dict[str, Any] = MISSING
-    distill: dict[str, Any] | None = field(default=None, metadata={"texts": ("teacher",)})
+    logger: dict[str, Any] | None = field(default=None, metadata={"texts": LoggerTexts})
+    distill: dict[str, Any] | None = field(default=None, metadata={"texts": DistillTexts})
     benchmark: dict[str, Any] = MISSING
     epochs: int = MISSING
     batch_size: int = MISSING
@@ -37,7 +47,7 @@ class TrainConfig:
     channels_last: bool = MISSING
     compile: bool | str = MISSING
     id: str | None = MISSING
-    outputs: str = MISSING
+    outputs: PathText = MISSING
     rerun: bool = MISSING
 
 
@@ -64,7 +74,7 @@ class TuneConfig(TrainConfig):
 class MeasureConfig:
     """Types of ``conf/measure.yaml``."""
 
-    run: list[str] = MISSING
+    run: list[PathText] = MISSING
     # Hydra takes what a group is called for the group.
     networks: list[str] = field(default=MISSING, metadata={"argument": "model"})
     variants: list[str] = MISSING
@@ -73,8 +83,8 @@ class MeasureConfig:
     device: str = MISSING
     processes: int = MISSING
     rerun: bool = MISSING
-    outputs: str = MISSING
-    data_root: str | None = MISSING
+    outputs: PathText = MISSING
+    data_root: PathText | None = MISSING
     data_check: bool = MISSING
 
 
@@ -82,8 +92,8 @@ class MeasureConfig:
 class ReportConfig:
     """Types of ``conf/report.yaml``."""
 
-    outputs: list[str] = MISSING
-    to: str | None = MISSING
+    outputs: list[PathText] = MISSING
+    to: PathText | None = MISSING
     min_acc: float = MISSING
     max_ms: float | None = MISSING
     stat: str = MISSING
@@ -97,26 +107,26 @@ class ReportConfig:
 class PredictConfig:
     """Types of ``conf/predict.yaml``."""
 
-    run: str = field(default=MISSING, metadata={"example": "run=B1"})
-    images: list[str] = field(
+    run: PathText = field(default=MISSING, metadata={"example": "run=B1"})
+    images: list[PathText] = field(
         default=MISSING, metadata={"example": "the name of an image or a folder"}
     )
     top: int = MISSING
     format: str = MISSING
     device: str = MISSING
-    outputs: str = MISSING
+    outputs: PathText = MISSING
 
 
 @dataclass
 class ExportConfig:
     """Types of ``conf/export.yaml``."""
 
-    run: str = field(default=MISSING, metadata={"example": "run=B1"})
+    run: PathText = field(default=MISSING, metadata={"example": "run=B1"})
     format: str = MISSING
     opset: int | None = MISSING
-    to: str | None = MISSING
-    outputs: str = MISSING
-    data_root: str | None = MISSING
+    to: PathText | None = MISSING
+    outputs: PathText = MISSING
+    data_root: PathText | None = MISSING
     data_check: bool = MISSING
 
 
@@ -130,20 +140,16 @@ SCHEMAS = {
 }
 
 
-def text_keys(schema: type) -> tuple[set[str], set[str]]:
-    """Tell which keys of a schema are texts, and which are lists of texts.
+def options_of(group: str) -> list[str]:
+    """List a group's options, those in its folders included."""
+    paths = sorted((CONF_DIR / group).rglob("*.yaml"))
+    names = [str(path.relative_to(CONF_DIR / group).with_suffix("")) for path in paths]
+    return [name for name in names if not name.rpartition("/")[2].startswith("_")]
 
-    On a command line ``id=1e5`` is a name then, and ``run=A,B`` is a list, not a sweep.
-    """
-    texts, lists = set(), set()
-    hints = get_type_hints(schema)
-    for option in fields(schema):
-        if hints[option.name] in (str, str | None):
-            texts.add(option.name)
-        elif hints[option.name] == list[str]:
-            lists.add(option.name)
-        texts |= {f"{option.name}.{inner}" for inner in option.metadata.get("texts", ())}
-    return texts, lists
+
+def is_optional(group: str) -> bool:
+    """Tell whether a group may be left out."""
+    return NoneType in get_args(get_type_hints(TrainConfig).get(group, NoneType | Any))
 
 
 def renamed_arguments(schema: type) -> dict[str, str]:
@@ -156,14 +162,22 @@ def plain(config: DictConfig, schema: type = TrainConfig) -> dict[str, Any]:
     """Make plain containers of the task's part of a composed configuration.
 
     Raises:
-        UserError: If a needed value is missing.
+        UserError: If a needed value is missing, or a key was added that the command does not know.
     """
     options = {option.name: option for option in fields(schema)}
+    for key in sorted({str(key) for key in config} - {"hydra", *options}):
+        raise unknown_name(key, "key", key, options)
     task = OmegaConf.masked_copy(config, list(options))
     missing = sorted(OmegaConf.missing_keys(task))
     for key in [key for key in options if key in missing] or missing:
         told = options[key].metadata if key in options else {}
         raise UserError(f"{key}: needs a value, say {told.get('example', f'{key}=...')}")
+    for key in (key for key, text in text_keys(schema).items() if text.path):
+        value = OmegaConf.select(task, key)
+        if isinstance(value, str):
+            OmegaConf.update(task, key, expand_home(value))
+        elif isinstance(value, ListConfig):
+            OmegaConf.update(task, key, [expand_home(path) for path in value])
     resolved = OmegaConf.to_container(task, resolve=True)
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}

@@ -1,14 +1,16 @@
 """Errors of Hydra and OmegaConf as one line for the user."""
 
+import re
 import sys
 from traceback import walk_tb
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
 from omegaconf.errors import OmegaConfBaseException as OmegaConfError
 
-from cifar_lightning.config.schema import CONF_DIR, NAMING_GROUPS, SCHEMAS
+from cifar_lightning.config.schema import CONF_DIR, NAMING_GROUPS, SCHEMAS, options_of
 from cifar_lightning.errors import UserError, bad_value, chain, unknown_name
 
 COMPOSERS = ("hydra", "omegaconf", "antlr4", "yaml")
@@ -27,14 +29,17 @@ def to_user_error(error: BaseException) -> UserError | None:
     if not raised_in_composing(links[-1]):
         return None
     for link in links:
-        if isinstance(link, MissingConfigException) and link.options is not None:
-            group, _, option = (link.missing_cfg_file or "").rpartition("/")
-            options = [name for name in link.options if not name.startswith("_")]
-            return unknown_name(f"{group}={option}", "option", option, options)
+        if isinstance(link, MissingConfigException):
+            return _option_error(link)
         if isinstance(link, ConfigKeyError | ConfigAttributeError):
             return _key_error(link)
         if isinstance(link, ValidationError):
             return _type_error(link)
+        if several := re.match(r"Ambiguous value for argument '(([^=]*)=(.*))'\n", str(link)):
+            argument, key, values = several.groups()
+            return UserError(
+                f"{argument}: must be one value; a sweep needs -m, a list is '{key}=[{values}]'"
+            )
         if isinstance(link, OverrideParseException):
             return UserError(f"{link.override}: can't be read ({one_line(link)})")
     known = [link for link in links if isinstance(link, HydraException | OmegaConfError)]
@@ -47,6 +52,14 @@ def raised_in_composing(error: BaseException) -> bool:
     names = [module.partition(".")[0] for module in modules]
     foreign = [name for name in names if name not in sys.stdlib_module_names]
     return bool(foreign) and foreign[-1] in COMPOSERS
+
+
+def _option_error(error: MissingConfigException) -> UserError:
+    parts = (error.missing_cfg_file or "").split("/")
+    depth = 2 if parts[0] == "hydra" else 1
+    group, option = "/".join(parts[:depth]), "/".join(parts[depth:])
+    found = {name for name in error.options or () if not name.startswith("_")}
+    return unknown_name(f"{group}={option}", "option", option, found.union(options_of(group)))
 
 
 def _key_error(error: OmegaConfError) -> UserError:
@@ -72,6 +85,14 @@ def _type_error(error: ValidationError) -> UserError:
         if annotation in expected:
             return bad_value(key, error.value, expected[annotation])
     return UserError(f"{error.full_key}: {one_line(error)}")
+
+
+def key_of_preset(error: UserError, key: str) -> UserError:
+    """Add to an error how to leave out a key that a preset, not the user, has set."""
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else [key]
+    if any(text.lstrip("+").startswith(key) for text in typed):
+        return error
+    return UserError(f"{error}; a preset sets it: ~{key} leaves it out", error.key)
 
 
 def one_line(error: BaseException) -> str:

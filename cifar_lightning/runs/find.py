@@ -39,7 +39,7 @@ def find_run(outputs: Path, query: str, key: str = "run") -> Path:
             or [run for run in runs if query and run.name.startswith(query)]
         )
         if not found:
-            names = {name for run in runs for name in (run.label, run.name)}
+            names = {run.name if run.name.endswith(run.label) else run.label for run in runs}
             raise unknown_name(f"{key}={query}", f"run in {outputs}", query, names)
         if len(found) > 1:
             names = {run.name for run in found}

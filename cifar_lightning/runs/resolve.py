@@ -1,19 +1,22 @@
 """From a composed configuration to a run: its settings as plain values, and its name."""
 
 import os
+from collections.abc import Sequence
 from functools import reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning.config.rules import check
-from cifar_lightning.config.schema import CONF_DIR, NAMING_GROUPS, SCHEMAS, plain
-from cifar_lightning.errors import UserError, bad_value
+from cifar_lightning.config.schema import CONF_DIR, SCHEMAS, options_of, plain
+from cifar_lightning.config.texts import expand_home
+from cifar_lightning.errors import UserError, bad_value, unknown_name
 from cifar_lightning.runs.find import find_run, load_run
 from cifar_lightning.runs.folder import RUNS, RunFolder
 from cifar_lightning.runs.identity import run_name
@@ -30,6 +33,7 @@ def resolve(composed: DictConfig) -> dict[str, Any]:
         UserError: If a needed value is missing, or there is no such teacher.
     """
     config = plain(composed)
+    _drop_unchosen(config, (composed.get("hydra") or HydraConfig.get()).overrides.task)
     if config["distill"] is not None:
         outputs, given = Path(config["outputs"]), str(config["distill"]["teacher"])
         folder = find_run(outputs, given, "distill.teacher")
@@ -39,6 +43,24 @@ def resolve(composed: DictConfig) -> dict[str, Any]:
         config["distill"]["teacher"] = folder.name
     _resolve_devices(config["trainer"])
     return config
+
+
+def _drop_unchosen(config: dict[str, Any], typed: Sequence[str]) -> None:
+    """Leave out a preset's settings of options that are not chosen, as in ``augment=flip``.
+
+    Raises:
+        UserError: If the user has set one.
+    """
+    for group in ("augment", "callbacks", "logger"):  # several options, each under its name
+        chosen = {
+            name: node
+            for name, node in (config[group] or {}).items()
+            if not isinstance(node, dict) or "_target_" in node
+        }
+        for name in (config[group] or {}).keys() - chosen:
+            if any(text.lstrip("+").startswith(f"{group}.{name}.") for text in typed):
+                raise unknown_name(f"{group}.{name}", "key", name, chosen)
+        config[group] = chosen or (config[group] and {})
 
 
 def _resolve_devices(trainer: dict[str, Any]) -> None:
@@ -67,11 +89,12 @@ def _resolve_devices(trainer: dict[str, Any]) -> None:
 
 
 def register() -> None:
-    """Make the schemas and the ``run_name`` resolver known to Hydra."""
+    """Make the schemas and the resolvers in ``conf`` known to Hydra."""
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         store.store(name=name, node=schema)
     OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
+    OmegaConf.register_new_resolver("home", expand_home, replace=True)
     OmegaConf.register_new_resolver("checked_places", _check_places, replace=True)
 
 
@@ -80,12 +103,16 @@ def _resolve_run_name(_root_: DictConfig) -> str:
 
     Hydra asks for the name before it makes the run's folder, so a mistake leaves nothing behind.
     """
-    config = resolve(_root_)
-    check(config)
     hydra = _root_.get("hydra") or HydraConfig.get()
     choices = hydra.runtime.choices
-    for group in NAMING_GROUPS:
-        if not isinstance(choices.get(group), str):
+    for group, choice in choices.items():
+        if str(choice).rpartition("/")[2].startswith("_"):  # a part that others are made of
+            raise unknown_name(f"{group}={choice}", "option", choice, options_of(group))
+    config = resolve(_root_)
+    check(config)
+    for group, node in config.items():
+        one = isinstance(node, dict) and "_target_" in node
+        if one and not isinstance(choices.get(group), str):
             raise UserError(f"{group}: needs exactly one option, say {group}=...")
     name = run_name(config, choices)
     outputs = Path(config["outputs"])
@@ -94,7 +121,7 @@ def _resolve_run_name(_root_: DictConfig) -> str:
 
 
 # Of Hydra's settings, those that decide where it writes, and where relative paths begin.
-PLACES = ("run.dir", "sweep.dir", "sweep.subdir", "output_subdir", "job.chdir")
+PLACES = ("mode", "run.dir", "sweep.dir", "sweep.subdir", "output_subdir", "job.chdir")
 
 
 def _check_places(_root_: DictConfig) -> bool:
@@ -102,27 +129,38 @@ def _check_places(_root_: DictConfig) -> bool:
 
     The values are compared as they are written: in a multirun they can't be resolved yet.
     """
-    own = OmegaConf.create({"hydra": {"output_subdir": RunFolder(Path()).hydra.name}})
-    for name in ("train", str(_root_.hydra.job.config_name)):
-        if (path := CONF_DIR / f"{name}.yaml").exists():
-            own.merge_with(OmegaConf.load(path))
-    for (key, given), ours in zip(_places(_root_).items(), _places(own).values(), strict=True):
-        if given != ours and not _is_the_same(key, given, _root_):
+    own = OmegaConf.structured(HydraConf)
+    _add_own_settings(own, str(_root_.hydra.job.config_name))
+    for key in PLACES:
+        given, ours = _written(_root_.hydra, key), _written(own, key)
+        any_mode = key == "mode" and ours is None  # a command that sweeps
+        if given != ours and not any_mode and not _is_the_same(key, given, ours, _root_):
             raise UserError(
                 f"hydra.{key}={given}: can't be changed; outputs=... says where files go"
             )
     return True
 
 
-def _is_the_same(key: str, given: Any, root: DictConfig) -> bool:
+def _add_own_settings(own: DictConfig, name: str) -> None:
+    """Add what a command's file in ``conf``, and those that it is based on, say of Hydra."""
+    path = CONF_DIR / f"{name}.yaml"
+    file = OmegaConf.load(path if path.exists() else CONF_DIR / "train.yaml")
+    assert isinstance(file, DictConfig)
+    for base in file.get("defaults", []):
+        if isinstance(base, str) and (CONF_DIR / f"{base}.yaml").exists():
+            _add_own_settings(own, base)
+    own.merge_with(file.hydra)
+
+
+def _is_the_same(key: str, given: Any, ours: Any, root: DictConfig) -> bool:
     """Tell whether a setting comes to the same, as those that Lightning gives its processes."""
-    if key == "run.dir" and root.hydra.mode != RunMode.MULTIRUN:
-        ours = RunFolder.of(Path(root.outputs), _resolve_run_name(root)).path
+    if key == "run.dir" and "run_name" in ours and root.hydra.mode != RunMode.MULTIRUN:
+        ours = RunFolder.of(Path(expand_home(root.outputs)), _resolve_run_name(root)).path
         return Path(str(given)).absolute() == ours.absolute()
     return key == "output_subdir" and given is None
 
 
-def _places(config: DictConfig) -> dict[str, Any]:
-    """Read those of Hydra's settings without resolving what they refer to."""
-    settings: Any = OmegaConf.to_container(config.hydra)
-    return {key: reduce(getitem, key.split("."), settings) for key in PLACES}
+def _written(hydra: DictConfig, key: str) -> Any:
+    """Read one of Hydra's settings without resolving what it refers to."""
+    settings: Any = OmegaConf.to_container(hydra, enum_to_str=True)
+    return reduce(getitem, key.split("."), settings)

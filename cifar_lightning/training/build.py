@@ -123,7 +123,7 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         callbacks=all_callbacks,
         default_root_dir=str(folder),
         enable_model_summary=False,
-        logger=build_loggers(config["logger"], folder, failures),
+        logger=build_loggers(config["logger"] or {}, folder, failures),
         num_sanity_val_steps=0,
         # Whole checkpoints; and under SLURM no checkpoint in mid-epoch when time runs out.
         plugins=[callbacks.AtomicCheckpointIO(paths.best), *_slurm()],
