@@ -165,7 +165,11 @@ def plain(config: DictConfig, schema: type = TrainConfig) -> dict[str, Any]:
         UserError: If a needed value is missing, or a key was added that the command does not know.
     """
     options = {option.name: option for option in fields(schema)}
-    for key in sorted({str(key) for key in config} - {"hydra", *options}):
+    # A search's configuration is a training run's, too, with more in it.
+    known = {
+        one.name for kind in SCHEMAS.values() if issubclass(kind, schema) for one in fields(kind)
+    }
+    for key in sorted({str(key) for key in config} - {"hydra", *known}):
         raise unknown_name(key, "key", key, options)
     task = OmegaConf.masked_copy(config, list(options))
     missing = sorted(OmegaConf.missing_keys(task))
