@@ -130,7 +130,7 @@ class ExportConfig:
     data_check: bool = MISSING
 
 
-SCHEMAS = {
+SCHEMAS: dict[str, Any] = {
     "schema": TrainConfig,
     "tune_schema": TuneConfig,
     "measure_schema": MeasureConfig,
@@ -166,9 +166,8 @@ def plain(config: DictConfig, schema: type = TrainConfig) -> dict[str, Any]:
     """
     options = {option.name: option for option in fields(schema)}
     # A search's configuration is a training run's, too, with more in it.
-    known = {
-        one.name for kind in SCHEMAS.values() if issubclass(kind, schema) for one in fields(kind)
-    }
+    of_these = [kind for kind in SCHEMAS.values() if issubclass(kind, schema)]
+    known = {one.name for kind in of_these for one in fields(kind)}
     for key in sorted({str(key) for key in config} - {"hydra", *known}):
         raise unknown_name(key, "key", key, options)
     task = OmegaConf.masked_copy(config, list(options))

@@ -155,8 +155,8 @@ def _add_own_settings(own: DictConfig, name: str) -> None:
 def _is_the_same(key: str, given: Any, ours: Any, root: DictConfig) -> bool:
     """Tell whether a setting comes to the same, as those that Lightning gives its processes."""
     if key == "run.dir" and "run_name" in ours and root.hydra.mode != RunMode.MULTIRUN:
-        ours = RunFolder.of(Path(expand_home(root.outputs)), _resolve_run_name(root)).path
-        return Path(str(given)).absolute() == ours.absolute()
+        folder = RunFolder.of(Path(expand_home(root.outputs)), _resolve_run_name(root)).path
+        return Path(str(given)).absolute() == folder.absolute()
     return key == "output_subdir" and given is None
 
 
