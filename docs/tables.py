@@ -134,7 +134,17 @@ def dependent(study: Study) -> Iterator[str]:
 
 def ranked(study: Study) -> str:
     """Draw all rows, as the report does."""
-    leaderboard = study.leaderboard()
+    return _rows(study.leaderboard())
+
+
+def engines(_: Study) -> str:
+    """Draw all rows of the benchmark of every engine, which is in a folder of its own."""
+    return _rows(
+        compare(Records.read([DOCS / "results" / "engines"]), Need(NEEDED[0])).leaderboards[0]
+    )
+
+
+def _rows(leaderboard: Leaderboard) -> str:
     drawn = table(leaderboard, in_order(leaderboard, "lat_rel"))
     return f"{drawn}\n{escaping.markdown(provenance(leaderboard))}\n"
 
@@ -163,7 +173,13 @@ def trained(study: Study) -> str:
     return draw_table([*header, "Params (M)", "MACs (M)"], rows, range(1, 9))
 
 
-TABLES = {"taken": taken, "budget": budget, "ranked": ranked, "trained": trained}
+TABLES = {
+    "taken": taken,
+    "budget": budget,
+    "ranked": ranked,
+    "trained": trained,
+    "engines": engines,
+}
 
 
 def _choice(leaderboard: Leaderboard) -> Choice:
