@@ -96,7 +96,7 @@ class Pretending:
         found = {}
         for number, source in sources.items():
             width = source.candidate.model["channels"][0]
-            found[number] = Timed(width / 10, None, None, width / 100, "b")
+            found[number] = Timed(width / 10, None, None, width / 100, "b", floor_ms=0.02)
         return found
 
     def train(self, overrides, searched):
@@ -169,6 +169,13 @@ def test_networks_that_are_too_slow_are_not_trained(search, pretending):
     assert status == 0, err
     assert pretending.timed == 20
     assert max(width for width, _ in pretending.trained) <= 40
+
+
+def test_a_limit_below_the_floor_is_refused(search, pretending):
+    status, _, err = search("n_trials=20", "max_ms=0.01")
+    assert status == 2
+    assert err == ("error: max_ms=0.01: must be above 0.02, what a call of onnx takes by itself\n")
+    assert not pretending.trained
 
 
 def test_it_goes_on_where_it_was_stopped(search, pretending):

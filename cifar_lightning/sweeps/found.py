@@ -19,6 +19,7 @@ class Timed:
         relative: To the reference's, with the ends of its 95 % interval.
         mean_ms: On average.
         benchmark: In which it was measured.
+        floor_ms: What a call takes by itself in the same variant; None where it was not measured.
     """
 
     relative: float
@@ -26,6 +27,7 @@ class Timed:
     high: float | None
     mean_ms: float
     benchmark: str
+    floor_ms: float | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ measured in batches, those that are too slow are left, and the others trained by
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from cifar_lightning.runs.run import Run
 from cifar_lightning.sweeps import executors, run
 from cifar_lightning.sweeps import space as spaces
 from cifar_lightning.sweeps.finals import final_overrides
-from cifar_lightning.sweeps.found import LATENCY, OVERRIDES, Found
+from cifar_lightning.sweeps.found import LATENCY, OVERRIDES, Found, Timed
 from cifar_lightning.sweeps.front_shown import draw, table
 from cifar_lightning.sweeps.jobs import Job
 from cifar_lightning.sweeps.ladder import promotion
@@ -168,6 +168,7 @@ class _Search:
             if LATENCY not in trial.user_attrs
         }
         timed = time_untrained(new, self.spec, self.device, self.outputs)
+        self._check_limit(timed.values())
         waiting = []
         for trial in kept:
             if trial.number in timed:
@@ -183,6 +184,17 @@ class _Search:
                 continue
             waiting.append(trial)
         return waiting
+
+    def _check_limit(self, timed: Iterable[Timed]) -> None:
+        """See that a network can be as fast as asked for.
+
+        Raises:
+            UserError: If a call takes longer by itself.
+        """
+        floor_ms = min((one.floor_ms for one in timed if one.floor_ms is not None), default=0.0)
+        if self.cfg.max_ms is not None and self.cfg.max_ms < floor_ms:
+            allowed = f"above {floor_ms:.3g}, what a call of {self.cfg.variant} takes by itself"
+            raise bad_value("max_ms", self.cfg.max_ms, allowed)
 
     def _source(self, number: int, job: Job) -> Source:
         network = job.folder.name.partition("-")[0]

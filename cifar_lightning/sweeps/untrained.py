@@ -67,6 +67,6 @@ def time_untrained(
 
 def _timed(record: BenchmarkRecord, key: str) -> Timed:
     numbers = {record.candidates[number].key: number for number in record.ranked}
-    timing = record.timing(numbers[key])
-    relative = timing.relative
-    return Timed(relative.centre, relative.low, relative.high, timing.latency.mean_ms, record.id)
+    timing, floor_ms = record.timing(numbers[key]), record.floor_ms(numbers[key])
+    relative, mean_ms = timing.relative, timing.latency.mean_ms
+    return Timed(relative.centre, relative.low, relative.high, mean_ms, record.id, floor_ms)
