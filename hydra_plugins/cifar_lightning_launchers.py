@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -30,6 +31,8 @@ class ProcessLauncher(Launcher):
         UserError: If ``n_jobs`` is below 1.
     """
 
+    here = True  # or on nodes, whose devices are not those of this machine
+
     def __init__(self, n_jobs: int = 1) -> None:
         if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs < 1:
             raise bad_value("hydra.launcher.n_jobs", n_jobs, "an integer of at least 1")
@@ -38,7 +41,10 @@ class ProcessLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        self._compose = partial(hydra_context.config_loader.load_sweep_config, config)
+        loader: Any = hydra_context.config_loader
+        # Read once, not by each job again.
+        loader.repository = CachingConfigRepository(loader.repository)
+        self._compose = partial(loader.load_sweep_config, config)
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -46,7 +52,7 @@ class ProcessLauncher(Launcher):
         from cifar_lightning.sweeps import jobs, run
 
         mark_started()
-        found = jobs.jobs(job_overrides, self._compose)
+        found = jobs.jobs(job_overrides, self._compose, here=self.here)
         if len(found) < len(job_overrides):
             log.info("%d jobs come to %d", len(job_overrides), len(found))
         run.run(found, self._executor())
@@ -63,6 +69,8 @@ class SlurmLauncher(ProcessLauncher):
 
     ``conf/hydra/launcher/slurm.yaml`` has the defaults of its arguments, and says what they mean.
     """
+
+    here = False
 
     def __init__(
         self, partition: str | None, gpus: int, cpus: int, minutes: int, more: Any, cluster: str

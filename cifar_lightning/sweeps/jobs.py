@@ -1,11 +1,14 @@
 """The jobs of a sweep: composed, resolved and checked before the first one starts."""
 
 import json
+import logging
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, open_dict
 
@@ -15,7 +18,13 @@ from cifar_lightning.runs import identity, resolve
 from cifar_lightning.runs.completed import finished
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Run
+from cifar_lightning.system.formatting import duration
 from cifar_lightning.system.outcome import Outcome
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+TOLD_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -59,46 +68,92 @@ class Failure:
 
 
 def jobs(
-    job_overrides: Sequence[Sequence[str]], compose: Callable[[list[str]], DictConfig]
+    job_overrides: Sequence[Sequence[str]],
+    compose: Callable[[list[str]], DictConfig],
+    *,
+    here: bool = True,
 ) -> list[Job]:
     """Compose, resolve and check every job; jobs that come to the same thing are one.
 
     Args:
         job_overrides: Of each job.
         compose: Makes a job's configuration.
+        here: Whether they train on this machine, so their devices must be there.
 
     Raises:
         UserError: With a line for every mistake in any of them.
     """
     counts = Counter(override for overrides in job_overrides for override in overrides)
     found: dict[tuple[Path, str], Job] = {}
-    mistakes: dict[str, None] = {}
-    for number, overrides in enumerate(job_overrides):
+    mistakes: dict[int, str] = {}
+    missing: dict[int, Job] = {}
+    for number, overrides in enumerate(_told(job_overrides, "composed")):
         varied = [text for text in overrides if counts[text] < len(job_overrides)]
-        try:
-            composed = compose(list(overrides))
-            with open_dict(composed):
-                composed.hydra.job.id = composed.hydra.job.num = number
-            config = resolve.resolve(composed)
-            rules.check(config)
-            if config["trainer"].get("fast_dev_run"):
-                raise bad_value("trainer.fast_dev_run", True, "false in a sweep: it leaves no run")
-            name = identity.run_name(config, composed.hydra.runtime.choices)
-            folder = RunFolder.of(Path(config["outputs"]), name).path
-            job = Job(tuple(overrides), " ".join(varied) or name, config, folder)
-            if job.finished is None:
-                from cifar_lightning.training.build import build  # torch: where there is work
-
-                build(config, folder)
-        except Exception as error:
-            known = user_errors.to_user_error(error)
-            if known is None:
-                raise
-            mistakes[str(known)] = None
-        else:
-            found.setdefault((folder, job.benchmark), job)
+        with _noted(mistakes, number):
+            job = _composed(number, overrides, " ".join(varied), compose)
+            known = found.setdefault((job.folder, job.benchmark), job)
+            if known is job and job.finished is None:
+                missing[number] = job
+    _build(missing, mistakes, here)
     if mistakes:
-        raise UserError("\n".join(mistakes))
+        lines = dict.fromkeys(line for _, line in sorted(mistakes.items()))
+        raise UserError("\n".join(lines))
     if not found:
         raise UserError("-m: this sweep has no jobs")
     return list(found.values())
+
+
+def _composed(
+    number: int, overrides: Sequence[str], varied: str, compose: Callable[[list[str]], DictConfig]
+) -> Job:
+    composed = compose(list(overrides))
+    with open_dict(composed):
+        composed.hydra.job.id = composed.hydra.job.num = number
+    config = resolve.resolve(composed)
+    rules.check(config)
+    if config["trainer"].get("fast_dev_run"):
+        raise bad_value("trainer.fast_dev_run", True, "false in a sweep: it leaves no run")
+    name = identity.run_name(config, composed.hydra.runtime.choices)
+    folder = RunFolder.of(Path(config["outputs"]), name).path
+    return Job(tuple(overrides), varied or name, config, folder)
+
+
+def _build(missing: Mapping[int, Job], mistakes: dict[int, str], here: bool) -> None:
+    """Build what jobs consist of, jobs of one network after each other: it is built once."""
+    if not missing:
+        return
+    from cifar_lightning.training.build import build  # torch: where there is work
+
+    def network(item: tuple[int, Job]) -> str:
+        return json.dumps(item[1].config["model"], sort_keys=True)
+
+    last, backbone = "", None
+    for number, job in _told(sorted(missing.items(), key=network), "checked"):
+        if (this := network((number, job))) != last:
+            last, backbone = this, None
+        with _noted(mistakes, number):
+            backbone = build(job.config, job.folder, backbone, here=here).classifier.backbone
+
+
+@contextmanager
+def _noted(mistakes: dict[int, str], number: int) -> Iterator[None]:
+    """Keep a job's mistake, if it is one of the user's."""
+    try:
+        yield
+    except Exception as error:
+        known = user_errors.to_user_error(error)
+        if known is None:
+            raise
+        mistakes[number] = str(known)
+
+
+def _told(work: Collection[T], done: str) -> Iterator[T]:
+    """Go through jobs, and say now and then how many are done and how long the others take."""
+    begin = said = time.monotonic()
+    for number, one in enumerate(work):
+        now = time.monotonic()
+        if now - said >= TOLD_EVERY_S:
+            said = now
+            left = (now - begin) / number * (len(work) - number)
+            log.info("%s: %d of %d jobs, %s left", done, number, len(work), duration(left))
+        yield one

@@ -12,6 +12,7 @@ from lightning import Trainer, seed_everything
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from torch import nn
 
 from cifar_lightning.benchmark.candidates import BenchmarkSpec
 from cifar_lightning.data.module import ImageDataModule
@@ -64,17 +65,26 @@ class Experiment:
         return record.save(self.folder) if self.is_global_zero else record
 
 
-def build(config: dict[str, Any], folder: Path) -> Experiment:
+def build(
+    config: dict[str, Any], folder: Path, backbone: nn.Module | None = None, *, here: bool = True
+) -> Experiment:
     """Build every part from a resolved configuration; reads no data.
+
+    Args:
+        config: Resolved.
+        folder: The run's.
+        backbone: One of the same ``model`` node, where the rest is only to be checked.
+        here: Whether it trains on this machine, so its devices must be there.
 
     Raises:
         UserError: If a component's keys or values are wrong.
     """
     silence_lightning()
     check_trainer(config)
-    check_devices(config)
+    if here:
+        check_devices(config)
     seed_everything(config["seed"], verbose=False)
-    backbone = construct("model", config["model"])
+    backbone = construct("model", config["model"]) if backbone is None else backbone
     optimizer = construct("optim", config["optim"], ("params",))
     scheduler = construct("scheduler", config["scheduler"], ("optimizer", "total_steps"))
     components.try_optimizer(optimizer, scheduler, backbone)
@@ -91,6 +101,8 @@ def build(config: dict[str, Any], folder: Path) -> Experiment:
         distillation=components.build_teacher(config),
     )
     node, validating = dict(config["trainer"]), validates(config)
+    if not here:  # Lightning would look for the devices
+        node |= {"accelerator": "cpu", "devices": 1, "num_nodes": 1}
     paths = RunFolder(folder)
     best = callbacks.RelocatableCheckpoint(paths.best, "val/acc") if validating else None
     last = callbacks.RelocatableCheckpoint(paths.last, None)
@@ -162,6 +174,7 @@ def silence_lightning() -> None:
         ".*could not find the monitored key.*",  # in an epoch without validation
         ".*LeafSpec.*",
         ".*TensorFloat32 tensor cores.*",  # torch.compile's; precision= decides
+        ".*`srun` command is available.*",  # where a cluster's jobs are submitted
         ".*sync_dist=True.*",  # the metrics are over all processes already
     ):
         warnings.filterwarnings("ignore", message)
