@@ -22,6 +22,7 @@ from cifar_lightning.runs.run import Run
 from cifar_lightning.sweeps import executors, jobs, run
 from cifar_lightning.system import signals
 from cifar_lightning.system.locks import alone
+from cifar_lightning.training import build as build_module
 
 SMALL = (*TINY, "epochs=1", "batch_size=128")
 
@@ -197,6 +198,40 @@ def test_jobs_that_come_to_the_same_are_one():
     ]
     assert found[0].folder == found[1].folder
     assert found[0].label == "seed=0"
+
+
+def test_each_network_is_built_once(tmp_path, monkeypatch, caplog):
+    """However jobs of several networks follow each other; what differs beside them is checked."""
+    built = []
+    monkeypatch.setattr(
+        build_module,
+        "construct",
+        lambda name, *rest, **given: (
+            built.append(name) or build_module.components.construct(name, *rest, **given)
+        ),
+    )
+    monkeypatch.setattr(jobs, "TOLD_EVERY_S", 0.0)
+    overrides = [
+        [*SMALL, f"outputs={tmp_path}", f"model.depth={depth}", f"seed={seed}"]
+        for seed in range(3)
+        for depth in (1, 2)
+    ]
+    resolve.register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(schema.CONF_DIR)):
+
+        def composed(texts):
+            return compose("train", overrides=texts, return_hydra_config=True)
+
+        with caplog.at_level("INFO"):
+            found = jobs.jobs(overrides, composed)
+        assert len(found) == 6
+        assert built.count("model") == 2
+        assert built.count("optim") == 6
+        assert "composed: 3 of 6 jobs" in caplog.text
+        assert "checked: 5 of 6 jobs" in caplog.text
+        wrong = [*overrides, [*overrides[0], "optim.nesterov=5"]]
+        with pytest.raises(errors.UserError, match=r"optim.nesterov"):
+            jobs.jobs(wrong, composed)
 
 
 def test_an_empty_sweep(command, outputs):

@@ -152,7 +152,7 @@ def _told(work: Collection[T], done: str) -> Iterator[T]:
     begin = said = time.monotonic()
     for number, one in enumerate(work):
         now = time.monotonic()
-        if now - said >= TOLD_EVERY_S:
+        if number and now - said >= TOLD_EVERY_S:
             said = now
             left = (now - begin) / number * (len(work) - number)
             log.info("%s: %d of %d jobs, %s left", done, number, len(work), duration(left))
