@@ -12,7 +12,7 @@ from cifar_lightning.errors import UserError
 from cifar_lightning.sweeps import front, space
 from cifar_lightning.sweeps.found import Timed
 from cifar_lightning.sweeps.jobs import Job
-from cifar_lightning.sweeps.study import KILLED_WITH_SEARCH, Study
+from cifar_lightning.sweeps.study import BEGUN, KILLED_WITH_SEARCH, LEFT, Study
 from cifar_lightning.sweeps.trial import checked
 from cifar_lightning.system.outcome import Outcome
 
@@ -169,6 +169,32 @@ def test_networks_that_are_too_slow_are_not_trained(search, pretending):
     assert status == 0, err
     assert pretending.timed == 20
     assert max(width for width, _ in pretending.trained) <= 40
+
+
+def test_a_batch_of_slow_networks_does_not_end_it(search, pretending):
+    search("n_trials=24", "max_ms=0.05")
+    assert pretending.timed == 24
+    assert all(width <= 5 for width, _ in pretending.trained)
+
+
+def test_a_network_that_kills_the_search_is_not_first_for_ever(search, pretending, monkeypatch):
+    """As where too little memory ends it: a killed process has no time to write that it left."""
+    tried = []
+
+    def killed(overrides, searched):
+        tried.append([one for one in overrides if one.startswith("model.channels=")])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(front, "train", killed)
+    write = optuna.trial.Trial.set_user_attr
+    monkeypatch.setattr(
+        optuna.trial.Trial,
+        "set_user_attr",
+        lambda self, key, value: write(self, key, value) if key != LEFT else None,
+    )
+    for _ in range(KILLED_WITH_SEARCH + 1):
+        assert search("n_trials=4")[0] == 130
+    assert tried[0] == tried[KILLED_WITH_SEARCH - 1] != tried[KILLED_WITH_SEARCH]
 
 
 def test_a_limit_below_the_floor_is_refused(search, pretending):
@@ -338,7 +364,7 @@ def test_a_trial_that_kills_its_process_has_failed(study):
         with study() as one:
             taken = one.take(1)
             assert taken.number == 0
-            one.begin(taken)
+            taken.set_user_attr(BEGUN, taken.user_attrs.get(BEGUN, 0) + 1)  # and never left
     with study() as one:
         assert one.take(1) is None
         assert one.ended == 1

@@ -102,15 +102,16 @@ class _Search:
 
     def _step(self) -> bool:
         """Train or measure one thing; False if nothing is left to do here."""
-        if not self.waiting:
-            batch = list(islice(iter(partial(self.study.take, self.cfg.n_trials), None), BATCH))
+        new = iter(partial(self.study.take, self.cfg.n_trials), None)
+        while not self.waiting and (batch := list(islice(new, BATCH))):
             self.waiting = self._measured(batch)
         if self._promote(last=not self.waiting):
             return True
         if not self.waiting:
             return False
         trial = self.waiting.pop(0)
-        ending = self._train(trial, trial.user_attrs[OVERRIDES], 0)
+        with self.study.work(trial):
+            ending = self._train(trial, trial.user_attrs[OVERRIDES], 0)
         latency = math.log(self.found.latency(trial.number).relative)
         if isinstance(ending, Run):
             assert ending.val_acc is not None

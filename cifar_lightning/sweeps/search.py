@@ -46,12 +46,8 @@ def search(cfg: DictConfig) -> None:
         while (trial := study.take(cfg.n_trials)) is not None:
             overrides = spaces.draw(trial, space)
             log.info("trial %d of %d: %s", trial.number + 1, cfg.n_trials, " ".join(overrides))
-            study.begin(trial)
-            try:
+            with study.work(trial):
                 ending = train([*shared, *overrides], space)
-            except BaseException:
-                study.leave(trial)
-                raise
             if isinstance(ending, Run):
                 trial.set_user_attr("run", ending.name)
                 assert ending.val_acc is not None

@@ -5,8 +5,8 @@ has begun is its own until it ends, or until the process does: then another one 
 """
 
 import secrets
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -136,13 +136,15 @@ class Study:
             self._claim(trial.number)
             return trial
 
-    def begin(self, trial: Any) -> None:
-        """Note that work on a trial begins."""
+    @contextmanager
+    def work(self, trial: Any) -> Iterator[None]:
+        """Note that work on a trial begins, and if it is left, that it was not killed."""
         trial.set_user_attr(BEGUN, trial.user_attrs.get(BEGUN, 0) + 1)
-
-    def leave(self, trial: Any) -> None:
-        """Note that it was left, not killed: the same command again takes it up."""
-        trial.set_user_attr(LEFT, trial.user_attrs.get(LEFT, 0) + 1)
+        try:
+            yield
+        except BaseException:
+            trial.set_user_attr(LEFT, trial.user_attrs.get(LEFT, 0) + 1)
+            raise
 
     def tell(self, trial: Any, *values: float) -> None:
         """End a trial with its values."""
