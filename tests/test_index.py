@@ -11,7 +11,7 @@ from test_results import MEASUREMENT, RUN, place
 
 from cifar_lightning.comparison.records import Records
 from cifar_lightning.config.protocols import PROTOCOL_VERSION
-from cifar_lightning.runs import cache, index, table
+from cifar_lightning.runs import cache, index
 from cifar_lightning.runs.find import find_run
 from cifar_lightning.runs.index import INDEX, Index
 from cifar_lightning.runs.interleaved import BenchmarkHead
@@ -304,10 +304,10 @@ def spied(method, calls):
 
 def test_many_are_announced(outputs, monkeypatch, caplog):
     caplog.set_level("INFO")
-    monkeypatch.setattr(table, "MANY", 2)
+    monkeypatch.setattr(index, "MANY", 2)
     (outputs / INDEX).unlink()
     write_table(outputs)
-    assert "reading 3 runs for the table" in caplog.messages
+    assert "reading 3 runs" in caplog.messages
 
 
 def test_rows_that_are_written_are_those_that_are_read(outputs):

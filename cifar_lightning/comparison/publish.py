@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from cifar_lightning.errors import Interrupted, RunFailed, reason_of
 from cifar_lightning.runs import resolve
-from cifar_lightning.runs.completed import finished, show_files, take_up
+from cifar_lightning.runs.completed import finished, meet_again, show_files
 from cifar_lightning.runs.folder import RunFolder, run_folders
 from cifar_lightning.runs.layout import markdown
 from cifar_lightning.runs.results import RunResults, rows_of
@@ -110,10 +110,9 @@ def publish_finished(cfg: DictConfig) -> bool:
     run = finished(folder, config)
     if run is None:
         return False
-    log.info("%s is finished; rerun=true would train it again", run.name)
     failures: list[str] = []
     with attempt("giving it the ID", failures):
-        take_up(folder, run, config)
+        meet_again(folder, run, config)
     failures += publish(Path(config["outputs"]), [folder], draw=True)
     with attempt("showing its files", failures):
         show_files(folder)

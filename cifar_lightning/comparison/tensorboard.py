@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard.summary import hparams
 
-from cifar_lightning.comparison import changes, plots
+from cifar_lightning.comparison import plots
 from cifar_lightning.runs.benchmark import BenchmarkRecord
+from cifar_lightning.runs.changes import settings
 from cifar_lightning.runs.folder import DRAWN, RunFolder
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.results import RunResults
@@ -123,6 +124,6 @@ def _flat(run: Run) -> Iterator[tuple[str, str | float]]:
             elif isinstance(value, Sequence):
                 yield prefix + key, ", ".join(map(str, value))
 
-    shown = changes.settings(run)
+    shown = settings(run)
     yield "augment", ", ".join(shown["augment"]) or "none"
     yield from nodes(shown, "")

@@ -11,6 +11,7 @@ from typing import Any
 
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
+from cifar_lightning.runs.related import relations
 from cifar_lightning.runs.run import Run
 from cifar_lightning.runs.table import TABLE_MD
 from cifar_lightning.runs.weights import read_weights
@@ -46,13 +47,23 @@ def finished(folder: Path, config: Mapping[str, Any]) -> Run | None:
     return run
 
 
-def take_up(folder: Path, run: Run, config: Mapping[str, Any]) -> None:
+def take_up(folder: Path, run: Run, config: Mapping[str, Any]) -> Run:
     """Give a finished run the ID that is asked for now, and say what has changed since."""
+    now = run
     if config["id"] not in (None, run.id):
-        replace(run, id=config["id"]).save(folder)
-        RunFolder(folder).link_board(config["id"])
+        now = replace(run, id=config["id"]).save(folder)
+        RunFolder(folder).link_board(now.label)
     for change in changes_since(run):
         log.info("since then changed: %s", change)
+    return now
+
+
+def meet_again(folder: Path, run: Run, config: Mapping[str, Any]) -> None:
+    """Take up a finished run that a command was given for again, and say so."""
+    log.info("%s is finished; rerun=true would train it again", run.name)
+    now = take_up(folder, run, config)
+    for line in relations(Path(config["outputs"]), now, run):
+        log.warning("%s", line)
 
 
 def changes_since(run: Run) -> list[str]:

@@ -3,10 +3,10 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 from omegaconf import OmegaConf
 
@@ -44,6 +44,17 @@ NON_IDENTITY_KEYS = {
 }
 # An integer is a number of batches there, a number with a fraction a part of all.
 COUNT_OR_FRACTION = {"trainer.limit_train_batches", "trainer.limit_val_batches"}
+
+SEED_KEYS = {"seed", "data.seed"}
+# How long it is trained: what a user may expect to go on with, though the schedule is another one.
+LENGTH_KEYS = {
+    "epochs",
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.max_time",
+    "trainer.min_epochs",
+    "trainer.min_steps",
+}
 
 
 def training_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,20 +143,45 @@ def run_name(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
         config: Resolved and checked.
         choices: The option chosen in each group.
     """
-    return _named(training_config(config), choices, f"e{config['epochs']}-s{config['seed']}")
+    numbers = f"e{config['epochs']}-s{config['seed']}"
+    return _named(choices, numbers, _digest(training_config(config)))
 
 
 def group_name(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
     """Name what runs that differ only in the seed have in common; arguments as for `run_name`."""
-    training = training_config(config)
-    training["data"] = {key: value for key, value in training["data"].items() if key != "seed"}
-    del training["seed"]
-    return _named(training, choices, f"e{config['epochs']}")
+    return _named(choices, f"e{config['epochs']}", _shared(config, SEED_KEYS))
 
 
-def _named(training: Mapping[str, Any], choices: Mapping[str, str], numbers: str) -> str:
-    """Join what names it; of 8 hex digits the first is a letter, or it may be read as a number."""
-    canonical = json.dumps(training, sort_keys=True)
-    found = re.search("[a-f][0-9a-f]{7}", hashlib.sha256(canonical.encode()).hexdigest())
+@dataclass(frozen=True)
+class Kin:
+    """What a run has in common with others, as digests of the settings that are the same.
+
+    Attributes:
+        seeds: Those that differ only in the seed.
+        lengths: Those that differ only in how long they are trained.
+    """
+
+    seeds: str
+    lengths: str
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Self:
+        """Take it from a resolved configuration."""
+        return cls(_shared(config, SEED_KEYS), _shared(config, LENGTH_KEYS))
+
+
+def _shared(config: Mapping[str, Any], keys: Collection[str]) -> str:
+    """Digest what runs have in common that differ in no other settings than these."""
+    return _digest(leave_out(training_config(config), lambda key, _: key in keys))
+
+
+def _digest(training: Mapping[str, Any]) -> str:
+    """Make 8 hex digits, of which the first is a letter, or they may be read as a number."""
+    content = json.dumps(training, sort_keys=True)
+    found = re.search("[a-f][0-9a-f]{7}", hashlib.sha256(content.encode()).hexdigest())
     assert found is not None
-    return "-".join([*(choices[group] for group in NAMING_GROUPS), numbers, found.group()])
+    return found.group()
+
+
+def _named(choices: Mapping[str, str], *parts: str) -> str:
+    return "-".join([*(choices[group] for group in NAMING_GROUPS), *parts])

@@ -1,5 +1,6 @@
 """Which runs there are, and which lines of the table they made: a cache beside the table."""
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -9,9 +10,13 @@ from typing import Self
 
 from cifar_lightning.runs.cache import IN_DOUBT, read_cache, stamp
 from cifar_lightning.runs.folder import MEASUREMENTS, RECORD, RUNS, run_folders
+from cifar_lightning.runs.identity import Kin
 from cifar_lightning.runs.run import Run, listed_run
 
+log = logging.getLogger(__name__)
+
 INDEX = ".results.index"
+MANY = 300  # runs that take a second to read
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class Listed:
         files: Names of the measurements.
         name: Of the run; None if there is none.
         label: Its ID.
+        kin: What it has in common with others.
         started: When it was.
         rows: How many it has in the table.
         widths: Of their cells in ``results.md``.
@@ -34,6 +40,7 @@ class Listed:
     files: list[str]
     name: str | None = None
     label: str = ""
+    kin: Kin | None = None
     started: str = ""
     rows: int = 0
     widths: list[int] = field(default_factory=list)
@@ -88,24 +95,38 @@ class Index:
 
 @dataclass(frozen=True)
 class Named:
-    """A run by what people call it."""
+    """A run by what people call it, and what it has in common with others."""
 
     folder: Path
     name: str
     label: str
+    kin: Kin
+
+    @classmethod
+    def of(cls, folder: Path, run: Run) -> Self:
+        return cls(folder, run.name, run.label, Kin.of(run.config))
 
 
 def named_runs(outputs: Path) -> Iterator[Named | str]:
     """Yield what runs are called, or why one is left out; reads records that have changed."""
     known = Index.read(outputs).folders
+    changed = []
     for name in run_folders(outputs):
-        folder = outputs / RUNS / name
         entry = known.get(name)
-        if entry is not None and entry.name and entry.record_holds(outputs, name):
-            yield Named(folder, entry.name, entry.label)
-            continue
+        if entry is not None and entry.kin is not None and entry.record_holds(outputs, name):
+            yield Named(outputs / RUNS / name, name, entry.label, entry.kin)
+        else:
+            changed.append(outputs / RUNS / name)
+    tell_reading(len(changed))
+    for folder in changed:
         found = listed_run(folder)
         if isinstance(found, Run):
-            yield Named(folder, found.name, found.label)
+            yield Named.of(folder, found)
         elif found is not None:
             yield found
+
+
+def tell_reading(runs: int) -> None:
+    """Say that runs are read, if there are so many that it takes more than a moment."""
+    if runs > MANY:
+        log.info("reading %d runs", runs)

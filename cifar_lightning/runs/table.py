@@ -10,7 +10,8 @@ from pathlib import Path
 from cifar_lightning.runs import layout
 from cifar_lightning.runs.cache import IN_DOUBT, write_cache
 from cifar_lightning.runs.folder import RUNS, remove_link, run_folders
-from cifar_lightning.runs.index import INDEX, Index, Listed
+from cifar_lightning.runs.identity import Kin
+from cifar_lightning.runs.index import INDEX, Index, Listed, tell_reading
 from cifar_lightning.runs.results import CSV_COLUMNS, RunResults, warned
 from cifar_lightning.runs.views import replace_views
 from cifar_lightning.system.files import check_replaceable, open_regular, remove_unfinished
@@ -21,7 +22,6 @@ log = logging.getLogger(__name__)
 TABLE_CSV, TABLE_MD = "results.csv", "results.md"
 TABLE_LOCK = ".results.lock"
 TABLE_DIGESTS = ".results.sha256"  # of the tables written last; others were changed by hand
-MANY = 300  # runs that take a second to read
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,7 @@ def _renewed(outputs: Path, earlier: Mapping[str, Part]) -> dict[str, Part]:
     """Keep the parts of runs that have not changed, and read the others."""
     names = run_folders(outputs)
     kept = {name for name in names if name in earlier and earlier[name].listed.holds(outputs, name)}
-    if len(names) - len(kept) > MANY:
-        log.info("reading %d runs for the table", len(names) - len(kept))
+    tell_reading(len(names) - len(kept))
     parts = {name: earlier[name] if name in kept else _read(outputs, name) for name in names}
     return dict(sorted(parts.items(), key=lambda part: (part[1].listed.started, part[0])))
 
@@ -129,6 +128,7 @@ def _read(outputs: Path, name: str) -> Part:
             listed,
             name=found.run.name,
             label=found.run.label,
+            kin=Kin.of(found.run.config),
             started=found.run.started,
             rows=len(rows),
             widths=layout.widths_of(md_lines),

@@ -19,6 +19,7 @@ from cifar_lightning.comparison.publish import publish, seeds_table
 from cifar_lightning.errors import RunFailed, UserError
 from cifar_lightning.runs.completed import take_up
 from cifar_lightning.runs.folder import RunFolder
+from cifar_lightning.runs.related import renamed, shared_ids
 from cifar_lightning.runs.run import Run
 from cifar_lightning.sweeps.executors import Executor, Process, outcome_file
 from cifar_lightning.sweeps.jobs import Failure, Job
@@ -57,12 +58,19 @@ def attempt(jobs: Sequence[Job], executor: Executor) -> list[Failure]:
     Raises:
         Interrupted: If the user stopped it.
     """
-    missing = []
+    missing, renewed = [], {}
     for job in jobs:
         if finished := job.finished:
-            take_up(job.folder, finished, job.config)
+            now = take_up(job.folder, finished, job.config)
+            if now.label != finished.label:
+                log.info("%s", renamed(now, finished))
+                renewed[now.name] = job.config
         else:
             missing.append(job)
+            renewed[job.folder.name] = job.config
+    if len(jobs) > 1:  # a single one says so itself
+        for line in shared_ids(Path(jobs[0].config["outputs"]), renewed):
+            log.warning("%s", line)
     if len(missing) < len(jobs):
         log.info("%d of %d jobs are finished", len(jobs) - len(missing), len(jobs))
     first = list({job.folder: job for job in reversed(missing)}.values())[::-1]

@@ -19,7 +19,8 @@ from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.gpu import Fp32Precision
 from cifar_lightning.runs.ownership import check_measurable
-from cifar_lightning.runs.run import MEGA, Run
+from cifar_lightning.runs.related import relations
+from cifar_lightning.runs.run import MEGA, Run, listed_run
 from cifar_lightning.runs.table import check_table
 from cifar_lightning.runs.weights import read_weights
 from cifar_lightning.system import environment
@@ -107,6 +108,9 @@ def prepare_run(
             fp32_precision=_fp32_precision(experiment.device),
         )
     )
+    known = listed_run(folder)  # also of a run that starts over
+    for line in relations(outputs, start.record, known if isinstance(known, Run) else None):
+        log.warning("%s", line)
     if before is not None:
         start = _continued(experiment, before, start)
     if start.checkpoint is None:  # also of a run that did not come to its first one

@@ -20,7 +20,7 @@ from cifar_lightning.comparison.publish import attempt, publish
 from cifar_lightning.config import schema
 from cifar_lightning.errors import Interrupted, NotFinite, RunFailed, reason_of
 from cifar_lightning.runs import resolve
-from cifar_lightning.runs.completed import show_files, take_up
+from cifar_lightning.runs.completed import meet_again, show_files
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import Network, Run
@@ -124,9 +124,8 @@ def _complete(experiment: Experiment, config: dict[str, Any], trained: bool) -> 
     failures = [*dict.fromkeys(experiment.failures)]
     measurements: list[Measurement] = []
     if trained:
-        log.info("%s is finished; rerun=true would train it again", folder.name)
         with attempt("giving it the ID", failures):
-            take_up(folder, Run.load(folder), config)
+            meet_again(folder, Run.load(folder), config)
     try:
         with attempt("measuring", failures), signals.deferred():
             known = RunData(known={folder: experiment.data})
