@@ -5,7 +5,6 @@ What only some tests need is imported by their fixtures: the GPU tests run witho
 
 from __future__ import annotations
 
-import copy
 import csv
 import gc
 import gzip
@@ -22,6 +21,7 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+from composing import composed_once
 from forks import Lighter, forks
 from PIL import Image
 
@@ -153,26 +154,10 @@ def own_benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def files_read_once() -> Iterator[None]:
-    """Parse each of Hydra's files once: two fifths of what a command's start takes."""
-    try:
-        from omegaconf import OmegaConf
-    except ImportError:  # the GPU tests do without
-        yield
-        return
-    real = OmegaConf.load
-
-    @cache
-    def parsed(text: str) -> object:
-        return real(io.StringIO(text))
-
-    def load(file: str | Path | io.IOBase) -> object:
-        text = Path(file).read_text() if isinstance(file, str | Path) else file.read()
-        return copy.deepcopy(parsed(text))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OmegaConf, "load", load)
-        yield
+def configurations_composed_once() -> Iterator[None]:
+    """Read and compose what is in Hydra's files once: most of what a command's start takes."""
+    with composed_once() if importlib.util.find_spec("hydra") else nullcontext():
+        yield  # the GPU tests do without Hydra
 
 
 def cifar10(root: Path, mirrors: Sequence[str], md5: str) -> CIFAR10DataModule:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from functools import reduce
+from functools import cache, reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any
@@ -129,16 +129,23 @@ def _check_places(_root_: DictConfig) -> bool:
 
     The values are compared as they are written: in a multirun they can't be resolved yet.
     """
-    own = OmegaConf.structured(HydraConf)
-    _add_own_settings(own, str(_root_.hydra.job.config_name))
+    own, given = _own_places(str(_root_.hydra.job.config_name)), _places(_root_.hydra)
     for key in PLACES:
-        given, ours = _written(_root_.hydra, key), _written(own, key)
-        any_mode = key == "mode" and ours is None  # a command that sweeps
-        if given != ours and not any_mode and not _is_the_same(key, given, ours, _root_):
+        any_mode = key == "mode" and own[key] is None  # a command that sweeps
+        same = given[key] == own[key] or _is_the_same(key, given[key], own[key], _root_)
+        if not same and not any_mode:
             raise UserError(
-                f"hydra.{key}={given}: can't be changed; outputs=... says where files go"
+                f"hydra.{key}={given[key]}: can't be changed; outputs=... says where files go"
             )
     return True
+
+
+@cache
+def _own_places(command: str) -> dict[str, Any]:
+    """Read what Hydra and a command's file in ``conf`` say of `PLACES`."""
+    own = OmegaConf.structured(HydraConf)
+    _add_own_settings(own, command)
+    return _places(own)
 
 
 def _add_own_settings(own: DictConfig, name: str) -> None:
@@ -160,7 +167,7 @@ def _is_the_same(key: str, given: Any, ours: Any, root: DictConfig) -> bool:
     return key == "output_subdir" and given is None
 
 
-def _written(hydra: DictConfig, key: str) -> Any:
-    """Read one of Hydra's settings without resolving what it refers to."""
+def _places(hydra: DictConfig) -> dict[str, Any]:
+    """Read `PLACES` of Hydra's settings without resolving what they refer to."""
     settings: Any = OmegaConf.to_container(hydra, enum_to_str=True)
-    return reduce(getitem, key.split("."), settings)
+    return {key: reduce(getitem, key.split("."), settings) for key in PLACES}
