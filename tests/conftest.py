@@ -154,10 +154,11 @@ def own_benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def configurations_composed_once() -> Iterator[None]:
-    """Read and compose what is in Hydra's files once: most of what a command's start takes."""
-    with composed_once() if importlib.util.find_spec("hydra") else nullcontext():
-        yield  # the GPU tests do without Hydra
+def composed(made_once: Callable[..., Path]) -> Iterator[Path]:
+    """Compose each choice of Hydra's files once; give the folder that it lies in."""
+    folder = made_once("composed", lambda folder: None)
+    with composed_once(folder) if importlib.util.find_spec("hydra") else nullcontext():
+        yield folder  # the GPU tests do without Hydra
 
 
 def cifar10(root: Path, mirrors: Sequence[str], md5: str) -> CIFAR10DataModule:
@@ -194,8 +195,6 @@ def call(
 
     # This process goes on after a signal.
     monkeypatch.setattr("cifar_lightning.cli.start._end_now", lambda status: None)
-    # Hydra composes everything once more to learn hydra.mode, which nothing here sets.
-    monkeypatch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)
 
     def run(main: Callable[[], None], *arguments: str) -> Ended:
         monkeypatch.setattr(sys, "argv", [main.__module__, *arguments])
@@ -228,10 +227,10 @@ def command(outputs: Path, call: Callable[..., Ended]) -> Callable[..., Ended]:
 
 
 @pytest.fixture(scope="session")
-def fork() -> Iterator[str]:
+def fork(composed: Path) -> Iterator[str]:
     """Give a Python whose processes begin with the libraries loaded: see `forks`."""
     resource_tracker.ensure_running()  # not by it, as that one stays till the end
-    with forks() as program:
+    with forks(composed) as program:
         yield str(program)
 
 

@@ -38,6 +38,8 @@ from socket import AF_UNIX
 from types import ModuleType
 from typing import Any, ClassVar
 
+from composing import composed_once
+
 LIBRARIES = (
     "hydra.main", "jinja2", "lightning", "matplotlib.figure", "msgspec", "psutil",
     "safetensors.torch", "scipy.stats", "sklearn.datasets", "tabulate",
@@ -77,8 +79,8 @@ os._exit(status)
 
 
 @contextmanager
-def forks() -> Iterator[Path]:
-    """Start the server; yield the program."""
+def forks(composed: Path) -> Iterator[Path]:
+    """Start the server, which composes as `composed_once` does; yield the program."""
     with tempfile.TemporaryDirectory(prefix="forks-") as folder, socket.socket(AF_UNIX) as listener:
         address, program = f"{folder}/server", Path(folder, "python")
         listener.bind(address)
@@ -89,7 +91,7 @@ def forks() -> Iterator[Path]:
         )
         program.chmod(0o755)
         with subprocess.Popen(
-            [sys.executable, __file__, str(listener.fileno())],
+            [sys.executable, __file__, str(listener.fileno()), composed],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[listener.fileno()],
         ):  # fmt: skip
             yield program  # at the end the server's input is closed, which ends it, too
@@ -245,19 +247,20 @@ def main() -> None:
         import_module(name)
     gc.freeze()
     gc.enable()
-    arguments, program = serve(socket.socket(fileno=int(sys.argv[1])))
-    sys.executable = str(program)
-    multiprocessing.set_executable(str(program))
-    status = 0
-    try:
-        run(*arguments)
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else bool(end.code)
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-    except BaseException:
-        status = 1
-        traceback.print_exc()
+    with composed_once(Path(sys.argv[2])):
+        arguments, program = serve(socket.socket(fileno=int(sys.argv[1])))
+        sys.executable = str(program)
+        multiprocessing.set_executable(str(program))
+        status = 0
+        try:
+            run(*arguments)
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else bool(end.code)
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+        except BaseException:
+            status = 1
+            traceback.print_exc()
     threading._shutdown()
     atexit._run_exitfuncs()
     for stream in filter(None, (sys.stdout, sys.stderr)):
