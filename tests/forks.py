@@ -193,6 +193,17 @@ def narrow_references(candidates: ModuleType) -> None:
     candidates.references = references
 
 
+def compare_few(prepare: ModuleType) -> None:
+    """Let a candidate's logits be compared on a few images."""
+    prepare.COMPARED_IMAGES = 4
+
+
+def prove_on_one(precision: ModuleType) -> None:
+    """Let a CPU's precision be told from one image; cuDNN might choose other algorithms for it."""
+    if not precision.torch.cuda.is_available():
+        precision.PROOF_IMAGES = 1
+
+
 class Lighter:
     """Changes modules as they are imported, so that a test's benchmark takes a moment.
 
@@ -202,6 +213,8 @@ class Lighter:
     CHANGES: ClassVar[dict[str, Callable[[ModuleType], None]]] = {
         "cifar_lightning.config.protocols": shorten_quick,
         "cifar_lightning.benchmark.candidates": narrow_references,
+        "cifar_lightning.benchmark.prepare": compare_few,
+        "cifar_lightning.variants.precision": prove_on_one,
     }
 
     @classmethod

@@ -162,7 +162,7 @@ def confusion_matrix(
                     ink = "#ffffff" if share > 50 else "#000000"
                     axes.text(
                         column, row, f"{share:.0f}" if share >= 1 else "<1",
-                        ha="center", va="center", fontsize=LETTERS, color=ink,
+                        ha="center", va="center", fontsize=LETTERS, color=ink, in_layout=False,
                     )  # fmt: skip
     return figure
 
