@@ -171,7 +171,8 @@ def test_branches_merge_into_one_chain_of_convolutions(output_stride):
             network(torch.randn(16, 3, 32, 32))
         images = torch.randn(4, 3, 32, 32)
         expected = network.eval()(images)
-        executed = reparameterized(network)
+        executed = reparameterized(network.train())
+        assert all(module.training for module in network.modules())  # it may be trained after this
         torch.testing.assert_close(executed(images), expected, atol=1e-5, rtol=1e-4)
     convolutions = [m for m in executed.modules() if isinstance(m, nn.Conv2d)]
     assert [m.kernel_size for m in convolutions] == [(3, 3)] * 8

@@ -41,6 +41,12 @@ def test_weight_decay_keeps_off_batch_norm_and_biases():
     assert len(decayed["params"]) + len(excused) == len(list(network.parameters()))
 
 
+def test_training_is_in_training_mode_whatever_the_network_was_used_for_before():
+    module = classifier(small().eval())
+    module.on_fit_start()
+    assert all(layer.training for layer in module.backbone.modules())
+
+
 def test_checkpoint_keys_do_not_depend_on_how_it_is_computed():
     plain = classifier(small()).state_dict().keys()
     assert classifier(small(), channels_last=True).state_dict().keys() == plain

@@ -1,6 +1,5 @@
 """RepVGG: trained with parallel branches, executed as a chain of 3x3 convolutions."""
 
-import copy
 from typing import Any
 
 import torch
@@ -48,7 +47,7 @@ class Branches(nn.Module):
             merged.weight.zero_()
             merged.bias.zero_()
             for branch in self.branches:
-                layers: list[Any] = list(branch.eval().children())
+                layers: list[Any] = list(branch.children())
                 if len(layers) == 1:
                     layers.insert(0, _identity(dense.out_channels))
                 folded = fuse_conv_bn_eval(*layers)
@@ -77,7 +76,7 @@ class RepVGG(nn.Sequential):
 
     def reparameterized(self) -> nn.Module:
         """Merge each convolution's branches into one convolution."""
-        return merge_branches(copy.deepcopy(self).eval())
+        return merge_branches(self)
 
 
 def repvgg(

@@ -1,5 +1,6 @@
 """Methods that a network may have beside ``forward``."""
 
+import copy
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -22,7 +23,10 @@ class Reparameterizable(Protocol):
     """A network that is trained in another form than it is executed in."""
 
     def reparameterized(self) -> nn.Module:
-        """Make the network that computes the same in evaluation, in its executed form."""
+        """Give the network that computes the same in evaluation, in its executed form.
+
+        Called on a copy in evaluation mode, which it may take apart.
+        """
 
 
 def reparameterized(network: nn.Module) -> nn.Module:
@@ -30,5 +34,11 @@ def reparameterized(network: nn.Module) -> nn.Module:
 
     Weights are saved in the trained form; latency, accuracy, size, parameters and MACs are those of
     the executed one.
+
+    Args:
+        network: Left as it is: a network that was left in evaluation mode would train in it, on
+            statistics that nothing updates.
     """
-    return network.reparameterized() if isinstance(network, Reparameterizable) else network
+    if not isinstance(network, Reparameterizable):
+        return network
+    return copy.deepcopy(network).eval().reparameterized()

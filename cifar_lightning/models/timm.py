@@ -26,7 +26,7 @@ class TimmNetwork(nn.Module):
         """Merge branches as timm knows to for RepVGG, MobileOne and others; leave the rest."""
         from timm.utils.model import reparameterize_model
 
-        executed: nn.Module = reparameterize_model(self.network.eval())
+        executed: nn.Module = reparameterize_model(self.network, inplace=True)
         return executed.eval()
 
 
@@ -63,7 +63,10 @@ def timm_network(
         raise ValueError(f"name={name}: timm has no such network{hint}")
     images = torch.zeros(1, 3, INPUT_SIZE, INPUT_SIZE)
     try:
-        network: Any = timm.create_model(name, num_classes=num_classes, drop_rate=dropout)
+        network: Any = timm.create_model(name, drop_rate=dropout)
+        # Some of timm's draw the last layer's weights by the number of classes: for ten, ten times
+        # as large as for ImageNet's thousand. Then the first loss is 7 and its gradient's norm 250.
+        network.reset_classifier(num_classes)
         adapt(network, output_stride, bn_momentum, bn_eps)
         network.eval()
         with torch.no_grad():

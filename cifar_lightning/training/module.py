@@ -85,6 +85,10 @@ class ImageClassifier(LightningModule):
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self.backbone.initialize_from(calibration(data, INITIAL_IMAGES))
 
+    def on_fit_start(self) -> None:
+        """Train in training mode, whatever was done before: Lightning leaves modes alone."""
+        self.backbone.train()
+
     @property
     def is_compiled(self) -> bool:
         """Whether the backbone is compiled for training steps."""
