@@ -56,6 +56,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # All of CIFAR-10 as an archive of class folders, where it lies beside the checkout.
 CIFAR10_COPY = ROOT.parent / "shared" / "data" / "cifar10-jpeg.tar.xz"
 
+# Of files that are another user's.
+NOBODY = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as other users")
+
 # The smallest real training: digits, and a network that takes a quarter of the time per step and a
 # tenth per call of what a narrow MobileNetV3 takes.
 _DIGITS = ("data=digits", "augment=crop", "benchmark=quick", "trainer.accelerator=cpu")
@@ -275,7 +279,7 @@ def needs_packages_of(variant: str) -> None:
     extra = "onnx" if variant == "int8" else variant.partition("_")[0]
     for package in extras.get(extra, ()):
         if importlib.util.find_spec(package) is None:
-            pytest.skip(f"needs {package}, of the extra {extra}")
+            pytest.skip(f"needs {package}, of the extra `{extra}`")
 
 
 @pytest.fixture(scope="session")

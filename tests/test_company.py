@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from conftest import NOBODY, needs_root
 
 from cifar_lightning.benchmark import contention
 from cifar_lightning.benchmark.contention import device_lock, device_state, lock_paths
@@ -63,17 +64,17 @@ def test_an_error_frees_the_lock():
         pass
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make another user's file")
+@needs_root
 def test_another_users_file_in_a_sticky_folder_is_locked(tmp_path):
     (path,) = lock_paths(CPU)
     path.touch(mode=0o644)
-    os.chown(path, 12345, 12345)
+    os.chown(path, NOBODY, NOBODY)
     tmp_path.chmod(0o1777)
     process = hold(1.0)
     with device_lock(CPU):
         entered = time.time()
     assert entered >= float(process.communicate()[0].split()[1])
-    assert path.stat().st_uid == 12345
+    assert path.stat().st_uid == NOBODY
 
 
 def test_a_gpus_benchmark_holds_the_cpu_too(monkeypatch):

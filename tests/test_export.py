@@ -184,8 +184,8 @@ def test_what_is_evaluated_is_what_is_written(finished_run, exported, name):
 
 
 def test_weights_by_themselves_become_a_file_of_an_opset(exported, finished_run, tmp_path, call):
-    onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
-    pytest.importorskip("onnxscript", reason="needs the onnx extra")
+    onnx = pytest.importorskip("onnx", reason="needs the extra `onnx`")
+    pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
     weights = shutil.copy(
         exported("safetensors") / "model.safetensors", tmp_path / "mine.safetensors"
     )

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from conftest import NOBODY, needs_root
 
 from cifar_lightning.errors import UserError
 from cifar_lightning.system.files import (
@@ -23,9 +24,6 @@ from cifar_lightning.system.files import (
     write_all,
 )
 from cifar_lightning.system.locks import alone, check_lock, locked
-
-NOBODY = 65534
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as other users")
 
 
 @pytest.fixture

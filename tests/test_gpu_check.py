@@ -299,7 +299,7 @@ def test_what_tells_the_energy(monkeypatch, counter, power, source, joules):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_takes_energy(stack):
-    pytest.importorskip("pynvml", reason="needs nvidia-ml-py")
+    pytest.importorskip("pynvml", reason="needs the extra `gpu`")
     point = Point(ready(stack, device=CUDA), torch.rand(64, 3, 32, 32, device=CUDA))
     point.warm_up()
     point.measure(energy_of(CUDA))

@@ -129,7 +129,7 @@ def test_what_waits_for_the_device_has_no_time_of_the_device_alone():
 
 
 def test_the_drivers_states():
-    pytest.importorskip("pynvml", reason="needs nvidia-ml-py")
+    pytest.importorskip("pynvml", reason="needs the extra `gpu`")
     state = device_state(GPU)
     assert state["sm_mhz"] > 0
     assert state["temperature_c"] > 0
@@ -156,7 +156,7 @@ VARIANTS = "fp32", "tf32", "fp16", "fused+fp16+channels_last+cuda_graph"
 @pytest.fixture(autouse=True)
 def with_hydra(request):
     if "tmp_path" in request.fixturenames:
-        pytest.importorskip("hydra")
+        pytest.importorskip("hydra", reason="needs Hydra, which commands are made of")
 
 
 def test_networks_on_a_gpu(call, tmp_path):

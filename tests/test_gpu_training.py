@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning import Callback
 
-pytest.importorskip("hydra")
+pytest.importorskip("hydra", reason="needs Hydra, which commands are made of")
 from conftest import ROOT, TINY
 from safetensors.torch import load_file
 from test_experiment import only_run, stop_in_epoch

@@ -15,7 +15,7 @@ from importlib import metadata
 import psutil
 import pytest
 import torch
-from conftest import ROOT, TINY, call_once, with_weights, write_and_read
+from conftest import NOBODY, ROOT, TINY, call_once, needs_root, with_weights, write_and_read
 
 import cifar_lightning.benchmark.measure as measuring
 from cifar_lightning.benchmark import (
@@ -27,6 +27,7 @@ from cifar_lightning.benchmark import (
     timing,
 )
 from cifar_lightning.benchmark.candidates import BenchmarkSpec, of_network, of_run
+from cifar_lightning.benchmark.contention import lock_paths
 from cifar_lightning.benchmark.load import RunData, load_backbone, load_data
 from cifar_lightning.benchmark.measure import measure, measure_missing
 from cifar_lightning.benchmark.measurements import new_measurement
@@ -476,8 +477,16 @@ def test_a_kill_in_round_7_costs_nothing_but_itself(again, outputs, forked):
     assert again("run=A").status == 0
 
 
-def test_two_benchmarks_wait_for_each_other(outputs, forked):
-    """One of them says so, and both end well."""
+@pytest.mark.parametrize("owner", ["mine", pytest.param("another's", marks=needs_root)])
+def test_two_benchmarks_wait_for_each_other(owner, outputs, tmp_path, monkeypatch, forked):
+    """One of them says so, and both end well; also where the lock file is another user's."""
+    if owner == "another's":
+        tmp_path.chmod(0o1777)  # as the system's temporary folder is
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        monkeypatch.setattr("tempfile.tempdir", None)
+        (lock,) = lock_paths(CPU)
+        lock.touch(mode=0o644)
+        os.chown(lock, NOBODY, NOBODY)
     arguments = [f"outputs={outputs}", "protocol=quick", "device=cpu", "run=A"]
     command = [sys.executable, "-m", "cifar_lightning.measure", *arguments]
     both = [
@@ -693,7 +702,7 @@ def test_an_error_may_leave_a_device_usable(monkeypatch):
 
 def test_engines_are_what_executes_a_variant():
     assert set(registry.engines("fp32")) == {"torch"}
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
     assert registry.engines("int8")["onnxruntime"]
     assert set(RECIPE_VERSIONS) <= set(registry.PARTS)
     assert recipe("fused+int8") == {"fused": 1, "int8": RECIPE_VERSIONS["int8"]}

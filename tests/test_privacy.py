@@ -90,8 +90,8 @@ def test_exports_tell_nothing(exported, private, name):
 
 
 def test_onnx_has_no_metadata_anywhere(exported):
-    onnx = pytest.importorskip("onnx", reason="needs the onnx extra")
-    pytest.importorskip("onnxscript", reason="needs the onnx extra")
+    onnx = pytest.importorskip("onnx", reason="needs the extra `onnx`")
+    pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
     model = onnx.load(exported("onnx") / "model.onnx")
 
     def texts(message, path):

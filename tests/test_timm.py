@@ -11,7 +11,7 @@ from cifar_lightning.models.interfaces import reparameterized
 from cifar_lightning.models.timm import timm_network
 from cifar_lightning.variants.registry import prepare
 
-pytest.importorskip("timm")
+pytest.importorskip("timm", reason="needs the extra `timm`")
 CPU = torch.device("cpu")
 COMMON = {"dropout": 0.1, "bn_momentum": 0.05, "bn_eps": 2e-5}
 NETWORKS = (

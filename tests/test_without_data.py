@@ -153,7 +153,7 @@ def test_seeds_without_weights_have_the_latency_of_the_others(again, outputs):
 
 
 def test_int8_needs_images_to_calibrate(again, outputs):
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
     folder = folders(outputs)[0]
     assert again(f"run={folder}", "variants=[fp32,int8]").status == 0
     ours, _ = found(folder, "int8")
