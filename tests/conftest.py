@@ -13,6 +13,7 @@ import io
 import logging
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -120,6 +121,8 @@ def pack_archive(files: Mapping[str, bytes] | Sequence[tuple[str, bytes]]) -> by
 
 def pytest_configure(config: pytest.Config) -> None:
     """Import torch, but not where this process only hands tests to workers."""
+    # A shell's background jobs ignore Ctrl-C, and so would all that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("numprocesses", None):
         return
     # Where a test measures with two threads, they sleep while they wait: beside other tests,

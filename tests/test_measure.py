@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 
 import psutil
@@ -141,6 +142,37 @@ def test_what_is_random_is_drawn_anew_each_time(outputs):
     assert len({tuple(one.build_order) for one in found}) > 1
     assert found[0].rounds[0].order != found[0].rounds[1].order or len(found) > 1
     assert len({str([each.order for each in one.rounds[:9]]) for one in found}) == 3
+
+
+def test_each_block_has_its_own_candidates_flags_alone(outputs, monkeypatch):
+    """Whatever the blocks before it had."""
+
+    def half_precision(variant):
+        variant.switch(partial(precision.matmul_precision, "tf32"))
+
+    monkeypatch.setitem(registry.PARTS, "half", (Kind.PRECISION, half_precision))
+    real, seen = prepare.Stopwatch.block, []
+
+    def block(*arguments, **settings):
+        seen.append(precision.flags())
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(prepare.Stopwatch, "block", block)
+    spec, before = BenchmarkSpec(["fp32", "half"], [1, 2], "quick"), precision.flags()
+    sources = [
+        of_network("resnet8", variant, threads)
+        for variant in spec.variants for threads in spec.threads
+    ]  # fmt: skip
+    record = measure(sources, spec, CPU, outputs, RunData()).record
+    order = [number for one in record.sessions[0].rounds for number in one.order]
+    for number, flags in zip(order, seen[-len(order) :], strict=True):
+        candidate = record.candidates[number]
+        assert flags == candidate.flags
+        assert flags["threads"] == candidate.threads
+        wanted = "tf32" if candidate.variant == "half" else "ieee"
+        assert flags["cuda.matmul.fp32_precision"] == wanted
+    assert {record.candidates[number].variant for number in order} == {"fp32", "half"}
+    assert precision.flags() == before
 
 
 def test_seeds_are_one_candidate_and_have_its_latency(again, outputs):

@@ -177,12 +177,14 @@ def test_long_work_of_a_real_process_ends_at_once(
         )  # fmt: skip
         said = b""
         while says.encode() not in said:
-            said += os.read(process.stdout.fileno(), 1000)
+            more = os.read(process.stdout.fileno(), 1000)
+            assert more, said
+            said += more
         time.sleep(seconds)
         assert process.poll() is None, "it has ended already"
         begin = time.perf_counter()
         process.send_signal(number)
-        said += process.stdout.read()
+        said += process.communicate(timeout=60)[0]
         took = time.perf_counter() - begin
     assert process.wait() == 128 + number, said
     assert b"Traceback" not in said
