@@ -21,7 +21,7 @@ import tarfile
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
@@ -29,7 +29,7 @@ from hashlib import sha256
 from multiprocessing import resource_tracker
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -253,6 +253,17 @@ def call_once(main: Callable[[], None], *arguments: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [main.__module__, *arguments])
         main()
+
+
+# What compiles or lowers takes 20 s of processor time a network; `test_engines` has a small one.
+LONG_EXPORTS = {"aot", "executorch", "executorch_int8"}
+
+
+def to_export(names: Iterable[str]) -> list[Any]:
+    """Give formats to parametrize a test with; those whose export takes long make it a slow one."""
+    return [
+        pytest.param(name, marks=pytest.mark.slow if name in LONG_EXPORTS else ()) for name in names
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import to_export
 from safetensors.torch import load_file, save_file
 
 import cifar_lightning
@@ -56,11 +57,7 @@ FILES = {
 }
 
 
-# What compiles takes long.
-QUICK_FIRST = [pytest.param(n, marks=pytest.mark.slow) if n == "aot" else n for n in FORMATS]
-
-
-@pytest.mark.parametrize("name", QUICK_FIRST)
+@pytest.mark.parametrize("name", to_export(FORMATS))
 def test_the_card_loads_what_the_run_has(exported, finished_run, images, monkeypatch, name):
     to = exported(name)
     card = (to / f"model-{name}.md").read_text()
@@ -173,7 +170,7 @@ def test_mistakes(export_run, tmp_path, arguments, message):
 
 
 # A compiler's library is another one each time.
-@pytest.mark.parametrize("name", [name for name in registry.FORMATS if name != "aot"])
+@pytest.mark.parametrize("name", to_export(name for name in registry.FORMATS if name != "aot"))
 def test_what_is_evaluated_is_what_is_written(finished_run, exported, name):
     """Byte for byte: its digest comes into the measurement."""
     to, folder = exported(name), find_run(finished_run, "tiny")

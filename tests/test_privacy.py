@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, to_export
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifar_lightning.cli import report as report_command
@@ -75,9 +75,7 @@ def test_the_search_finds(tmp_path):
     assert len(list(told(tmp_path, {b"/somebody/", b"somewhere"}))) == 2
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "aot" else n for n in FORMATS]
-)
+@pytest.mark.parametrize("name", to_export(FORMATS))
 def test_exports_tell_nothing(exported, private, name):
     to = exported(name)
     pair = name.startswith(("ncnn", "openvino"))
