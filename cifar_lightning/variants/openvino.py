@@ -19,6 +19,8 @@ from cifar_lightning.variants.onnx import export_onnx, silenced
 from cifar_lightning.variants.quantization import quantized
 
 BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and of ARM, as Linux calls them
+# What may follow a max-pool behind a convolution: it never falls, or stays where it is.
+FREE_TO_FOLLOW = {"Relu", "Convolution", "GroupConvolution", "MaxPool", "FakeQuantize", "Concat"}
 
 
 def load_openvino(path: str, threads: int) -> Call:
@@ -100,7 +102,30 @@ def _converted(variant: VariantContext, ov: Any) -> Any:
     """Convert the network by way of ONNX: its BatchNorms are folded there."""
     path = variant.folder() / "fp32.onnx"
     export_onnx(variant, path)
-    return ov.Core().read_model(path)
+    model = ov.Core().read_model(path)
+    _keep_behind_max_pools(model)
+    return model
+
+
+def _keep_behind_max_pools(model: Any) -> None:
+    """Let activations behind a max-pool stay there.
+
+    NOTE: OpenVINO's CPU plugin (2026.4.1) makes an activation part of the convolution before the
+    max-pool, which changes what is computed unless it never falls: GELU, SiLU, hard-swish and Mish
+    do. Nothing turns that off. A maximum with the lowest number, which changes nothing, prevents
+    it, and becomes part of the activation.
+    """
+    import numpy
+    from openvino import opset13
+
+    for operation in model.get_ordered_ops():
+        followers = operation.output(0).get_target_inputs() if operation.get_output_size() else ()
+        following = {one.get_node().get_type_name() for one in followers}
+        if operation.get_type_name() == "MaxPool" and not following <= FREE_TO_FOLLOW:
+            lowest = numpy.finfo(numpy.float32).min
+            kept = opset13.maximum(operation.output(0), lowest).output(0)
+            for one in followers:
+                one.replace_source_output(kept)
 
 
 def _run(variant: VariantContext, ov: Any, form: Format, model: Any, precision: str) -> None:
