@@ -3,14 +3,17 @@
 import ctypes
 import inspect
 import math
+import os
+import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
-from conftest import needs_packages_of
+from conftest import ROOT, needs_packages_of
 from test_results import MEASUREMENT
 from torch import nn
 
@@ -147,6 +150,27 @@ def test_a_program_is_loaded_again_only_for_another_pool(monkeypatch, tmp_path):
                 with prepared.switched():
                     prepared.forward(torch.zeros(1, 3, 32, 32))
         assert loaded == [1, 2, 1, 2, 1]
+
+
+def test_only_a_programs_talk_is_left_out(capfd):
+    """What its C++ writes, without Python, of cores and threads; also before an error."""
+    with suppress(ValueError), executorch._without_talk():
+        os.write(2, b"[cpuinfo_utils.cpp:71] Reading file\n[method.cpp:9] Missing operator\n")
+        raise ValueError
+    os.write(2, b"later\n")
+    assert capfd.readouterr().err == "[method.cpp:9] Missing operator\nlater\n"
+
+
+@pytest.mark.slow
+def test_a_program_is_loaded_without_talk():
+    """In a process of its own, as its C++ says it once."""
+    needs_packages_of("executorch")
+    code = (
+        "import sys; sys.path.append('tests'); from test_engines import *;"
+        "prepare('executorch', network(), CPU, None).__enter__()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize(

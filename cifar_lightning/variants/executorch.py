@@ -1,8 +1,11 @@
 """ExecuTorch with the XNNPACK delegate, in fp32 and int8."""
 
 import operator
+import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from tempfile import TemporaryFile
 
 import torch
 from torch import Tensor
@@ -105,6 +108,32 @@ def _count_operations(graph: torch.fx.GraphModule) -> int:
     )
 
 
+# Where its C++ says what is no error: which cores it sees, and how many threads it takes.
+_TALKATIVE = (b"[cpuinfo_utils.cpp:", b"[threadpool.cpp:")
+
+
+@contextmanager
+def _without_talk() -> Iterator[None]:
+    """Leave out what loading says of cores and threads; other lines on stderr come through.
+
+    NOTE: Python's package has no level of logging to set, and writes past `sys.stderr`.
+    """
+    sys.stderr.flush()
+    console = os.dup(2)
+    with TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(console, 2)
+            os.close(console)
+            said.seek(0)
+            for line in said:
+                if not line.startswith(_TALKATIVE):
+                    with suppress(OSError):
+                        os.write(2, line)
+
+
 _pool: tuple[int, object] = (0, object())
 
 
@@ -126,7 +155,8 @@ def _run(variant: VariantContext) -> None:
     def loaded() -> Iterator[None]:
         nonlocal pool, call
         if pool is not _pool_of(threads):
-            call, pool = load_executorch(path, threads), _pool_of(threads)
+            with _without_talk():
+                call, pool = load_executorch(path, threads), _pool_of(threads)
         yield
 
     variant.switch(loaded)
