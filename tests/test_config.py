@@ -101,11 +101,11 @@ def test_the_first_missing_value_is_named_with_an_example():
         (
             schema.TrainConfig,
             {
-                "id", "outputs", "precision", "distill.teacher", "model.name", "data.name",
+                "id", "outputs", "precision", "distill.teacher", "init", "model.name", "data.name",
                 "data.root", "data.cache_dir", "data.md5", "data.device",
             },
             {"data.mirrors"},
-            {"outputs", "distill.teacher", "data.root", "data.cache_dir"},
+            {"outputs", "distill.teacher", "init", "data.root", "data.cache_dir"},
         ),
         (
             schema.MeasureConfig,

@@ -54,7 +54,7 @@ def calibration():
     return torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(params=[*PACKAGED, *COMPILED])
+@pytest.fixture(params=["onnx", "int8", *PACKAGED, *COMPILED])
 def engine(request):
     needs_packages_of(request.param)
     return request.param

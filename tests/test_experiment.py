@@ -21,7 +21,8 @@ from torchvision.utils import make_grid
 
 from cifar_lightning.benchmark import session
 from cifar_lightning.benchmark.evaluate import evaluate
-from cifar_lightning.benchmark.load import load_backbone, load_data
+from cifar_lightning.benchmark.load import load_data
+from cifar_lightning.benchmark.network import load_backbone
 from cifar_lightning.data.digits import DigitsDataModule
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.completed import finished

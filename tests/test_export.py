@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 import cifar_lightning
 from cifar_lightning.benchmark.accuracy import Accuracies
 from cifar_lightning.benchmark.candidates import of_run
-from cifar_lightning.benchmark.load import RunData, load_backbone
+from cifar_lightning.benchmark.load import RunData
+from cifar_lightning.benchmark.network import load_backbone
 from cifar_lightning.cli import export as export_command
 from cifar_lightning.data.digits import DigitsDataModule
 from cifar_lightning.deploy import export as exporting

@@ -17,7 +17,8 @@ from simulated import benchmark, of_run
 from test_results import MEASUREMENT, RUN, place
 
 from cifar_lightning.benchmark import candidates
-from cifar_lightning.benchmark.load import build_network, load_backbone, load_data
+from cifar_lightning.benchmark.load import load_data
+from cifar_lightning.benchmark.network import build_network, load_backbone
 from cifar_lightning.comparison import collect, markdown, section, tables, tensorboard, verdict
 from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.publish import publish

@@ -14,7 +14,8 @@ from test_experiment import only_run, stop_in_epoch
 from test_processes import assert_one_row, start
 
 from cifar_lightning.benchmark.evaluate import evaluate
-from cifar_lightning.benchmark.load import load_backbone, load_data
+from cifar_lightning.benchmark.load import load_data
+from cifar_lightning.benchmark.network import load_backbone
 from cifar_lightning.runs.gpu import Fp32Precision
 from cifar_lightning.runs.run import Run
 from cifar_lightning.training.averaging import EMA

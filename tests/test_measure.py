@@ -29,9 +29,10 @@ from cifar_lightning.benchmark import (
 )
 from cifar_lightning.benchmark.candidates import BenchmarkSpec, of_network, of_run
 from cifar_lightning.benchmark.contention import lock_paths
-from cifar_lightning.benchmark.load import RunData, load_backbone, load_data
+from cifar_lightning.benchmark.load import RunData, load_data
 from cifar_lightning.benchmark.measure import measure, measure_missing
 from cifar_lightning.benchmark.measurements import new_measurement
+from cifar_lightning.benchmark.network import load_backbone
 from cifar_lightning.cli import measure as measure_command
 from cifar_lightning.config import protocols
 from cifar_lightning.errors import DeviceLost

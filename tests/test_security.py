@@ -14,7 +14,8 @@ from conftest import TINY, cifar10, pack_archive
 from PIL import Image
 
 import cifar_lightning
-from cifar_lightning.benchmark.load import load_backbone, load_data
+from cifar_lightning.benchmark.load import load_data
+from cifar_lightning.benchmark.network import load_backbone
 from cifar_lightning.config import components
 from cifar_lightning.data.cifar_archive import CIFAR10
 from cifar_lightning.errors import UserError

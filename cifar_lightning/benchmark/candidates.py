@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from cifar_lightning.benchmark.load import build_network, load_backbone
+from cifar_lightning.benchmark.network import build_network, load_backbone
 from cifar_lightning.config import components
 from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.errors import bad_value

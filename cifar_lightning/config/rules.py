@@ -2,21 +2,15 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from msgspec import Meta
 from omegaconf import DictConfig
 
 from cifar_lightning.config.components import check_targets, is_integer, is_number
 from cifar_lightning.config.protocols import PROTOCOLS
-from cifar_lightning.config.schema import TrainConfig, plain
+from cifar_lightning.config.schema import plain
 from cifar_lightning.errors import UserError, bad_value
-from cifar_lightning.system.untrusted import Unreadable, check_plain, convert
 
-# One number a channel; those that images are divided by are not 0.
-Colours = Annotated[list[float], Meta(min_length=3, max_length=3)]
-Deviations = Annotated[list[Annotated[float, Meta(gt=0)]], Meta(min_length=3, max_length=3)]
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of torch.compile; on a GPU by CUDA graphs
 COMPILE_MODES = ("default", *GRAPH_MODES)
@@ -153,7 +147,7 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: With the key, the value and what it must be.
     """
-    _check_rules(config)
+    check_rules(config)
     for name in REINSTANTIATED_GROUPS:
         if name in config:
             check_targets(name, config[name])
@@ -183,7 +177,8 @@ def check(config: Mapping[str, Any]) -> None:
         raise bad_value("compile", config["compile"], allowed)
 
 
-def _check_rules(config: Mapping[str, Any]) -> None:
+def check_rules(config: Mapping[str, Any]) -> None:
+    """Check each key by itself; errors as `check`."""
     for key, (holds, allowed) in RULES.items():
         for value in _values(config, key):
             if not holds(value):
@@ -192,47 +187,6 @@ def _check_rules(config: Mapping[str, Any]) -> None:
         for value, wanted in zip(_values(config, key), _values(config, source), strict=False):
             if value != wanted:
                 raise bad_value(key, value, f"{wanted}, which follows from {source}; set that")
-
-
-def check_recorded(config: dict[str, Any]) -> None:
-    """Check a configuration out of a record, which may be anybody's.
-
-    Raises:
-        ValueError: If a key is missing that commands need, one has the wrong type or value, or it
-            holds what could be resolved or called.
-    """
-    try:
-        check_plain(config, REINSTANTIATED_GROUPS)
-        for option in fields(TrainConfig):
-            if option.name not in config:
-                raise Unreadable(f"{option.name}: missing")
-        convert(config, TrainConfig)
-        convert(config["augment"], dict[str, dict[str, Any]])
-        convert(config["data"], _RecordedData)
-        if config["distill"] is not None:
-            convert(config["distill"], _RecordedDistill)
-        _check_rules(config)
-    except (Unreadable, UserError) as error:
-        raise ValueError(f"config: {error}") from error
-
-
-@dataclass
-class _RecordedData:
-    """What commands need of a data set's configuration."""
-
-    name: Annotated[str, Meta(min_length=1, max_length=250)]
-    num_classes: Annotated[int, Meta(ge=2, le=100_000)]
-    val_fraction: float
-    split_seed: int
-    mean: Colours
-    std: Deviations
-
-
-@dataclass
-class _RecordedDistill:
-    """What commands need of a distillation's configuration."""
-
-    teacher: str
 
 
 def _values(config: Mapping[str, Any], key: str) -> list[Any]:

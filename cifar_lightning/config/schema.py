@@ -46,6 +46,7 @@ class TrainConfig:
     label_smoothing: float = MISSING
     channels_last: bool = MISSING
     compile: bool | str = MISSING
+    init: PathText | None = None
     id: str | None = MISSING
     outputs: PathText = MISSING
     rerun: bool = MISSING

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cifar_lightning.benchmark.evaluate import check_finite
-from cifar_lightning.benchmark.load import build_network, load_backbone
+from cifar_lightning.benchmark.network import build_network, load_backbone
 from cifar_lightning.data.image_files import decode_files, read_image
 from cifar_lightning.data.images import IMAGE_SIZE, Normalize
 from cifar_lightning.errors import NotFinite, UserError

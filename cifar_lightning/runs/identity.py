@@ -28,6 +28,7 @@ NON_IDENTITY_KEYS = {
     "rerun",
     "data.eval_batch_size",
     "data.md5",
+    "init.path",
     "optim.foreach",
     "optim.fused",
     "trainer.accelerator",

@@ -103,7 +103,8 @@ def _split(line: str) -> list[str]:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    teacher = f" (taught by {row.teacher.rpartition('-')[2]})" if row.teacher else ""
+    origins = {"from": row.init, "taught by": row.teacher}
+    told = ", ".join(f"{how} {run.rpartition('-')[2]}" for how, run in origins.items() if run)
     device = row.device or "-"
     if row.device and row.threads and row.clock == "perf_counter":
         device += f", {counted(row.threads, 'thread')}"
@@ -113,7 +114,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     if row.status not in ("ok", "finished"):
         variant += f" ({row.status})"
     return (
-        row.id + teacher,
+        f"{row.id} ({told})" if told else row.id,
         variant,
         number(row.test_acc, 2),
         number(row.lat_mean_ms, 3),

@@ -21,16 +21,17 @@ from cifar_lightning.runs.find import find_run, load_run
 from cifar_lightning.runs.folder import RUNS, RunFolder
 from cifar_lightning.runs.identity import run_name
 from cifar_lightning.runs.ownership import check_ours
+from cifar_lightning.runs.weights import initial_weights
 
 
 def resolve(composed: DictConfig) -> dict[str, Any]:
     """Make plain containers of the task's part of a composed configuration.
 
     A teacher becomes the name of its run, however it was given: by what it is, it is part of the
-    student's identity.
+    student's identity. Initial weights are told by what they are, too.
 
     Raises:
-        UserError: If a needed value is missing, or there is no such teacher.
+        UserError: If a needed value is missing, or there is no such teacher, or no such weights.
     """
     config = plain(composed)
     _drop_unchosen(config, (composed.get("hydra") or HydraConfig.get()).overrides.task)
@@ -41,6 +42,8 @@ def resolve(composed: DictConfig) -> dict[str, Any]:
             own = outputs / RUNS / load_run(folder).name
             raise UserError(f"distill.teacher={given}: needed is a run in its own folder, {own}")
         config["distill"]["teacher"] = folder.name
+    if config["init"] is not None:
+        config["init"] = initial_weights(Path(config["outputs"]), config["init"])
     _resolve_devices(config["trainer"])
     return config
 

@@ -31,6 +31,7 @@ class Row:
     epochs: int
     seed: int
     teacher: str | None
+    init: str | None
     dataset: str
     variant: str | None = None
     val_acc: float | None
@@ -179,6 +180,7 @@ def _run_row(run: Run) -> Row:
         epochs=run.config["epochs"],
         seed=run.config["seed"],
         teacher=(run.config["distill"] or {}).get("teacher"),
+        init=(run.config.get("init") or {}).get("run"),
         dataset=run.config["data"]["name"],
         val_acc=run.val_acc,
         test_acc=run.test_acc,

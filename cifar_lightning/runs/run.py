@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from msgspec import Meta
 
-from cifar_lightning.config.rules import REINSTANTIATED_GROUPS, Colours, Deviations, check_recorded
+from cifar_lightning.config.recorded import Colours, Deviations, check_recorded
+from cifar_lightning.config.rules import REINSTANTIATED_GROUPS
 from cifar_lightning.config.schema import NAMING_GROUPS
 from cifar_lightning.runs.data import DataSummary
 from cifar_lightning.runs.folder import RUNS, RunFolder, run_folders

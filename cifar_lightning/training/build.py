@@ -84,7 +84,8 @@ def build(
     if here:
         check_devices(config)
     seed_everything(config["seed"], verbose=False)
-    backbone = construct("model", config["model"]) if backbone is None else backbone
+    if backbone is None or config["init"] is not None:
+        backbone = components.build_backbone(config)
     optimizer = construct("optim", config["optim"], ("params",))
     scheduler = construct("scheduler", config["scheduler"], ("optimizer", "total_steps"))
     components.try_optimizer(optimizer, scheduler, backbone)
@@ -98,6 +99,7 @@ def build(
         label_smoothing=config["label_smoothing"],
         channels_last=config["channels_last"],
         compile=config["compile"],
+        initialized=config["init"] is not None,
         distillation=components.build_teacher(config),
     )
     node, validating = dict(config["trainer"]), validates(config)

@@ -1,7 +1,9 @@
 """Building components from their configuration."""
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,21 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Callback
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
 
-from cifar_lightning.benchmark.load import load_backbone
+from cifar_lightning.benchmark.network import load_backbone, trained_network
 from cifar_lightning.config.components import check_component
 from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RunFolder
+from cifar_lightning.runs.identity import canonical
+from cifar_lightning.runs.weights import read_network
 from cifar_lightning.training.distillation import Distillation
 from cifar_lightning.training.module import parameter_groups
 
+log = logging.getLogger(__name__)
+
+SPLIT = ("val_fraction", "split_seed")  # of `data`: which images are for validation
 METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "lr")  # once an epoch
 
 
@@ -36,12 +44,57 @@ def build_teacher(config: dict[str, Any]) -> Distillation | None:
     teacher = load_run(folder)
     alike = ["num_classes", "name", "mean", "std"]
     if config["data"]["val_fraction"] > 0:
-        alike += ["val_fraction", "split_seed"]
+        alike += SPLIT
     for key in alike:
         there, here = teacher.config["data"][key], config["data"][key]
         if there != here:
             raise bad_value("distill.teacher", teacher.name, f"data.{key}={here}, its is {there}")
     return construct("distill", node, backbone=load_backbone(folder))  # type: ignore[no-any-return]
+
+
+def build_backbone(config: dict[str, Any]) -> nn.Module:
+    """Build the network to train, with the weights that it begins with, where some are given.
+
+    Raises:
+        UserError: If its settings are wrong, or the weights are of another network, or were trained
+            on images that are to choose this run's checkpoint.
+    """
+    init = config["init"]
+    if init is None:
+        return construct("model", config["model"])  # type: ignore[no-any-return]
+    path, data = Path(init["path"]), config["data"]
+    found, content = read_network(path)
+    if not sha256(content).hexdigest().startswith(init["weights"]):
+        raise UserError(f"init={path}: changed just now; the same command again takes the new ones")
+    there = {"model": found.model, "data": {"mean": found.mean, "std": found.std}}
+    try:
+        trained = load_run(path.parent)
+    except UserError:
+        log.warning("%s: which images it was trained on is not known; see data.split_seed", path)
+    else:
+        if trained.config["data"]["name"] == data["name"] and data["val_fraction"] > 0:
+            there["data"] |= {key: trained.config["data"][key] for key in SPLIT}
+    for group, settings in there.items():
+        theirs, ours = canonical(settings, group), canonical(config[group], group)
+        for key in [*theirs] if group == "data" else sorted({*theirs, *ours}):
+            if theirs.get(key) != ours.get(key):
+                other = f"{group}.{key}={ours.get(key)}, its is {theirs.get(key)}"
+                raise bad_value("init", found.run, other)
+    return trained_network(found, content, path)
+
+
+def check_classes(config: dict[str, Any], classes: Sequence[str]) -> None:
+    """See that initial weights are of a network of the data's classes.
+
+    Raises:
+        UserError: If not.
+    """
+    if config["init"] is None:
+        return
+    found, _ = read_network(Path(config["init"]["path"]))
+    for there, here in zip(found.classes, classes, strict=True):
+        if there != here:
+            raise bad_value("init", found.run, f"of the same classes: {there} is {here} here")
 
 
 def teachers_folder(config: dict[str, Any]) -> Path:

@@ -41,6 +41,7 @@ class ImageClassifier(LightningModule):
         compile: Train with the backbone compiled; a mode of `torch.compile`, or True for
             ``default``. Validation and testing go without: for them alone it would be compiled
             once more, and for batches of other sizes again.
+        initialized: Whether the backbone begins with weights of an earlier run.
         distillation: Mixes a teacher into the training loss.
     """
 
@@ -53,6 +54,7 @@ class ImageClassifier(LightningModule):
         label_smoothing: float = 0.0,
         channels_last: bool = False,
         compile: bool | str = False,
+        initialized: bool = False,
         distillation: Distillation | None = None,
     ) -> None:
         super().__init__()
@@ -70,6 +72,7 @@ class ImageClassifier(LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.label_smoothing = label_smoothing
+        self.initialized = initialized
         self.distillation = distillation
         self.tested: dict[str, Any] | None = None  # the metrics, as soon as they are known
         self._steps: dict[Stage, list[tuple[Tensor, Tensor, int]]]
@@ -80,7 +83,7 @@ class ImageClassifier(LightningModule):
 
         Before the processes of a training run take over the first one's weights.
         """
-        fresh = stage == "fit" and self.trainer.ckpt_path is None
+        fresh = stage == "fit" and self.trainer.ckpt_path is None and not self.initialized
         if fresh and isinstance(self.backbone, InitializedFromImages):
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self.backbone.initialize_from(calibration(data, INITIAL_IMAGES))

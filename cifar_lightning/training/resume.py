@@ -29,7 +29,7 @@ from cifar_lightning.system.files import check_inside, open_regular, remove_unfi
 from cifar_lightning.system.formatting import relative
 from cifar_lightning.system.locks import check_lock
 from cifar_lightning.training.build import Experiment
-from cifar_lightning.training.components import teachers_folder
+from cifar_lightning.training.components import check_classes, teachers_folder
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,7 @@ def prepare_run(
         if (other := difference(teacher, images)) is not None:
             theirs = f"data {images.fingerprint}, its are {teacher.data_fingerprint} ({other})"
             raise bad_value("distill.teacher", teacher.name, theirs)
+    check_classes(config, images.classes)
     backbone, device = experiment.classifier.backbone, device_name(experiment.device)
     params, macs = count_parameters(backbone), count_macs(backbone)
     log.info(
@@ -94,7 +95,7 @@ def prepare_run(
             name=folder.name,
             id=config["id"] or (before.id if before else None),
             choices=choices,
-            config=_found_from_anywhere(config),
+            config=_recorded(config),
             status="running",
             started=before.started if before else datetime.now(UTC).isoformat(timespec="seconds"),
             data_fingerprint=images.fingerprint,
@@ -121,12 +122,17 @@ def prepare_run(
     return start
 
 
-def _found_from_anywhere(config: dict[str, Any]) -> dict[str, Any]:
-    """Write down where the data are so that it means the same in another folder."""
-    data = config["data"]
-    if "root" not in data:
-        return config
-    return config | {"data": data | {"root": str(Path(data["root"]).absolute())}}
+def _recorded(config: dict[str, Any]) -> dict[str, Any]:
+    """Write down where the data are so that it means the same in another folder.
+
+    Where initial weights lay is left out: by what they are, they are known.
+    """
+    data, init = config["data"], config["init"]
+    if "root" in data:
+        data = data | {"root": str(Path(data["root"]).absolute())}
+    if init is not None:
+        init = {key: value for key, value in init.items() if key != "path"}
+    return config | {"data": data, "init": init}
 
 
 def _fp32_precision(device: torch.device) -> Fp32Precision | None:
