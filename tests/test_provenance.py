@@ -3,7 +3,10 @@
 import subprocess
 
 import pytest
+from conftest import TINY
 
+from cifar_lightning.data.digits import DigitsDataModule
+from cifar_lightning.runs.run import Run
 from cifar_lightning.system import environment, processor
 from cifar_lightning.system.environment import Code
 from cifar_lightning.system.processor import Processor, parse_processor
@@ -119,6 +122,24 @@ def test_what_is_missing_is_named_by_what_can_be_installed(monkeypatch):
 
 
 def test_a_repository_around_an_installed_copy_is_not_its_code(tmp_path, monkeypatch):
-    assert environment.code().commit
+    read = environment.code.__wrapped__
+    assert read().commit
     monkeypatch.setattr(environment, "CHECKOUT", environment.CHECKOUT / "cifar_lightning")
-    assert environment.code() == Code()
+    assert read() == Code()
+
+
+def test_the_code_is_that_of_a_commands_beginning(command, outputs, monkeypatch):
+    """What is measured after somebody has changed files was measured by what was loaded."""
+    environment.code.cache_clear()
+    commit, later = environment.code.__wrapped__(), Code("0" * 40, True)
+    prepare_data = DigitsDataModule.prepare_data
+
+    def changed(data):
+        monkeypatch.setattr(environment.subprocess, "check_output", lambda *_, **__: later.commit)
+        prepare_data(data)
+
+    monkeypatch.setattr(DigitsDataModule, "prepare_data", changed)
+    assert command(*TINY, "epochs=1", "benchmark.variants=[]").status == 0
+    assert environment.code.__wrapped__() == later
+    (folder,) = (outputs / "runs").iterdir()
+    assert Run.load(folder).code == environment.code() == commit

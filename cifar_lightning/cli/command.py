@@ -23,7 +23,7 @@ from cifar_lightning.config.texts import expand_home
 from cifar_lightning.errors import RunFailed, UserError
 from cifar_lightning.runs import resolve
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.system import outcome, signals, streams
+from cifar_lightning.system import environment, outcome, signals, streams
 from cifar_lightning.system.escaping import visible, without_secrets
 from cifar_lightning.system.files import share_with_others, write_atomically
 from cifar_lightning.system.locks import alone
@@ -126,9 +126,13 @@ def entry_point(
 
 
 def mark_started() -> None:
-    """Say that the work has begun: from here on, an unknown error is none of Hydra's."""
+    """Say that the work has begun: from here on, an unknown error is none of Hydra's.
+
+    What will be recorded was made by the code as it is now.
+    """
     global _started
     _started = True
+    environment.code()
 
 
 def share_outputs(config: DictConfig) -> None:

@@ -4,7 +4,7 @@ import platform
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, TypedDict
@@ -68,8 +68,13 @@ class Machine:
     threads: Annotated[int, Meta(ge=1, le=2**20)] | None = None
 
 
+@cache
 def code() -> Code:
-    """Tell the state of the code; an installed copy may lie in a repository that is not ours."""
+    """Tell the state of the code; an installed copy may lie in a repository that is not ours.
+
+    It is read once, as a process goes on with what it has loaded: every command asks for it at its
+    beginning, since files may change before there is something to record.
+    """
     if not (CHECKOUT / ".git").exists():
         return Code()
     git = partial(subprocess.check_output, cwd=CHECKOUT, text=True, timeout=GIT_TIMEOUT_S)
