@@ -15,6 +15,7 @@ from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.collect import compare
 from cifar_lightning.comparison.columns import COLUMNS
 from cifar_lightning.comparison.entry import Entry
+from cifar_lightning.comparison.floors import floors
 from cifar_lightning.comparison.leaderboard import Choice, Leaderboard, speed
 from cifar_lightning.comparison.provenance import provenance
 from cifar_lightning.comparison.records import Records
@@ -50,10 +51,12 @@ class Study:
 
     Attributes:
         published: By the networks' ids.
+        engines: Some of the networks in every engine, which another benchmark has timed.
     """
 
     records: Records
     published: dict[str, Published]
+    engines: Records | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Study:
@@ -63,14 +66,18 @@ class Study:
             name: Published(float(row["accuracy"]), row["epochs"], row["how"], row["source"])
             for name, row in rows.items()
         }
-        return cls(Records.read([folder]), published)
+        engines = folder / "engines"
+        return cls(
+            Records.read([folder]),
+            published,
+            Records.read([engines]) if engines.exists() else None,
+        )
 
     def leaderboard(
         self, least: float = NEEDED[0], keep: Callable[[Entry], bool] = lambda entry: True
     ) -> Leaderboard:
         """Rank entries, on the machine that the overall answer is of."""
-        kept = compare(self.records, Need(least), keep=lambda _, entry: keep(entry))
-        return kept.leaderboards[0]
+        return _ranked(self.records, least, keep)
 
     def limited(self, entry: Entry) -> Published | None:
         """Give what is published of a network, if that is a point or more above the accuracy."""
@@ -81,15 +88,22 @@ class Study:
 
 def taken(study: Study) -> str:
     """Draw what to take for each accuracy, eager and with an engine, on one thread."""
+    ways = {name: (study.records, keep) for name, keep in WAYS.items()}
+    lines = [f"Timed in benchmark {_benchmarks(study.leaderboard())}"]
+    if study.engines is not None:
+        every = _ranked(study.engines)
+        number = len({entry.label for entry in every.entries})
+        ways[f"with every engine, {number} of the networks"] = study.engines, lambda _: True
+        lines.append(f"; with every engine in {_benchmarks(every)}")
     rows = []
     for least in NEEDED:
         cells = [f"at least {least} %"]
-        for keep in WAYS.values():
-            leaderboard = study.leaderboard(least, keep)
+        for records, keep in ways.values():
+            leaderboard = _ranked(records, least, keep)
             choice = _choice(leaderboard)
             cells.append(_told(leaderboard, choice.entry) if choice.eligible else "none")
         rows.append(cells)
-    return draw_table(["Test accuracy", *WAYS], rows, ())
+    return f"{draw_table(['Test accuracy', *ways], rows, ())}\n{''.join(lines)}.\n"
 
 
 def budget(study: Study) -> str:
@@ -137,16 +151,26 @@ def ranked(study: Study) -> str:
     return _rows(study.leaderboard())
 
 
-def engines(_: Study) -> str:
-    """Draw all rows of the benchmark of every engine, which is in a folder of its own."""
-    return _rows(
-        compare(Records.read([DOCS / "results" / "engines"]), Need(NEEDED[0])).leaderboards[0]
-    )
+def engines(study: Study) -> str:
+    """Draw all rows of the networks in every engine, and what its calls take by themselves."""
+    return "" if study.engines is None else _rows(_ranked(study.engines))
 
 
 def _rows(leaderboard: Leaderboard) -> str:
     drawn = table(leaderboard, in_order(leaderboard, "lat_rel"))
-    return f"{drawn}\n{escaping.markdown(provenance(leaderboard))}\n"
+    how = escaping.markdown(f"{provenance(leaderboard)} Benchmark {_benchmarks(leaderboard)}.")
+    if not (known := floors(leaderboard.entries)):
+        return f"{drawn}\n{how}\n"
+    known.sort(key=lambda one: one.ms)
+    cells = [[one.name, f"{one.relative:.3f}", f"{one.ms:.3f}"] for one in known]
+    floor = draw_table(["Floor: a call by itself", "Rel. latency", "Lat. mean (ms)"], cells, (1, 2))
+    return f"{drawn}\n{how}\n\n{floor}"
+
+
+def _benchmarks(leaderboard: Leaderboard) -> str:
+    """Name those that a leaderboard's latencies are of."""
+    names = {str(entry.measurement.benchmark) for entry in leaderboard.entries}
+    return " and ".join(sorted(names))
 
 
 def trained(study: Study) -> str:
@@ -180,6 +204,12 @@ TABLES = {
     "trained": trained,
     "engines": engines,
 }
+
+
+def _ranked(
+    records: Records, least: float = NEEDED[0], keep: Callable[[Entry], bool] = lambda entry: True
+) -> Leaderboard:
+    return compare(records, Need(least), keep=lambda _, entry: keep(entry)).leaderboards[0]
 
 
 def _choice(leaderboard: Leaderboard) -> Choice:

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from simulated import benchmark, candidate
+from simulated import a_run, benchmark, candidate, measured, of_run
 
 from cifar_lightning.comparison import relation
+from cifar_lightning.comparison.entry import Entry, Group
 from cifar_lightning.comparison.relation import (
     ASSUMED_STD,
     Timings,
@@ -131,3 +132,27 @@ def test_equal_candidates_of_several_days_are_seldom_told_apart():
         found = difference(timings(A, one), timings(B, other), 0.05, relation.ASSUMED_STD)
         wrong += found.slower
     assert wrong <= 20  # 10 are expected
+
+
+def test_what_ranks_is_of_the_benchmark_that_milliseconds_are_of():
+    """Although another one has timed the same candidate, later or elsewhere."""
+    run = a_run("a")
+    early, late = (benchmark([(of_run(run), n)], number=n) for n in (1, 2))
+    where = timed([early, late])[of_run(run).key]
+    for record, ratio in ((early, 1.0), (late, 2.0)):
+        measurement = measured(run, record)
+        found = Timings.of(measurement, where)
+        assert found.relative == record.relative(0)
+        assert found.relative.ratio[0] == pytest.approx(ratio, rel=0.02)
+        assert measurement.relative.centre == pytest.approx(found.relative.ratio[0])
+    missing = Timings.of(measured(run, benchmark([(of_run(run), 3.0)], number=3)), where)
+    assert missing.relative.ratio[0] == pytest.approx(3.0, rel=0.02)
+    assert not missing.timed
+
+    # Of a candidate's measurements the latest counts whose benchmark is here.
+    group = Group("a", (run,), (measured(run, early),))
+    elsewhere = replace(group, measurements=(measured(run, late),))
+    assert Entry.of([group, elsewhere], timed([early])[of_run(run).key]).latency == (
+        early.timing(0).latency
+    )
+    assert Entry.of([group, elsewhere], where).latency == late.timing(0).latency

@@ -105,12 +105,30 @@ def study(outputs):
 
 
 def test_what_to_take_eager_and_with_an_engine(study):
-    lines = tables.taken(study).splitlines()[2:]
+    lines = tables.taken(study).splitlines()[2:5]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert [row[0] for row in cells] == ["at least 85 %", "at least 90 %", "at least 93 %"]
     assert cells[0][1].startswith("fast fp32: 86.50 ± ")
     assert cells[1][2].startswith("slow onnx: 92.00 ± ")
     assert cells[2][1:] == ["none", "none"]
+    (benchmark,) = study.records.benchmarks
+    assert tables.taken(study).endswith(f"\nTimed in benchmark {benchmark}.\n")
+
+
+def test_what_to_take_with_every_engine_is_of_a_benchmark_of_its_own(study, tmp_path):
+    run = a_run("new")
+    record = benchmark([(of_run(run, variant="ncnn"), 0.1)], number=5)
+    keep(tmp_path, record)
+    place(tmp_path, run, replace(measured(run, record, 93, variant="ncnn"), floor_ms=0.01))
+    study = replace(study, engines=Records.read([tmp_path]))
+    header, _, *rows, _, told = tables.taken(study).splitlines()
+    assert "| with every engine, 1 of the networks " in header
+    assert all("| new ncnn: 93.00 ± " in row for row in rows)
+    assert told.endswith(f"; with every engine in {record.id}.")
+    drawn = tables.engines(study)
+    assert f"Benchmark {record.id}." in drawn
+    (floor,) = [line for line in drawn.splitlines() if line.startswith("| ncnn ")]
+    assert floor.split("|")[-2].strip() == "0.010"
 
 
 def test_verdicts_that_the_budget_decides_are_named(study):

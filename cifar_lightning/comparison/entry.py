@@ -117,7 +117,8 @@ class Entry:
 
     Attributes:
         groups: All that were trained, the one that represents it first.
-        measurement: The latest of all its runs: they have one latency.
+        measurement: The latest of all its runs, as they have one latency; of those whose benchmark
+            is here, where there are any.
         timings: Its latency beside others'.
     """
 
@@ -129,7 +130,8 @@ class Entry:
     def of(cls, groups: Sequence[Group], timed: Sequence[Timed] = ()) -> Self:
         """Make the entry of a candidate's groups and of where it was timed."""
         measurements = [one for group in groups for one in group.measurements]
-        latest = max(measurements, key=lambda one: one.benchmark or "")
+        here = {one.benchmark.id for one in timed}
+        latest = max(measurements, key=lambda one: (one.benchmark in here, one.benchmark or ""))
         ordered = sorted(groups, key=lambda one: one.represents, reverse=True)
         return cls(tuple(ordered), latest, Timings.of(latest, timed))
 

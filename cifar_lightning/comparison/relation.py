@@ -46,7 +46,8 @@ class Timings:
     """All that is known of a candidate's latency beside others'.
 
     Attributes:
-        timed: Where it was timed, the latest first.
+        timed: Where it was timed: first in the benchmark that its milliseconds are of, then the
+            latest first.
         stored: Its relative latency from a measurement, for one whose benchmark is missing.
     """
 
@@ -55,22 +56,30 @@ class Timings:
 
     @classmethod
     def of(cls, measurement: Measurement, timed: Sequence[Timed]) -> Self:
-        """Take those of a candidate and of its latest measurement, which was timed."""
+        """Take those of a candidate and of a measurement of it, which was timed.
+
+        What it says of milliseconds and what is said here are of one benchmark; where that is
+        missing, others don't count.
+        """
         relative = measurement.relative
         assert relative is not None
         low = math.log(relative.low) if relative.low else -math.inf
         high = math.log(relative.high) if relative.high else math.inf
         rounds = measurement.rounds or 0
-        return cls(timed, Difference(math.log(relative.centre), low, high, rounds, tau=1.0))
+        timed = sorted(timed, key=lambda one: one.benchmark.id != measurement.benchmark)
+        here = timed[:1] and timed[0].benchmark.id == measurement.benchmark
+        return cls(
+            timed if here else (), Difference(math.log(relative.centre), low, high, rounds, tau=1.0)
+        )
 
     @property
     def has_calls(self) -> bool:
-        """Whether the calls of the latest benchmark are there."""
+        """Whether the calls of that benchmark are there."""
         return bool(self.timed) and self.timed[0].benchmark.has_calls
 
     @property
     def relative(self) -> Difference:
-        """The latest relative latency, with its 95 % interval."""
+        """The relative latency there, with its 95 % interval."""
         return self.timed[0].relative if self.timed else self.stored
 
 

@@ -14,6 +14,7 @@ from matplotlib.text import Text
 
 from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.entry import Entry
+from cifar_lightning.comparison.floors import floors
 from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.comparison.marks import Marks
 from cifar_lightning.comparison.plots import (
@@ -118,13 +119,8 @@ def draw_points(axes: Axes, entries: Sequence[Entry], marks: Marks) -> None:
 
 def _floors(entries: Sequence[Entry]) -> list[str]:
     """Tell how much of it a call takes by itself, in a line, where that is known."""
-    floors = {
-        entry.variant: entry.relative * entry.measurement.floor_ms / entry.latency.mean_ms
-        for entry in entries
-        if entry.measurement.floor_ms is not None
-    }
-    told = ", ".join(f"{variant} {relative:.3f}" for variant, relative in sorted(floors.items()))
-    return [visible(f"of which a call by itself: {told}")] if floors else []
+    told = ", ".join(f"{one.name} {one.relative:.3f}" for one in floors(entries))
+    return [visible(f"of which a call by itself: {told}")] if told else []
 
 
 def _name_front(axes: Axes, front: Sequence[Entry], taken: Entry) -> None:

@@ -10,12 +10,12 @@ from cifar_lightning.comparison.changes import changes, effect
 from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.drawing import Draw
 from cifar_lightning.comparison.entry import Entry
+from cifar_lightning.comparison.floors import floors
 from cifar_lightning.comparison.leaderboard import LISTED, Leaderboard
 from cifar_lightning.comparison.marks import Marks
 from cifar_lightning.comparison.reproduce import Reproduction
 from cifar_lightning.comparison.tables import in_order
 from cifar_lightning.comparison.verdict import Verdict, verdict
-from cifar_lightning.runs.candidate import floor_of
 from cifar_lightning.runs.latency import ENDED_BY
 from cifar_lightning.system.formatting import SOME, some
 
@@ -148,13 +148,8 @@ def _notes(leaderboard: Leaderboard, listed: Sequence[Entry]) -> Iterator[str]:
             "Its noise floor: the reference's double, which is the same network, differed from it "
             f"by {centre:+.2f} % ({low:+.2f} to {high:+.2f})."
         )
-    floors = {
-        f"{floor_of(entry.variant)}{f', {entry.threads} threads' * (entry.threads > 1)}": ms
-        for entry in listed
-        if (ms := entry.measurement.floor_ms) is not None
-    }
-    if floors:
-        told = ", ".join(f"{how} {ms:.3f} ms" for how, ms in floors.items())
+    if known := floors(listed):
+        told = ", ".join(f"{one.name} {one.ms:.3f} ms" for one in known)
         yield f"The floor, what a call takes by itself with hardly any network: {told}."
     if missing := [entry.name for entry in listed if not entry.timings.timed]:
         yield (
