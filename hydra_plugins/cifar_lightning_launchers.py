@@ -86,6 +86,6 @@ class SlurmLauncher(ProcessLauncher):
         self.cluster = cluster
 
     def _executor(self) -> Any:
-        from cifar_lightning.sweeps.executors import SlurmExecutor
+        from cifar_lightning.sweeps.slurm import SlurmExecutor
 
         return SlurmExecutor(self.cluster, self.parameters)

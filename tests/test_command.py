@@ -257,12 +257,20 @@ def test_a_fault_of_ours_is_none_of_the_user(moment, command, outputs, tmp_path,
 
 
 def test_a_job_of_slurm_that_lightning_can_not_use(command, outputs, monkeypatch):
-    for name, value in (("SLURM_NTASKS", "2"), ("SLURM_JOB_NAME", "train")):
-        monkeypatch.setenv(name, value)
-    ended = command(*TINY)
-    assert ended.status == 2
-    assert ended.err.startswith("error: SLURM_NTASKS=2: You set `--ntasks=2`")
-    assert not outputs.exists()
+    """Each would wait for processes that nobody starts."""
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    for name, value, line in (
+        (None, None, "SLURM_NTASKS=2: must be 1 without srun; or begin with it: srun python ...\n"),
+        ("SLURM_STEP_ID", "0", "SLURM_NTASKS=2: You set `--ntasks=2`"),
+        ("SLURM_NTASKS_PER_NODE", "2", "trainer.devices=1: must be 2, the tasks on a node that"),
+    ):
+        if name:
+            monkeypatch.setenv(name, value)
+        ended = command(*TINY)
+        assert ended.status == 2
+        assert ended.err.startswith(f"error: {line}")
+        assert not outputs.exists()
 
 
 @pytest.mark.parametrize("said", [

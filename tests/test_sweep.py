@@ -19,8 +19,8 @@ from cifar_lightning.errors import Interrupted
 from cifar_lightning.runs import resolve
 from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import Run
-from cifar_lightning.sweeps import executors, jobs, run
-from cifar_lightning.system import signals
+from cifar_lightning.sweeps import executors, jobs, run, slurm
+from cifar_lightning.system import outcome, signals
 from cifar_lightning.system.locks import alone
 from cifar_lightning.training import build as build_module
 
@@ -263,6 +263,24 @@ mine.unlink()"""
     run.run([job(tmp_path, name) for name in names], Scripts(dict.fromkeys(names, script), 3))
 
 
+def test_a_cluster_that_takes_no_more_is_asked_again_later(tmp_path):
+    class Limited(Scripts):
+        def start(self, *given):
+            under_way = [one for one in self.started if one.poll() is None]
+            if len(under_way) >= 2 or given[0].label == "refused":
+                raise errors.UserError("QOSMaxSubmitJobPerUserLimit")
+            self.started.append(super().start(*given))
+            return self.started[-1]
+
+    names = [f"job{n}" for n in range(5)]
+    executor = Limited(dict.fromkeys(names, "import time; time.sleep(0.2)"), sys.maxsize)
+    executor.started = []
+    run.run([job(tmp_path, name) for name in names], executor)
+    assert len(executor.started) == 5
+    with pytest.raises(errors.UserError, match="QOSMax"):
+        run.run([job(tmp_path, "refused")], executor)
+
+
 def test_a_gpu_and_a_part_of_the_cores_for_each(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-abc")
@@ -320,6 +338,69 @@ def test_slurm_by_its_local_stand_in(command, outputs):
     assert ended.status == 0, ended.err
     assert [run.status for run in runs(outputs).values()] == ["finished"]
     assert re.search(r"job \d+: ", ended.out)
+
+
+def test_where_jobs_run_elsewhere_devices_are_a_number(command, outputs):
+    """Of this machine's there may be others, and their number is part of a run's name."""
+    pytest.importorskip("submitit", reason="needs the extra `slurm`")
+    settings = ("-m", *SMALL, "hydra/launcher=slurm", "hydra.launcher.cluster=local")
+    ended = command(*settings, "trainer.devices=auto,-1")
+    assert ended.status == 2
+    allowed = "must be a number: the nodes' devices are not known"
+    assert ended.err.splitlines() == [
+        f"error: trainer.devices={devices}: {allowed}" for devices in ("auto", -1)
+    ]
+    assert not outputs.exists()
+
+
+class Submitted:
+    """A job as submitit knows it."""
+
+    num_tasks, job_id = 1, "7"
+
+    def __init__(self, folder, results):
+        self.results, self.paths = results, self
+        self.result_pickle, self.stderr = folder / "result", folder / "7_0_log.err"
+
+    def task(self, number):
+        return self
+
+
+def poll(folder, monkeypatch, squeue, results=None, scontrol="exit 1"):
+    """Ask once how a job is, where SLURM's commands answer so."""
+    for name, script in (("squeue", squeue), ("scontrol", scontrol)):
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    one = Submitted(folder, results)
+    if results:
+        one.result_pickle.touch()
+    process = slurm._Submitted(one, slurm._Queue().has_ended, folder / "output")
+    return process.poll(), outcome.Outcome.read(executors.outcome_file(process.output))
+
+
+def test_a_cluster_tells_which_jobs_have_ended(tmp_path, monkeypatch):
+    """No accounting is asked; one that was killed left no result, and its error is one line."""
+    assert poll(tmp_path, monkeypatch, "echo 6; echo 7")[0] is None
+    assert poll(tmp_path, monkeypatch, "exit 1")[0] is None  # the controller is away
+    said = outcome.Outcome("refused", "data.root=x: must be", "data.root")
+    tasks = [slurm.Ended(0, None), slurm.Ended(2, said)]
+    assert poll(tmp_path, monkeypatch, "echo 6", lambda: tasks) == (2, said)
+    assert poll(tmp_path, monkeypatch, "echo 6", lambda: tasks[:1])[0] == 0
+
+    def failed():
+        raise RuntimeError("with trace:\n----\nTraceback\na.B: timed-out too many times.\n----")
+
+    status, said = poll(tmp_path, monkeypatch, "exit 0", failed)
+    assert (status, said.message) == (1, "job 7: timed-out too many times.")
+    (tmp_path / "result").unlink()
+    assert poll(tmp_path, monkeypatch, "exit 0")[0] is None  # its result may still come
+    monkeypatch.setattr(slurm, "RESULT_WITHIN_S", 0.0)
+    status, said = poll(
+        tmp_path, monkeypatch, "exit 0", scontrol="echo JobId=7 JobState=OUT_OF_MEMORY Reason=x"
+    )
+    assert (status, said.kind) == (1, "killed")
+    assert said.message == "job 7: ended without a result (OUT_OF_MEMORY)"
 
 
 def test_a_mistake_in_slurms_parameters(command, outputs):

@@ -90,7 +90,7 @@ def jobs(
     for number, overrides in enumerate(_told(job_overrides, "composed")):
         varied = [text for text in overrides if counts[text] < len(job_overrides)]
         with _noted(mistakes, number):
-            job = _composed(number, overrides, " ".join(varied), compose)
+            job = _composed(number, overrides, " ".join(varied), compose, here)
             known = found.setdefault((job.folder, job.benchmark), job)
             if known is job and job.finished is None:
                 missing[number] = job
@@ -104,9 +104,17 @@ def jobs(
 
 
 def _composed(
-    number: int, overrides: Sequence[str], varied: str, compose: Callable[[list[str]], DictConfig]
+    number: int,
+    overrides: Sequence[str],
+    varied: str,
+    compose: Callable[[list[str]], DictConfig],
+    here: bool,
 ) -> Job:
     composed = compose(list(overrides))
+    devices = composed.trainer.get("devices", 1)
+    if not here and (not isinstance(devices, int) or devices == -1):
+        # It would be this machine's, and with it the run's name.
+        raise bad_value("trainer.devices", devices, "a number: the nodes' devices are not known")
     with open_dict(composed):
         composed.hydra.job.id = composed.hydra.job.num = number
     config = resolve.resolve(composed)

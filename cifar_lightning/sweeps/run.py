@@ -116,7 +116,7 @@ def _run_each(
     waiting = deque(enumerate(jobs, 1))
     free = list(range(min(executor.max_parallel, len(jobs))))
     running: list[_Running] = []
-    told = False
+    told = full = False
     with tempfile.TemporaryDirectory() as outputs:
         try:
             while waiting or running:
@@ -124,17 +124,28 @@ def _run_each(
                     told = True
                     waiting.clear()
                     _end(running)
-                while waiting and free:
-                    number, job = waiting.popleft()
+                while waiting and free and not full:
+                    number, job = waiting[0]
                     log.info("%s %d of %d: %s", doing, number, len(jobs), job.label)
-                    slot, output = free.pop(0), Path(outputs) / str(number)
-                    process = executor.start(job, [*job.overrides, *overrides], slot, output)
+                    slot, output = free[0], Path(outputs) / str(number)
+                    try:
+                        process = executor.start(job, [*job.overrides, *overrides], slot, output)
+                    except UserError as error:
+                        if not running:
+                            raise
+                        # Perhaps a cluster has as many as it takes.
+                        log.warning("%s; it is tried again when a job has ended", error)
+                        full = True
+                        break
+                    waiting.popleft()
+                    free.pop(0)
                     running.append(_Running(number, job, slot, process, output, time.time()))
                 for one in list(running):
                     status = one.process.poll()
                     if status is None:
                         continue
                     running.remove(one)
+                    full = False
                     free.append(one.slot)
                     if status and not signals.received():
                         failures.append(_failure(one, status))
@@ -162,20 +173,21 @@ def _failure(one: _Running, status: int) -> Failure:
     else:
         if one.output.exists() and folder.exists():
             shutil.copy(one.output, RunFolder(folder).output)
-        message = _recorded_error(one, status) or message or _death(status)
+        death = said.message if said else _death(status)
+        message = _recorded_error(one, death) or message or death
     # One that was killed could not say so itself.
     said = said or Outcome("killed" if status < 0 else RunFailed.kind, message)
     return Failure(one.job, status, replace(said, message=message))
 
 
-def _recorded_error(one: _Running, status: int) -> str | None:
+def _recorded_error(one: _Running, death: str) -> str | None:
     """Read the error of this job in the run's record; write it there if the job could not."""
     folder = one.job.folder
     with suppress(FileNotFoundError, ValueError, UserError):
         with alone(RunFolder(folder).lock, "held"):
             record = Run.load(folder)
             if record.status == "running":
-                record = replace(record, status="failed", error=_death(status)).save(folder)
+                record = replace(record, status="failed", error=death).save(folder)
         if RunFolder(folder).record.stat().st_mtime >= one.started:
             return record.error
     return None

@@ -140,7 +140,7 @@ def build(
         logger=build_loggers(config["logger"] or {}, folder, failures),
         num_sanity_val_steps=0,
         # Whole checkpoints; and under SLURM no checkpoint in mid-epoch when time runs out.
-        plugins=[callbacks.AtomicCheckpointIO(paths.best), *_slurm()],
+        plugins=[callbacks.AtomicCheckpointIO(paths.best), *(_slurm(config) if here else ())],
         use_distributed_sampler=False,
     )
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
@@ -151,16 +151,27 @@ def build(
     return Experiment(folder, data, classifier, trainer, best, last, timer, benchmark, failures)
 
 
-def _slurm() -> list[SLURMEnvironment]:
+def _slurm(config: dict[str, Any]) -> list[SLURMEnvironment]:
     """Take SLURM's environment where there is one.
 
     Raises:
-        UserError: If it was not asked for as Lightning needs it.
+        UserError: If it was not asked for as Lightning needs it: it would wait for processes that
+            nobody starts.
     """
+    if not SLURMEnvironment.detect():
+        return []
+    tasks, nodes = int(os.environ["SLURM_NTASKS"]), config["trainer"].get("num_nodes", 1)
+    if tasks > 1 and "SLURM_STEP_ID" not in os.environ:
+        raise bad_value("SLURM_NTASKS", tasks, "1 without srun; or begin with it: srun python ...")
     try:
-        return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+        environment = SLURMEnvironment(auto_requeue=False)
     except RuntimeError as error:
-        raise UserError(f"SLURM_NTASKS={os.environ['SLURM_NTASKS']}: {error}") from error
+        raise UserError(f"SLURM_NTASKS={tasks}: {error}") from error
+    devices = config["trainer"].get("devices", 1)
+    if devices != tasks // nodes:
+        allowed = f"{tasks // nodes}, the tasks on a node that SLURM was asked for"
+        raise bad_value("trainer.devices", devices, allowed)
+    return [environment]
 
 
 def silence_lightning() -> None:
