@@ -32,6 +32,7 @@ NOT_RUN = {
     "hydra/launcher=slurm": "needs a cluster",
     "--nnodes": "needs several machines",
     "SLURM_ARRAY_TASK_ID": "needs a cluster",
+    "storage=postgresql": "needs a database",
     "experiment=b2": "needs a GPU",
     "experiment=best": "needs a GPU",
     "data.device=gpu": "needs a GPU",

@@ -1,6 +1,9 @@
 """The search for networks that are fast and accurate: pretended trainings, and one in earnest."""
 
 import ast
+import sqlite3
+import sys
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 
@@ -8,11 +11,12 @@ import pytest
 
 import tune as script
 from cifar_lightning.config.rules import check
-from cifar_lightning.errors import UserError
-from cifar_lightning.sweeps import front, space
+from cifar_lightning.errors import RunFailed, UserError
+from cifar_lightning.sweeps import finals, front, space
+from cifar_lightning.sweeps.claims import KILLED_TOO_OFTEN, Claim
 from cifar_lightning.sweeps.found import Timed
 from cifar_lightning.sweeps.jobs import Job
-from cifar_lightning.sweeps.study import BEGUN, KILLED_WITH_SEARCH, LEFT, Study
+from cifar_lightning.sweeps.study import Study
 from cifar_lightning.sweeps.trial import checked
 from cifar_lightning.system.outcome import Outcome
 
@@ -70,7 +74,8 @@ class Pretending:
         monkeypatch.setattr(front, "train", self.train)
         monkeypatch.setattr(front, "time_untrained", self.time)
         monkeypatch.setattr(front.run, "run", self.run)
-        monkeypatch.setattr(front, "composed", self.compose)
+        for module in (front, finals):
+            monkeypatch.setattr(module, "composed", self.compose)
         monkeypatch.setattr(front, "checked", self.check)
 
     def check(self, shared, space):
@@ -116,6 +121,17 @@ class Pretending:
 
     def run(self, jobs, executor):
         self.final += [" ".join(job.overrides) for job in jobs]
+
+
+def dies_in_work(monkeypatch):
+    """Let an error that ends work be a SIGKILL: nobody writes down that it was left."""
+    note = Claim._note
+
+    def noted(self, killed):
+        if sys.exc_info() == (None, None, None):
+            note(self, killed)
+
+    monkeypatch.setattr(Claim, "_note", noted)
 
 
 @pytest.fixture
@@ -186,15 +202,73 @@ def test_a_network_that_kills_the_search_is_not_first_for_ever(search, pretendin
         raise KeyboardInterrupt
 
     monkeypatch.setattr(front, "train", killed)
-    write = optuna.trial.Trial.set_user_attr
-    monkeypatch.setattr(
-        optuna.trial.Trial,
-        "set_user_attr",
-        lambda self, key, value: write(self, key, value) if key != LEFT else None,
-    )
-    for _ in range(KILLED_WITH_SEARCH + 1):
+    dies_in_work(monkeypatch)
+    for _ in range(KILLED_TOO_OFTEN + 1):
         assert search("n_trials=4")[0] == 130
-    assert tried[0] == tried[KILLED_WITH_SEARCH - 1] != tried[KILLED_WITH_SEARCH]
+    assert tried[0] == tried[KILLED_TOO_OFTEN - 1] != tried[KILLED_TOO_OFTEN]
+
+
+def test_a_promotion_that_kills_the_search_is_given_up(search, pretending, monkeypatch, outputs):
+    tried = []
+
+    def train(overrides, searched):
+        if "epochs=1" not in overrides:
+            tried.append([one for one in overrides if one.startswith("model.channels=")])
+            raise KeyboardInterrupt
+        return pretending.train(overrides, searched)
+
+    monkeypatch.setattr(front, "train", train)
+    dies_in_work(monkeypatch)
+    for _ in range(KILLED_TOO_OFTEN + 1):
+        assert search("n_trials=9")[0] == 130
+    assert tried[0] == tried[KILLED_TOO_OFTEN - 1] != tried[KILLED_TOO_OFTEN]
+    monkeypatch.setattr(front, "train", pretending.train)
+    status, _, err = search("n_trials=9")
+    assert status == 0, err
+    assert tried[0][0].partition("=")[2] not in {
+        f"[{width},{width}]" for width, epochs in pretending.trained if epochs > 1
+    }
+    assert not [*outputs.glob("searches/*/trial-*")]
+
+
+def test_a_network_that_kills_the_search_when_it_is_timed_is_given_up(
+    search, pretending, monkeypatch
+):
+    """All that were timed with it are timed again, each by itself."""
+    batches = []
+
+    def time(sources, spec, device, outputs):
+        batches.append([*sources])
+        if 2 in sources:
+            raise KeyboardInterrupt
+        return pretending.time(sources, spec, device, outputs)
+
+    monkeypatch.setattr(front, "time_untrained", time)
+    dies_in_work(monkeypatch)
+    for _ in range(KILLED_TOO_OFTEN):
+        assert search("n_trials=4")[0] == 130
+    status, _, err = search("n_trials=4")
+    assert status == 0, err
+    alone = [batch for batch in batches if len(batch) == 1]
+    assert batches[0] == [0, 1, 2, 3]
+    assert alone.count([2]) == KILLED_TOO_OFTEN - 1
+    assert [3] in alone
+    assert len({width for width, _ in pretending.trained}) == 3
+
+
+def test_the_last_of_several_processes_trains_the_final_runs(search, pretending, study, outputs):
+    assert search("n_trials=9")[0] == 0
+    before = [*pretending.final]
+    assert before
+    (folder,) = (outputs / "searches").iterdir()
+    with Claim.make(folder / "trial-3-rung-1.lock") as elsewhere:
+        elsewhere._note(0)
+        status, out, err = search("n_trials=9")
+    assert status == 0, err
+    assert "other processes are at work on 1 network" in out
+    assert pretending.final == before
+    assert search("n_trials=9")[0] == 0
+    assert len(pretending.final) == 2 * len(before)
 
 
 def test_a_limit_below_the_floor_is_refused(search, pretending):
@@ -359,12 +433,14 @@ def test_a_trial_that_was_left_is_taken_up(study):
         assert other.take(5).number == 2
 
 
-def test_a_trial_that_kills_its_process_has_failed(study):
-    for _ in range(KILLED_WITH_SEARCH):
-        with study() as one:
+def test_a_trial_that_kills_its_process_has_failed(study, monkeypatch):
+    dies_in_work(monkeypatch)
+    for _ in range(KILLED_TOO_OFTEN):
+        with study() as one, suppress(KeyboardInterrupt):
             taken = one.take(1)
             assert taken.number == 0
-            taken.set_user_attr(BEGUN, taken.user_attrs.get(BEGUN, 0) + 1)  # and never left
+            with one.claims[0].work():
+                raise KeyboardInterrupt
     with study() as one:
         assert one.take(1) is None
         assert one.ended == 1
@@ -385,6 +461,19 @@ def test_a_storage_that_is_none(study, storage):
     with pytest.raises(UserError, match=r"^storage=.*: must be a database") as caught:
         study(storage)
     assert "secret" not in str(caught.value)
+
+
+def test_a_database_that_fails_is_one_line(study, tmp_path):
+    path = tmp_path / "shared.db"
+
+    def take():
+        with study(f"sqlite:///{path}") as one, sqlite3.connect(path) as database:
+            database.execute("DROP TABLE trials")
+            database.commit()
+            one.take(1)
+
+    with pytest.raises(RunFailed, match=r"^the study can't be read or written: OperationalError: "):
+        take()
 
 
 def test_the_rules_of_a_front_s_keys():

@@ -1,14 +1,29 @@
 """Which networks of a search are trained longer."""
 
+import math
 import random
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cifar_lightning.sweeps.ladder import Point, best_first, front, promotion
+from cifar_lightning.sweeps.ladder import SURE, Point, best_first, front, promotion
 
 points = st.builds(Point, st.floats(0.05, 5.0), st.floats(10, 95), st.just(5000))
 rungs = st.dictionaries(st.integers(0, 50), points, max_size=25)
+
+
+def dominates(one, other):
+    """As good in both and better in one."""
+    as_good = one.latency <= other.latency and one.accuracy >= other.accuracy
+    return as_good and (one.latency < other.latency or one.accuracy > other.accuracy)
+
+
+def surely_dominates(one, other):
+    """As fast and more accurate than chance would have it."""
+    if one.latency > other.latency:
+        return False
+    errors = [point.accuracy * (100 - point.accuracy) / point.images for point in (one, other)]
+    return one.accuracy - other.accuracy > SURE * math.sqrt(sum(errors))
 
 
 @given(rungs)
@@ -16,7 +31,7 @@ def test_nothing_on_the_front_is_dominated_and_all_else_is(rung):
     found = front(rung)
     assert [rung[n].latency for n in found] == sorted(rung[n].latency for n in found)
     for number, point in rung.items():
-        dominated = any(other.dominates(point) for other in rung.values())
+        dominated = any(dominates(other, point) for other in rung.values())
         assert dominated == (number not in found)
 
 
@@ -25,9 +40,9 @@ def test_the_best_are_sorted_and_the_surely_worse_left_out(rung):
     order = best_first(rung)
     assert len(order) == len(set(order))
     for place, number in enumerate(order):
-        assert not any(rung[later].dominates(rung[number]) for later in order[place:])
+        assert not any(dominates(rung[later], rung[number]) for later in order[place:])
     for number in rung.keys() - {*order}:
-        assert any(other.surely_dominates(rung[number]) for other in rung.values())
+        assert any(surely_dominates(other, rung[number]) for other in rung.values())
     if rung:
         best = max(rung.values(), key=lambda one: (one.accuracy, -one.latency))
         assert rung[order[0]].accuracy == best.accuracy
@@ -35,10 +50,10 @@ def test_the_best_are_sorted_and_the_surely_worse_left_out(rung):
 
 def test_a_difference_that_chance_explains_leaves_nothing_out():
     fast, slow = Point(0.5, 70.5, 5000), Point(0.6, 70.0, 5000)
-    assert fast.dominates(slow)
-    assert not fast.surely_dominates(slow)
-    assert Point(0.5, 72.5, 5000).surely_dominates(slow)
-    assert not Point(0.7, 99.0, 5000).surely_dominates(slow)
+    assert dominates(fast, slow)
+    assert best_first({0: slow, 1: fast}) == [1, 0]
+    assert best_first({0: slow, 1: Point(0.5, 72.5, 5000)}) == [1]
+    assert best_first({0: slow, 1: Point(0.7, 99.0, 5000)}) == [1, 0]
 
 
 def rung(*accuracies):
@@ -90,6 +105,6 @@ def test_it_finds_a_front_with_less_training_than_training_all():
     assert spent < 0.35 * len(latency) * epochs[-1]
     truth = {n: Point(latency[n], 60 + 12 * latency[n] ** 0.5 + quality[n], 5000) for n in latency}
     surely_worse = [
-        n for n in results[-1] if any(one.surely_dominates(truth[n]) for one in truth.values())
+        n for n in results[-1] if any(surely_dominates(one, truth[n]) for one in truth.values())
     ]
     assert len(surely_worse) <= 1

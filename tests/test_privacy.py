@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT, to_export
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cifar_lightning.cli import endings
 from cifar_lightning.cli import report as report_command
 from cifar_lightning.comparison import tensorboard
 from cifar_lightning.deploy.wanted import FORMATS
@@ -160,6 +161,7 @@ def test_a_writer_that_was_closed_goes_on(tmp_path):
         ("a=[http://one/,http://me:SECRET@two/]", "a=[http://one/,http://two/]"),
         ("HTTPS://me:SECRET@host/", "HTTPS://host/"),
         ("s3+x://me:SECRET@host/", "s3+x://host/"),
+        ("postgresql+x://me:SECRET/SECRET@host:80/x", "postgresql+x://host:80/x"),
         ("no address: a@b?c", "no address: a@b?c"),
     ],
 )
@@ -184,3 +186,14 @@ def test_a_mirrors_token_is_not_printed(command, outputs, tmp_path, url):
     assert "no mirror gave it: " in ended.err
     assert "SECRET" not in ended.err + ended.out
     assert len(ended.err.splitlines()) == 1
+
+
+def test_the_log_of_a_fault_has_no_password(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["tune.py", "storage=a+b://me:SECRET@host/x"])
+    endings.to_ending(KeyError("a://me:SECRET@other"), started=True)
+    (path,) = tmp_path.glob("cifar-lightning-error-*.log")
+    text = path.read_text()
+    assert "SECRET" not in text
+    assert "host/x" in text
+    assert "a://other" in text

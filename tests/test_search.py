@@ -4,12 +4,12 @@ import errno
 
 import pytest
 from conftest import TINY
+from test_front import dies_in_work
 from test_results import MACHINE
 
 from cifar_lightning.runs.run import Run
 from cifar_lightning.sweeps import run
 from cifar_lightning.sweeps.run import Failure
-from cifar_lightning.sweeps.study import LEFT
 from cifar_lightning.system.environment import Code
 from cifar_lightning.system.outcome import Outcome
 
@@ -194,13 +194,7 @@ def test_a_trial_that_kills_the_search_is_not_first_for_ever(tune, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "attempt", killed)
-    # A killed process has no time to write down that it left.
-    write = optuna.trial.Trial.set_user_attr
-    monkeypatch.setattr(
-        optuna.trial.Trial,
-        "set_user_attr",
-        lambda self, key, value: write(self, key, value) if key != LEFT else None,
-    )
+    dies_in_work(monkeypatch)
     for _ in range(4):
         assert tune(*SPACE, "n_trials=2")[0] == 130
     assert len(set(pretending.rates[:3])) == 1

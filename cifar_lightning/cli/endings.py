@@ -15,6 +15,7 @@ from cifar_lightning.errors import (
     reason_of,
 )
 from cifar_lightning.system import signals
+from cifar_lightning.system.escaping import without_secrets
 from cifar_lightning.system.files import is_disk_full, lacks_temporary_folder, no_temporary_folder
 
 
@@ -57,7 +58,8 @@ def _fault(error: Exception) -> RunFailed:
         with tempfile.NamedTemporaryFile(
             "w", prefix="cifar-lightning-error-", suffix=".log", delete=False, errors="replace"
         ) as stream:
-            stream.write(f"{shlex.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}")
+            text = f"{shlex.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}"
+            stream.write(without_secrets(text))
     except OSError:
         traceback.print_exception(error)
         return RunFailed(line)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cifar_lightning.runs.run import Run
-from cifar_lightning.sweeps.ladder import Point, Rung
+from cifar_lightning.sweeps.ladder import Point
 from cifar_lightning.sweeps.study import Study
 
 LATENCY, TRAINED, OVERRIDES = "latency", "trained", "overrides"  # attributes of a trial
@@ -52,6 +52,26 @@ class Trained:
         return cls(run.name, run.val_acc, run.val_images or 0, run.train_seconds or 0.0)
 
 
+@dataclass(frozen=True)
+class Rungs:
+    """What is known of each rung at one moment, by the trials' numbers.
+
+    Attributes:
+        trained: The training runs.
+        points: Their latencies and accuracies.
+        failed: Places of rungs and numbers of trials that can't be trained for them.
+    """
+
+    trained: list[dict[int, Trained]]
+    points: list[dict[int, Point]]
+    failed: set[tuple[int, int]]
+
+    @property
+    def seconds(self) -> float:
+        """How long all training runs took, in all processes together."""
+        return sum(one.seconds for of_rung in self.trained for one in of_rung.values())
+
+
 class Found:
     """Reads and writes what is known of each trial.
 
@@ -89,49 +109,20 @@ class Found:
         drawn: list[str] = self.study.trials[number].user_attrs[OVERRIDES]
         return drawn
 
-    @property
-    def trained(self) -> list[dict[int, Trained]]:
-        """The training runs of each rung, by the trials' numbers."""
-        return [
-            {number: Trained(**said) for number, said in of_rung.items() if "failed" not in said}
-            for of_rung in self._said
-        ]
-
-    @property
-    def failed(self) -> set[tuple[int, int]]:
-        """Places of rungs and numbers of trials that can't be trained for them."""
-        return {
-            (place, number)
-            for place, of_rung in enumerate(self._said)
-            for number, said in of_rung.items()
-            if "failed" in said
-        }
-
-    @property
-    def points(self) -> list[Rung]:
-        """What each rung says of latency and accuracy, by the trials' numbers."""
+    def read(self) -> Rungs:
+        """Read what is known of each rung by now."""
+        now = Rungs([{} for _ in self.rungs], [{} for _ in self.rungs], set())
         trials = self.study.trials
-        return [
-            {
-                number: Point(
-                    trials[number].user_attrs[LATENCY]["relative"], one.val_acc, one.images
-                )
-                for number, one in of_rung.items()
-            }
-            for of_rung in self.trained
-        ]
-
-    @property
-    def seconds(self) -> float:
-        """How long all training runs took, in all processes together."""
-        return sum(one.seconds for of_rung in self.trained for one in of_rung.values())
-
-    @property
-    def _said(self) -> list[dict[int, dict[str, Any]]]:
-        said: list[dict[int, dict[str, Any]]] = [{} for _ in self.rungs]
-        for key, value in self.study.optuna.user_attrs.items():
+        for key, said in self.study.optuna.user_attrs.items():
             kind, _, rest = key.partition(" ")
-            if kind == TRAINED:
-                number, epochs = map(int, rest.split())
-                said[self.rungs.index(epochs)][number] = value
-        return said
+            if kind != TRAINED:
+                continue
+            number, epochs = map(int, rest.split())
+            place = self.rungs.index(epochs)
+            if "failed" in said:
+                now.failed.add((place, number))
+                continue
+            one = now.trained[place][number] = Trained(**said)
+            relative = trials[number].user_attrs[LATENCY]["relative"]
+            now.points[place][number] = Point(relative, one.val_acc, one.images)
+        return now

@@ -7,7 +7,8 @@ measured in batches, those that are too slow are left, and the others trained by
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,20 +20,19 @@ from cifar_lightning.benchmark.candidates import BenchmarkSpec, Source, of_model
 from cifar_lightning.config import rules
 from cifar_lightning.errors import RunFailed, UserError, bad_value
 from cifar_lightning.runs.run import Run
-from cifar_lightning.sweeps import executors, run
+from cifar_lightning.sweeps import run
 from cifar_lightning.sweeps import space as spaces
-from cifar_lightning.sweeps.finals import final_overrides
-from cifar_lightning.sweeps.found import LATENCY, OVERRIDES, Found, Timed
-from cifar_lightning.sweeps.front_shown import draw, table
+from cifar_lightning.sweeps.finals import train_finally
+from cifar_lightning.sweeps.found import LATENCY, OVERRIDES, Found, Rungs, Timed
+from cifar_lightning.sweeps.front_shown import show
 from cifar_lightning.sweeps.jobs import Job
 from cifar_lightning.sweeps.ladder import promotion
 from cifar_lightning.sweeps.space import Space
-from cifar_lightning.sweeps.study import Study
+from cifar_lightning.sweeps.study import KILLED, Study
 from cifar_lightning.sweeps.trial import checked, composed, shared_overrides, study_name, train
 from cifar_lightning.sweeps.untrained import PROTOCOL, time_untrained
 from cifar_lightning.system.devices import find_device
 from cifar_lightning.system.formatting import counted, duration
-from cifar_lightning.system.locks import claimed
 
 log = logging.getLogger(__name__)
 
@@ -93,25 +93,32 @@ class _Search:
         self.waiting: list[Any] = []  # trials measured, and not trained yet
 
     def run(self) -> None:
-        log.info("study %s: %s", self.study.name, self._state())
-        while self.found.seconds < 3600 * self.cfg.hours and self._step():
-            log.info("%s", self._state())
-        self._show()
-        if self.found.points[-1]:
-            self._train_finally()
+        now = self.found.read()
+        log.info("study %s: %s", self.study.name, self._state(now))
+        while now.seconds < 3600 * self.cfg.hours and self._step(now):
+            now = self.found.read()
+            log.info("%s", self._state(now))
+        if not any(now.points):
+            raise RunFailed(f"{self.study.name}: no network could be trained")
+        show(self.found, self.outputs, self.cfg.variant, self.cfg.threads)
+        self.study.release()
+        if others := self.study.others:  # the last process sees what all have found
+            log.info("other processes are at work on %s", counted(others, "network"))
+        elif now.points[-1]:
+            train_finally(self.cfg, self.found, self.shared)
 
-    def _step(self) -> bool:
+    def _step(self, now: Rungs) -> bool:
         """Train or measure one thing; False if nothing is left to do here."""
         new = iter(partial(self.study.take, self.cfg.n_trials), None)
         while not self.waiting and (batch := list(islice(new, BATCH))):
             self.waiting = self._measured(batch)
-        if self._promote(last=not self.waiting):
+        if self._promote(now, last=not self.waiting):
             return True
         if not self.waiting:
             return False
         trial = self.waiting.pop(0)
-        with self.study.work(trial):
-            ending = self._train(trial, trial.user_attrs[OVERRIDES], 0)
+        with self.study.claims[trial.number].work():
+            ending = self._train(trial.number, trial.user_attrs[OVERRIDES], 0)
         latency = math.log(self.found.latency(trial.number).relative)
         if isinstance(ending, Run):
             assert ending.val_acc is not None
@@ -120,9 +127,9 @@ class _Search:
             self.study.fail(trial, ending, ending)
         return True
 
-    def _train(self, trial: Any, overrides: Sequence[str], place: int) -> Run | str:
+    def _train(self, number: int, overrides: Sequence[str], place: int) -> Run | str:
         """Train a trial for a rung; return its run, or why it can't be trained."""
-        number, epochs = trial.number, self.rungs[place]
+        epochs = self.rungs[place]
         log.info("network %d, %s: %s", number, counted(epochs, "epoch"), " ".join(overrides))
         ending = train([*self.shared, *overrides, f"epochs={epochs}"], self.space)
         if isinstance(ending, Run):
@@ -132,21 +139,36 @@ class _Search:
         self.found.note_failed(number, place, ending.message)
         return ending.message
 
-    def _promote(self, last: bool) -> bool:
+    def _promote(self, now: Rungs, last: bool) -> bool:
         """Train the trial that most deserves it for its next rung; False if none does."""
         keep = [below / above for below, above in zip(self.rungs, self.rungs[1:], strict=False)]
-        taken = self.found.failed
-        while (chosen := promotion(self.found.points, keep, taken, last)) is not None:
-            place, number = chosen
-            lock = self.study.folder / f"trial-{number}-rung-{place}.lock"
-            with claimed(lock) as mine:
-                if mine and number not in self.found.trained[place]:
-                    trial = self.study.trials[number]
-                    self._train(trial, self.found.overrides(number), place)
-                    lock.unlink(missing_ok=True)
-                    return True
+        taken = now.failed | self._elsewhere()
+        while (chosen := promotion(now.points, keep, taken, last)) is not None:
+            if self._promoted(*chosen):
+                return True
             taken = taken | {chosen}
         return False
+
+    def _promoted(self, place: int, number: int) -> bool:
+        """Train a trial for a rung; False if another process does, or has done so."""
+        if (claim := self.study.claim(f"trial-{number}-rung-{place}")) is None:
+            return False
+        with claim:
+            now = self.found.read()
+            new = number not in now.trained[place] and (place, number) not in now.failed
+            if new and claim.hopeless:
+                log.warning("network %d failed: %s", number, KILLED)
+                self.found.note_failed(number, place, KILLED)
+            elif new:
+                with claim.work():
+                    self._train(number, self.found.overrides(number), place)
+            claim.end()
+        return new
+
+    def _elsewhere(self) -> set[tuple[int, int]]:
+        """Tell which trials other outputs train for further rungs, that share the storage alone."""
+        others = [trial.number for trial in self.study.trials if not self.study.owns(trial)]
+        return {(place, number) for place in range(1, len(self.rungs)) for number in others}
 
     def _measured(self, trials: Sequence[Any]) -> list[Any]:
         """Measure networks beside each other; end the trials that are not to be trained."""
@@ -168,8 +190,7 @@ class _Search:
             for trial in kept
             if LATENCY not in trial.user_attrs
         }
-        timed = time_untrained(new, self.spec, self.device, self.outputs)
-        self._check_limit(timed.values())
+        timed = self._time(new)
         waiting = []
         for trial in kept:
             if trial.number in timed:
@@ -185,6 +206,20 @@ class _Search:
                 continue
             waiting.append(trial)
         return waiting
+
+    def _time(self, sources: Mapping[int, Source]) -> dict[int, Timed]:
+        """Measure networks beside each other; those that the search was killed in, each alone."""
+        beside = [number for number in sources if not self.study.claims[number].killed]
+        timed: dict[int, Timed] = {}
+        alone = [[number] for number in sources if number not in beside]
+        for group in filter(None, (beside, *alone)):
+            with ExitStack() as works:
+                for number in group:
+                    works.enter_context(self.study.claims[number].work())
+                these = {number: sources[number] for number in group}
+                timed |= time_untrained(these, self.spec, self.device, self.outputs)
+        self._check_limit(timed.values())
+        return timed
 
     def _check_limit(self, timed: Iterable[Timed]) -> None:
         """See that a network can be as fast as asked for.
@@ -202,41 +237,13 @@ class _Search:
         model = job.config["model"]
         return of_model(f"network {number}", network, model, self.cfg.variant, self.cfg.threads)
 
-    def _state(self) -> str:
-        found = self.found
+    def _state(self, now: Rungs) -> str:
         trained = ", ".join(
             f"{len(of_rung)} for {counted(epochs, 'epoch')}"
-            for epochs, of_rung in zip(self.rungs, found.trained, strict=True)
+            for epochs, of_rung in zip(self.rungs, now.trained, strict=True)
         )
-        left = max(0.0, 3600 * self.cfg.hours - found.seconds)
+        left = max(0.0, 3600 * self.cfg.hours - now.seconds)
         return (
             f"{len(self.study.trials)} of {self.cfg.n_trials} networks; trained {trained}; "
             f"{duration(left)} of training left"
         )
-
-    def _show(self) -> None:
-        if not any(self.found.points):
-            raise RunFailed(f"{self.study.name}: no network could be trained")
-        log.info("\n%s", table(self.found))
-        path = draw(self.found, self.outputs, self.cfg.variant, self.cfg.threads)
-        log.info("%s", path)
-
-    def _train_finally(self) -> None:
-        """Train the fastest network of each target with several seeds, and measure them."""
-        benchmark = [
-            f"benchmark.variants=[{self.cfg.variant}]", f"benchmark.threads=[{self.cfg.threads}]"
-        ]  # fmt: skip
-        seconds = 60 * self.cfg.final_minutes
-        overrides = [
-            [*self.shared, *of_network, *benchmark, f"seed={seed}"]
-            for of_network in final_overrides(self.found, self.cfg.targets, seconds)
-            for seed in self.cfg.final_seeds
-        ]
-        if not overrides:
-            return
-        log.info("final runs: %d", len(overrides))
-        with claimed(self.study.folder / "final.lock") as mine:
-            if mine:
-                run.run(composed(overrides), executors.LocalExecutor(1))
-            else:
-                log.info("another process trains them")

@@ -1,5 +1,6 @@
 """What a search for a front shows: its front as a table, and all networks as a plot."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,21 +20,30 @@ from cifar_lightning.comparison.plots import (
 from cifar_lightning.comparison.scatter import LATENCY_LABEL
 from cifar_lightning.runs.results import RunResults
 from cifar_lightning.sweeps.found import Found
-from cifar_lightning.sweeps.ladder import front
+from cifar_lightning.sweeps.ladder import Rung, front
 from cifar_lightning.system.escaping import visible
 from cifar_lightning.system.files import write_atomically
 from cifar_lightning.system.formatting import counted, relative
+
+log = logging.getLogger(__name__)
 
 COLOURS = ("#b6c2cf", "#6cb0f3", "#0969da", "#0a3069")  # lighter where trained shorter
 OTHERS = "#bc4c00"
 
 
-def table(found: Found) -> str:
+def show(found: Found, outputs: Path, variant: str, threads: int) -> None:
+    """Print the front of the longest runs, and draw all of them."""
+    log.info("\n%s", _table(found))
+    log.info("%s", _draw(found, outputs, variant, threads))
+
+
+def _table(found: Found) -> str:
     """Draw the front of the highest rung that has one, and what makes its networks."""
-    place = max(place for place, rung in enumerate(found.points) if rung)
+    now = found.read()
+    place = max(place for place, rung in enumerate(now.points) if rung)
     rows = []
-    for number in front(found.points[place]):
-        timed, trained = found.latency(number), found.trained[place][number]
+    for number in front(now.points[place]):
+        timed, trained = found.latency(number), now.trained[place][number]
         rows.append(
             [
                 number,
@@ -58,12 +68,15 @@ class _Other:
     accuracy: float
 
 
-def draw(found: Found, outputs: Path, variant: str, threads: int) -> Path:
+def _draw(found: Found, outputs: Path, variant: str, threads: int) -> Path:
     """Draw validation accuracy against relative latency of all networks; return the PNG's path."""
-    mine = {one.run for rung in found.trained for one in rung.values()}
+    now = found.read()
+    mine = {one.run for rung in now.trained for one in rung.values()}
     others = _others(outputs, variant, threads, mine)
     drawing = Drawing.of(
-        lambda width: _figure(found, others, f"{variant}, {threads} threads", width)
+        lambda width: _figure(
+            found.rungs, now.points, others, f"{variant}, {threads} threads", width
+        )
     )
     folder = found.study.folder
     write_atomically(folder / "front.svg", drawing.svg)
@@ -82,20 +95,22 @@ def _others(outputs: Path, variant: str, threads: int, mine: set[str]) -> list[_
     return found
 
 
-def _figure(found: Found, others: Sequence[_Other], how: str, width: float) -> Figure:
+def _figure(
+    rungs: Sequence[int], points: Sequence[Rung], others: Sequence[_Other], how: str, width: float
+) -> Figure:
     figure, axes = new_figure(5.0, width)
     named: list[tuple[str, Artist]] = []
-    for place, (epochs, rung) in enumerate(zip(found.rungs, found.points, strict=True)):
+    for place, (epochs, rung) in enumerate(zip(rungs, points, strict=True)):
         if rung:
-            points = axes.scatter(
+            drawn = axes.scatter(
                 [one.latency for one in rung.values()],
                 [one.accuracy for one in rung.values()],
                 s=22,
                 color=COLOURS[min(place, len(COLOURS) - 1)],
                 zorder=3,
             )
-            named.append((f"after {counted(epochs, 'epoch')}", points))
-    highest = next(rung for rung in reversed(found.points) if rung)
+            named.append((f"after {counted(epochs, 'epoch')}", drawn))
+    highest = next(rung for rung in reversed(points) if rung)
     members = [highest[number] for number in front(highest)]
     (stairs,) = axes.step(
         [one.latency for one in members],

@@ -7,8 +7,11 @@ rung. Sorted are trials by non-domination, then by how far neighbours on their f
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from cifar_lightning.runs.paired import one_sided
 
@@ -28,21 +31,6 @@ class Point:
     latency: float
     accuracy: float
     images: int
-
-    def dominates(self, other: "Point") -> bool:
-        """Tell whether it is as good in both and better in one."""
-        as_good = self.latency <= other.latency and self.accuracy >= other.accuracy
-        return as_good and (self.latency < other.latency or self.accuracy > other.accuracy)
-
-    def surely_dominates(self, other: "Point") -> bool:
-        """Tell whether it is as fast and more accurate than chance would have it.
-
-        By the binomial standard errors of both; the images are the same, so they are less far off.
-        """
-        if self.latency > other.latency:
-            return False
-        errors = [one.accuracy * (100 - one.accuracy) / max(1, one.images) for one in (self, other)]
-        return self.accuracy - other.accuracy > SURE * math.sqrt(sum(errors))
 
 
 Rung = Mapping[int, Point]  # by the trials' numbers
@@ -75,40 +63,60 @@ def promotion(
 
 def best_first(rung: Rung) -> list[int]:
     """Sort trials; those that one is surely better than are left out."""
+    worse = _surely_dominated([*rung.values()])
     kept = {
-        number: point
-        for number, point in rung.items()
-        if not any(other.surely_dominates(point) for other in rung.values())
+        number: point for (number, point), left in zip(rung.items(), worse, strict=True) if not left
     }
     return [number for front in _fronts(kept) for number in _by_crowding(front, kept)]
 
 
 def front(rung: Rung) -> list[int]:
     """List the trials that none is better than in both, the fastest first."""
-    first = next(_fronts(rung), [])
-    return sorted(first, key=lambda number: rung[number].latency)
+    return next(iter(_fronts(rung)), [])
 
 
-def _fronts(rung: Rung) -> Iterator[list[int]]:
-    """Yield those that none dominates, then those that only these do, and so on."""
-    left = dict(rung)
-    while left:
-        first = [
-            number
-            for number, point in left.items()
-            if not any(other.dominates(point) for other in left.values())
-        ]
-        yield first
-        left = {number: point for number, point in left.items() if number not in first}
+def _surely_dominated(points: Sequence[Point]) -> list[bool]:
+    """Tell of each whether another one is as fast and more accurate than chance would have it.
+
+    By the binomial standard errors of both; the images are the same, so they are less far off.
+    """
+    latency = np.array([one.latency for one in points])
+    accuracy = np.array([one.accuracy for one in points])
+    variance = accuracy * (100 - accuracy) / np.maximum(1, [one.images for one in points])
+    # [n, n]: whether the one of the column is so of the one of the row
+    as_fast = latency <= latency[:, None]
+    chance = SURE * np.sqrt(variance + variance[:, None])
+    found: list[bool] = (as_fast & (accuracy - accuracy[:, None] > chance)).any(axis=1).tolist()
+    return found
 
 
-def _by_crowding(numbers: Sequence[int], rung: Rung) -> list[int]:
-    """Sort a front by the distance of the neighbours, the loneliest first.
+def _fronts(rung: Rung) -> list[list[int]]:
+    """List those that none dominates, then those that only these do, and so on.
+
+    Each front has the fastest first. From the fastest to the slowest, a trial belongs to the first
+    front whose last one, which is the most accurate, is less accurate.
+    """
+    fronts: list[list[int]] = []
+    highest: list[float] = []  # accuracy of each front, negative, so that they rise
+    before, place = None, 0
+    for number in sorted(rung, key=lambda number: (rung[number].latency, -rung[number].accuracy)):
+        this = rung[number].latency, rung[number].accuracy
+        if this != before:  # equal ones dominate neither
+            before, place = this, bisect_right(highest, -this[1])
+        if place == len(fronts):
+            fronts.append([])
+            highest.append(0.0)
+        fronts[place].append(number)
+        highest[place] = -this[1]
+    return fronts
+
+
+def _by_crowding(ordered: Sequence[int], rung: Rung) -> list[int]:
+    """Sort a front, the fastest first, by the distance of the neighbours, the loneliest first.
 
     The most accurate one comes first. The fastest one does not come with it, as NSGA-II would have
     it: the fastest networks are those that learn nothing.
     """
-    ordered = sorted(numbers, key=lambda number: (rung[number].latency, -rung[number].accuracy))
     logs = [math.log(rung[number].latency) for number in ordered]
     accuracies = [rung[number].accuracy for number in ordered]
     width, height = (max(of) - min(of) or 1.0 for of in (logs, accuracies))

@@ -15,8 +15,9 @@ from cifar_lightning.errors import RunFailed
 from cifar_lightning.runs.run import Run
 from cifar_lightning.sweeps import space as spaces
 from cifar_lightning.sweeps.space import as_override
-from cifar_lightning.sweeps.study import Study
+from cifar_lightning.sweeps.study import KILLED, Study
 from cifar_lightning.sweeps.trial import checked, shared_overrides, study_name, train
+from cifar_lightning.system.formatting import counted
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def search(cfg: DictConfig) -> None:
         while (trial := study.take(cfg.n_trials)) is not None:
             overrides = spaces.draw(trial, space)
             log.info("trial %d of %d: %s", trial.number + 1, cfg.n_trials, " ".join(overrides))
-            with study.work(trial):
+            with study.claims[trial.number].work():
                 ending = train([*shared, *overrides], space)
             if isinstance(ending, Run):
                 trial.set_user_attr("run", ending.name)
@@ -56,8 +57,8 @@ def search(cfg: DictConfig) -> None:
                 log.warning("this trial failed: %s", ending.message)
                 study.fail(trial, ending.message, f"{ending.kind} {ending.key}")
                 _end_if_hopeless(study)
-        if left := len(study.trials) - study.ended:
-            log.info("other processes are at work on %d trials", left)
+        if others := study.others:
+            log.info("other processes are at work on %s", counted(others, "trial"))
         _show(study)
 
 
@@ -90,7 +91,7 @@ def _show(study: Study) -> None:
         if trial.value is not None:
             done.append(trial)
         elif trial.state.is_finished():
-            reason = trial.user_attrs.get("reason", "the search was killed in it again and again")
+            reason = trial.user_attrs.get("reason", KILLED)
             log.warning("failed: %s: %s", _settings(trial), reason)
     if not done:
         raise RunFailed(f"{study.name}: no trial ended well")

@@ -4,21 +4,31 @@ Its file and locks lie in the outputs; given a storage, the trials lie there. A 
 has begun is its own until it ends, or until the process does: then another one takes it up.
 """
 
+import logging
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from cifar_lightning.errors import UserError, bad_value, reason_of
+from cifar_lightning.errors import (
+    CifarLightningError,
+    RunFailed,
+    UserError,
+    bad_value,
+    reason_of,
+)
+from cifar_lightning.sweeps.claims import Claim
 from cifar_lightning.system.environment import installation
 from cifar_lightning.system.files import check_inside, is_disk_full, write_atomically
-from cifar_lightning.system.locks import claimed, locked
+from cifar_lightning.system.locks import locked
+
+log = logging.getLogger(__name__)
 
 SEARCHES, JOURNAL = "searches", "journal.log"  # a folder of the outputs, and a file of a study's
-KILLED_WITH_SEARCH = 3  # times, and a trial is taken up no more
-# How often a trial was begun, and left; it was not left where the search was killed. Whose it is.
-BEGUN, LEFT, OWNER = "begun", "left", "owner"
+OWNER = "owner"  # attribute of a trial: whose it is
+KILLED = "the search was killed in it again and again"
 Direction = Literal["minimize", "maximize"]
 
 
@@ -29,6 +39,7 @@ class Study:
         name: Of everything that its trials share.
         folder: Of its files.
         optuna: Optuna's own object.
+        claims: The trials that this process is at, by their numbers.
     """
 
     def __init__(
@@ -57,21 +68,18 @@ class Study:
         self.name, self.folder = name, outputs / SEARCHES / name
         check_inside(outputs, self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._sampler, self._claims = sampler, dict[int, ExitStack]()
-        from optuna.storages import JournalStorage, get_storage
-        from optuna.storages.journal import JournalFileBackend
-
+        self._sampler = sampler
+        self.claims: dict[int, Claim] = {}
         try:
-            opened = (
-                JournalStorage(JournalFileBackend(str(self.folder / JOURNAL)))
-                if storage is None
-                else get_storage(storage)
-            )
-            self.optuna = optuna.create_study(
-                storage=opened, study_name=name, directions=directions, load_if_exists=True
-            )
+            with self._beginning():  # two processes can't make a database's tables at once
+                self.optuna = optuna.create_study(
+                    storage=_opened(storage, self.folder / JOURNAL),
+                    study_name=name,
+                    directions=directions,
+                    load_if_exists=True,
+                )
         except Exception as error:  # another user's, damaged, or a database's own
-            if is_disk_full(error):
+            if is_disk_full(error) or isinstance(error, CifarLightningError):
                 raise
             if storage is None:
                 path = self.folder / JOURNAL
@@ -82,9 +90,22 @@ class Study:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for claim in self._claims.values():
-            claim.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Release all trials.
+
+        Raises:
+            RunFailed: If the storage has failed.
+        """
+        self.release()
+        if error is not None and _of_storage(error):
+            log.debug("storage failed", exc_info=error)
+            reason = f"the study can't be read or written: {reason_of(error)}"
+            raise RunFailed(f"{reason}; the same command again goes on") from error
+
+    def release(self) -> None:
+        """Let other processes have the trials that this one has taken and not ended."""
+        while self.claims:
+            self.claims.popitem()[1].release()
 
     @property
     def trials(self) -> list[Any]:
@@ -112,22 +133,19 @@ class Study:
         """
         from optuna.trial import Trial, TrialState
 
-        with locked(self.folder / "begin.lock", f"waiting: {self.name} begins a trial elsewhere"):
+        with self._beginning():
             trials = self.trials
             for left in trials:
-                if left.state != TrialState.RUNNING or left.user_attrs.get(OWNER) != self._owner:
+                if left.state != TrialState.RUNNING or not self.owns(left):
                     continue
-                if left.number in self._claims or not self._claim(left.number):
+                if left.number in self.claims or not self._claim(left.number):
                     continue
                 if self.trials[left.number].state.is_finished():  # in this very moment
-                    self._release(left.number)
-                    continue
-                killed = left.user_attrs.get(BEGUN, 0) - left.user_attrs.get(LEFT, 0)
-                if killed >= KILLED_WITH_SEARCH:
+                    self.claims.pop(left.number).end()
+                elif self.claims[left.number].hopeless:
                     self._end(left.number, state=TrialState.FAIL)
-                    continue
-                # With the same settings, so its run continues.
-                return Trial(self.optuna, left._trial_id)
+                else:  # with the same settings, so its run continues
+                    return Trial(self.optuna, left._trial_id)
             if len(trials) >= count:
                 return None
             self.optuna.sampler = self._sampler(len(trials))
@@ -136,15 +154,26 @@ class Study:
             self._claim(trial.number)
             return trial
 
-    @contextmanager
-    def work(self, trial: Any) -> Iterator[None]:
-        """Note that work on a trial begins, and if it is left, that it was not killed."""
-        trial.set_user_attr(BEGUN, trial.user_attrs.get(BEGUN, 0) + 1)
-        try:
-            yield
-        except BaseException:
-            trial.set_user_attr(LEFT, trial.user_attrs.get(LEFT, 0) + 1)
-            raise
+    def owns(self, trial: Any) -> bool:
+        """Tell whether a trial belongs to these outputs: locks tell of their processes alone."""
+        return bool(trial.user_attrs.get(OWNER) == self._owner)
+
+    @property
+    def others(self) -> int:
+        """How many trials other processes with these outputs are at work on."""
+        mine = {f"trial-{number}" for number in self.claims}
+        found = 0
+        with self._beginning():
+            for work in {path.stem for path in self.folder.glob("trial-*.lock")} - mine:
+                if (claim := self.claim(work)) is None:
+                    found += 1
+                else:
+                    claim.release()
+        return found
+
+    def claim(self, work: str) -> Claim | None:
+        """Claim work on this study, by a name; None if another process is at it."""
+        return Claim.make(self.folder / f"{work}.lock")
 
     def tell(self, trial: Any, *values: float) -> None:
         """End a trial with its values."""
@@ -164,32 +193,46 @@ class Study:
         trial.set_user_attr("cause", cause)
         self._end(trial.number, state=TrialState.FAIL)
 
+    def _beginning(self) -> AbstractContextManager[None]:
+        """Let no other process look for a trial to take meanwhile."""
+        waiting = f"waiting: {self.name} begins a trial elsewhere"
+        return locked(self.folder / "begin.lock", waiting)
+
     def _end(self, number: int, **told: Any) -> None:
         self.optuna.tell(number, **told)
-        self._release(number)
+        self.claims.pop(number).end()
 
     def _claim(self, number: int) -> bool:
         """Make a trial this process's own; False if it is another one's."""
-        claim = ExitStack()
-        mine = claim.enter_context(claimed(self._lock_file(number)))
-        if mine:
-            self._claims[number] = claim
-        return mine
+        claim = self.claim(f"trial-{number}")
+        if claim is not None:
+            self.claims[number] = claim
+        return claim is not None
 
-    def _release(self, number: int) -> None:
-        self._lock_file(number).unlink(missing_ok=True)
-        self._claims.pop(number).close()
-
-    def _lock_file(self, number: int) -> Path:
-        return self.folder / f"trial-{number}.lock"
-
-    @property
+    @cached_property
     def _owner(self) -> str:
         """Name these outputs: locks tell of its processes alone whether they are alive."""
         path = self.folder / "owner"
         if not path.exists():
             write_atomically(path, secrets.token_hex(8))
         return path.read_text()
+
+
+def _opened(storage: str | None, journal: Path) -> Any:
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    if storage is None:
+        return JournalStorage(JournalFileBackend(str(journal)))
+    # A connection may have been closed while a trial was trained.
+    return RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
+
+
+def _of_storage(error: BaseException) -> bool:
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return isinstance(error, StorageInternalError | SQLAlchemyError)
 
 
 def _optuna() -> Any:

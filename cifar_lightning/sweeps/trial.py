@@ -13,10 +13,12 @@ from hydra.core.hydra_config import HydraConfig
 from cifar_lightning.config.schema import TrainConfig, TuneConfig
 from cifar_lightning.errors import RunFailed, UserError, bad_value
 from cifar_lightning.runs import identity
+from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Run
 from cifar_lightning.sweeps import executors, jobs, run
 from cifar_lightning.sweeps import space as spaces
 from cifar_lightning.sweeps.space import Space
+from cifar_lightning.system.locks import locked
 from cifar_lightning.system.outcome import Outcome
 
 # Endings that a trial's own settings can bring about. A mistake in a key of the space is another;
@@ -92,6 +94,9 @@ def train(overrides: Sequence[str], searched: Collection[str]) -> Run | Outcome:
         (job,) = composed([[*overrides, run.SKIP_BENCHMARK]])
     except UserError as error:  # the settings without a draw were right
         return Outcome(error.kind, str(error), error.key)
+    if job.folder.exists():  # another process may have drawn the same
+        with locked(RunFolder(job.folder).lock, f"waiting: {job.folder.name} is trained elsewhere"):
+            pass
     failures = run.attempt([job], executors.LocalExecutor(1))
     with suppress(FileNotFoundError, ValueError):
         record = Run.load(job.folder)

@@ -38,8 +38,14 @@ def terminal(text: str) -> str:
     return _CONTROL.sub(_code, text)
 
 
-# User and password, then what follows the path; each may be a token.
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*://)(?:[^\s/?#]*@)?([^\s?#,;\]]*)(?:[?#]\S*)?", re.I)
+# User and password, then what follows the path; each may be a token. A password may hold a slash,
+# but a number and a slash are a port and a path.
+_ADDRESS = re.compile(
+    r"([a-z][a-z0-9+.-]*://)"
+    r"(?:[^\s/?#]*@|[^\s/?#:]*:(?!\d+/)[^\s?#@]*@)?"
+    r"([^\s?#,;\]]*)(?:[?#]\S*)?",
+    re.IGNORECASE,
+)
 
 
 def without_secrets(text: str) -> str:
