@@ -9,7 +9,10 @@ import pytest
 import torch
 from conftest import TINY
 from safetensors.torch import load, load_file, save
+from simulated import a_run, measured
 
+from cifar_lightning.comparison.entry import Group
+from cifar_lightning.comparison.reproduce import train_command
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import Run
@@ -128,3 +131,11 @@ def test_weights_that_are_not_the_runs_are_refused(first, command):
     refused = command(*SMALL, "init=tiny")
     assert refused.status == 2
     assert f"{path}: not the weights of this run" in refused.err
+
+
+def test_the_command_that_makes_it_again_names_the_run():
+    """Whatever file it was, and wherever that lay."""
+    run = a_run("a", init={"run": "net-sgd-e1-s0-abcdef01", "weights": "0" * 16})
+    said = ["epochs=3", "init=/somewhere/weights.safetensors"]
+    group = Group("a", (run,), (measured(run),), overrides=said, folder=Path("outputs/runs/a"))
+    assert train_command(group).endswith(" epochs=3 init=net-sgd-e1-s0-abcdef01 seed=0")

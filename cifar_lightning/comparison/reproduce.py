@@ -49,14 +49,15 @@ def train_command(group: Group) -> str:
     if group.overrides is None:
         return f"python train.py (what else was said for {group.runs[0].name} was not recorded)"
     seeds = ",".join(str(run.config["seed"]) for run in group.runs)
-    kept = []
+    kept, said_below = [], {"seed", "init"}
     for override in group.overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if key not in ELSEWHERE | {"seed"} and not key.startswith("hydra.") and value[:1] != "/":
-            plain = re.sub(
-                r"='([\w.+-]*)'$", r"=\1", override
-            )  # quotes that a shell has no use for
+        if key not in ELSEWHERE | said_below and not key.startswith("hydra.") and value[:1] != "/":
+            # without quotes that a shell has no use for
+            plain = re.sub(r"='([\w.+-]*)'$", r"=\1", override)
             kept.append(escaping.without_secrets(plain))
+    if init := group.runs[0].config.get("init"):
+        kept.append(f"init={init['run']}")  # whatever the file was called
     several = ["-m"] if len(group.runs) > 1 else []
     said = _said_outputs(_outputs(group))
     return _written(["python", "train.py", *several, *kept, f"seed={seeds}", *said])
