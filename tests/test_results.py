@@ -15,7 +15,7 @@ from conftest import ROOT, write_and_read
 from cifar_lightning.comparison.publish import seeds_table
 from cifar_lightning.runs.environment import Environment
 from cifar_lightning.runs.latency import LatencyStats, Relative
-from cifar_lightning.runs.layout import markdown
+from cifar_lightning.runs.layout import markdown, sweep_table
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.results import CSV_COLUMNS, rows_of
 from cifar_lightning.runs.run import Run
@@ -149,6 +149,8 @@ def test_table_holds_what_was_measured(tmp_path):
     cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", drawn.splitlines()[2])[1:-1]]
     assert cells == [
         "0123abcd",
+        "net",
+        "sgd-cosine-e3-s0-0123abcd",
         "fp32",
         "90.00",
         "1.235",
@@ -286,7 +288,7 @@ def test_means_over_the_seeds(tmp_path):
         folders.append(place(tmp_path, run, one))
     other = replace(RUN, name="another", config=RUN.config | {"epochs": 4})
     alone = place(tmp_path, other, replace(MEASUREMENT, run=other.name))
-    header, _, line = seeds_table([*folders, alone]).splitlines()
+    header, _, line = seeds_table([*folders, alone], {}).splitlines()
     names, cells = ([cell.strip() for cell in row.strip("|").split("|")] for row in (header, line))
     shown = dict(zip(names, cells, strict=True))  # no name twice
     assert len(shown) == len(names)
@@ -294,9 +296,40 @@ def test_means_over_the_seeds(tmp_path):
     assert shown["Acc. (%)"] == "92.00 ± 2.65"
     assert shown["Lat. mean (ms)"] == "1.235"  # they execute alike
     assert shown["Lat. p95 (ms)"] == "2.000"
-    assert seeds_table([alone]) == ""
+    assert seeds_table([alone], {}) == ""
     replace(one, status="disturbed").save(folders[-1])
-    assert "92.00 ± 2.65" in seeds_table(folders)  # load does not touch accuracy
+    assert "92.00 ± 2.65" in seeds_table(folders, {})  # load does not touch accuracy
+
+
+def test_the_table_of_a_sweep(tmp_path):
+    """What varies in it has a column each; one ID is told apart, in the other table, too."""
+    runs = [replace(RUN, name=f"net-sgd-cosine-e3-s0-a{n}", id="B1") for n in range(3)]
+    folders = [
+        place(tmp_path, run, replace(MEASUREMENT, run=run.name, candidate=str(n) * 16))
+        for n, run in enumerate(runs)
+    ]
+    seed = replace(runs[2], name="net-sgd-cosine-e3-s1-b", config=with_seed(1))
+    folders.append(place(tmp_path, seed, replace(MEASUREMENT, run=seed.name, candidate="2" * 16)))
+    told = [{"optim.lr": "0.1", "id": "B1"}, {"optim.lr": "0.2", "ema": "0.9"}, {"model": "net"}]
+    varied = {run.name: values for run, values in zip([*runs, seed], [*told, {}], strict=True)}
+    rows = [row for folder in folders for row in rows_of(folder)]
+    header, _, *lines = cells_of(sweep_table(rows, varied))
+    assert header[:6] == ["ID", "Network", "optim.lr", "ema", "Seed", "Variant"]
+    assert [line[2:5] for line in lines] == [
+        ["0.1", "-", "0"],
+        ["0.2", "0.9", "0"],
+        ["-", "-", "0"],
+        ["-", "-", "1"],
+    ]
+    header, _, *lines = cells_of(seeds_table(folders, varied))
+    assert header[:4] == ["ID", "Network", "optim.lr", "ema"]
+    assert len(lines[0]) == len(header)
+    header, _, *lines = cells_of(markdown(rows))
+    assert len({tuple(line[:3]) for line in lines}) == len(lines) == 4
+
+
+def cells_of(table):
+    return [[cell.strip() for cell in row[1:-1].split("|")] for row in table.splitlines()]
 
 
 def test_a_disturbed_measurement_keeps_its_speed(tmp_path):

@@ -20,7 +20,7 @@ from cifar_lightning.runs import resolve
 from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import Run
 from cifar_lightning.sweeps import executors, jobs, run, slurm
-from cifar_lightning.system import outcome, signals
+from cifar_lightning.system import outcome, progress, signals
 from cifar_lightning.system.locks import alone
 from cifar_lightning.training import build as build_module
 
@@ -72,6 +72,9 @@ def test_from_the_command_to_all_rows(command, outputs, forked):
     told = [line for line in lines if " of 2" in line]
     assert told[0] == "training 1 of 2: seed=0"
     assert [line.split()[0] for line in told if ": seed" in line] == ["training", "training"]
+    assert re.fullmatch(r"1 of 2 jobs done after .*, about .* left \(seed=. took .*\)", told[2])
+    assert told[3].startswith("2 of 2 jobs done after ")
+    assert any(re.fullmatch(r"2 jobs in \d+ s", line) for line in lines)
     assert "measuring 2 runs" in lines
     assert len({row.benchmark for name in done for row in rows_of(outputs / "runs" / name)}) == 1
     assert any("+1 " in line and "±" in line for line in lines)  # also of disturbed rows
@@ -210,7 +213,7 @@ def test_each_network_is_built_once(tmp_path, monkeypatch, caplog):
             built.append(name) or build_module.components.construct(name, *rest, **given)
         ),
     )
-    monkeypatch.setattr(jobs, "TOLD_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "FIRST_S", 0.0)
     overrides = [
         [*SMALL, f"outputs={tmp_path}", f"model.depth={depth}", f"seed={seed}"]
         for seed in range(3)

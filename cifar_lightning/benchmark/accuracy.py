@@ -4,6 +4,7 @@ Where a run's data or weights are not here, what was evaluated elsewhere is carr
 """
 
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import Run
 from cifar_lightning.system import signals
 from cifar_lightning.system.devices import check_usable, device_name, hardware_slug
+from cifar_lightning.system.progress import tracked
 from cifar_lightning.variants import registry
 from cifar_lightning.variants.context import Unsupported, VariantContext
 
@@ -88,7 +90,7 @@ class Accuracies:
         assert source.folder is not None
         if (known := self.known(source)) is not None:
             return known
-        log.info("evaluating %s, %s", source.candidate.label, source.candidate.variant)
+        log.debug("evaluating %s", source.title)
         try:
             with (
                 signals.immediate(),
@@ -167,6 +169,11 @@ class Accuracies:
         log.debug("%s failed", source.candidate.variant, exc_info=error)
         check_usable(self._device, error)
         self._found[source.folder, source.candidate.variant] = text
+
+
+def evaluated(sources: Sequence[Source]) -> Iterator[Source]:
+    """Go through runs' candidates that may have to be evaluated, and show how far that is."""
+    return tracked(sources, "evaluating", "candidates", lambda one: one.title, slow_steps=True)
 
 
 def _after_training(run: Run, candidate: Candidate, otherwise: str) -> Accuracy:

@@ -84,6 +84,11 @@ class Source:
     weights: Path | None = None
 
     @property
+    def title(self) -> str:
+        """What it is called where others have the same ID."""
+        return f"{self.candidate.run or self.candidate.label}, {self.candidate.variant}"
+
+    @property
     def has_weights(self) -> bool:
         """Whether a run's weights are here."""
         return self.folder is not None and RunFolder(self.folder).weights.exists()

@@ -17,6 +17,7 @@ from cifar_lightning.runs.candidate import candidate_key
 from cifar_lightning.runs.find import find_run, load_run
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Run, runs_of
+from cifar_lightning.system.progress import tracked
 from cifar_lightning.variants.context import Unsupported, example_images
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def _all_measurable(outputs: Path, data: RunData) -> list[Path]:
     """
     whole: dict[Path, str] = {}
     lacking: list[tuple[Path, str, str, UserError]] = []
-    for folder, run in runs_of(outputs):
+    for folder, run in tracked([*runs_of(outputs)], "looking at", "runs", slow_steps=True):
         if isinstance(run, str):
             log.warning("%s", run)
         elif run.status == "finished":
@@ -141,12 +142,6 @@ def _all_measurable(outputs: Path, data: RunData) -> list[Path]:
         allowed = f"used where there are finished runs; {outputs} has {none}"
         raise bad_value("run", "all", allowed)
     return [*whole, *timed_with_others]
-
-
-def _found_again(root: str, outputs: Path) -> str:
-    """Find a folder that is named as where training began: from here, else beside the outputs."""
-    beside = outputs.parent / root
-    return str(beside) if beside.exists() and not Path(root).exists() else root
 
 
 def load_data(
@@ -175,7 +170,9 @@ def load_data(
         hint = f"; the run was trained on data in {recorded['root']}: say data_root=..."
         if "root" not in node:
             raise UserError(f"data_root: needs a value{hint}")
-        node["root"] = _found_again(node["root"], outputs)
+        beside = outputs.parent / node["root"]
+        if beside.exists() and not Path(node["root"]).exists():
+            node["root"] = str(beside)
         if Path(recorded["root"]).absolute() == Path(node["root"]).absolute():
             hint = ""
         elif "mirrors" in node:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from cifar_lightning.benchmark.accuracy import Accuracies
+from cifar_lightning.benchmark.accuracy import Accuracies, evaluated
 from cifar_lightning.benchmark.candidates import (
     BenchmarkSpec,
     Source,
@@ -107,7 +107,7 @@ def measure_missing(
         log.info("timed before: %d of %s", len(known), counted(len(missing), "candidate"))
     found = [
         made
-        for source in known
+        for source in evaluated(known)
         for made in write_measurements([source], records[source.candidate.key], [], accuracies)
     ]
     rest = [source for source in missing if source not in known]
@@ -160,10 +160,10 @@ def measure(
         return Measured()
     groups = grouped(sources)
     accuracies = Accuracies(data, device)
-    for first, *others in groups:
-        for source in [first, *others] if processes > 1 else others:
-            if source.folder is not None:
-                accuracies.of(source)
+    # The first of a group is evaluated when it is ready to be timed, unless that is elsewhere.
+    now = [source for group in groups for source in (group if processes > 1 else group[1:])]
+    for source in evaluated([source for source in now if source.folder is not None]):
+        accuracies.of(source)
     record, failures = _benchmark(
         [*groups, *checks(groups)], spec, device, outputs, data, processes, accuracies
     )

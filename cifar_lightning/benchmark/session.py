@@ -1,6 +1,5 @@
 """What one process measures: networks built, prepared, warmed up, then timed in rounds."""
 
-import os
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -8,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from tqdm import tqdm
 
 from cifar_lightning.benchmark.candidates import Source
 from cifar_lightning.benchmark.contention import (
@@ -33,6 +31,7 @@ from cifar_lightning.runs.candidate import Candidate
 from cifar_lightning.system import signals
 from cifar_lightning.system.environment import DeviceState
 from cifar_lightning.system.openmp_waiting import as_by_default
+from cifar_lightning.system.progress import Progress, tracked
 
 FLOOR_MS = 0.2  # for which a floor's blocks are laid out
 MIN_KEPT = 2  # rounds; one says nothing
@@ -91,8 +90,9 @@ def time_here(
         failures: list[Failure] = []
         order = [*range(len(groups))]
         generator.shuffle(order)
-        for number in order:
-            build = partial(prepare, stack, watch, device, protocol, calibration, look)
+        build = partial(prepare, stack, watch, device, protocol, calibration, look)
+        asked = "preparing", "candidates", lambda one: groups[one][0].title
+        for number in tracked(order, *asked, slow_steps=True):
             with signals.immediate():  # exporting and compiling take their time
                 found = first_that_works(groups[number], device, build)
             if isinstance(found, Ready):
@@ -155,13 +155,10 @@ def _rounds(
         with one.conditions():
             return watch.block(one.call, count, discarded)
 
-    # Where standard error is no terminal, there is none.
-    disable = True if "TQDM_DISABLE" in os.environ else None
-    with tqdm(desc="measuring", unit=" rounds", leave=False, disable=disable) as bar:
+    with Progress("measuring", protocol.expected_rounds, "rounds") as progress:
 
         def on_round(done: int, expected: int) -> bool:
-            bar.total = expected
-            bar.update(done - bar.n)
+            progress.at(done, expected)
             # References alone are timed just for the record of what could not be.
             return signals.received() is None and (any_ranked or done < MIN_KEPT)
 

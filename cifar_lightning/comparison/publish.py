@@ -17,20 +17,26 @@ from cifar_lightning.errors import Interrupted, RunFailed, reason_of
 from cifar_lightning.runs import resolve
 from cifar_lightning.runs.completed import finished, meet_again, show_files
 from cifar_lightning.runs.folder import RunFolder, run_folders
-from cifar_lightning.runs.layout import markdown
+from cifar_lightning.runs.layout import Varied, markdown, sweep_table
 from cifar_lightning.runs.results import RunResults, rows_of
 from cifar_lightning.runs.table import write_table
 
 log = logging.getLogger(__name__)
 
 
-def publish(outputs: Path, folders: Sequence[Path] = (), draw: bool = False) -> list[str]:
+def publish(
+    outputs: Path,
+    folders: Sequence[Path] = (),
+    draw: bool = False,
+    varied: Varied | None = None,
+) -> list[str]:
     """Renew what is derived from the records, and show rows.
 
     Args:
         outputs: Whose table is written, unless the folders are of runs that were moved elsewhere.
         folders: Of the runs whose rows are shown.
         draw: Whether TensorBoard is to show what is new of these runs.
+        varied: What varies among them, if they are of a sweep.
 
     Returns:
         What went wrong, a line for each step; the other steps are done.
@@ -49,19 +55,24 @@ def publish(outputs: Path, folders: Sequence[Path] = (), draw: bool = False) -> 
     if folders:
         with attempt("showing the rows", failures):
             if rows := [row for folder in folders for row in rows_of(folder)]:
-                log.info("\n%s", markdown(rows))
+                log.info("\n%s", markdown(rows) if varied is None else sweep_table(rows, varied))
     return failures
 
 
-def seeds_table(folders: Sequence[Path]) -> str:
-    """Draw the means of those runs that differ only in the seed; empty if there are none."""
+def seeds_table(folders: Sequence[Path], varied: Varied) -> str:
+    """Draw the means of those runs that differ only in the seed; empty if there are none.
+
+    Args:
+        folders: The runs'.
+        varied: What varies among them.
+    """
     from cifar_lightning.comparison.choice import Need  # numpy
     from cifar_lightning.comparison.collect import compare
     from cifar_lightning.comparison.records import Records
-    from cifar_lightning.comparison.tables import OVER_SEEDS, table
+    from cifar_lightning.comparison.tables import over_seeds, table
 
     compared = compare(Records([RunResults.read(folder) for folder in folders]), Need(min_acc=0))
-    tables = []
+    tables, columns = [], over_seeds(varied)
     for leaderboard in compared.leaderboards:
         several = [
             replace(entry, groups=(group,))
@@ -70,7 +81,7 @@ def seeds_table(folders: Sequence[Path]) -> str:
             if len(group.runs) > 1
         ]
         if several:
-            tables.append(table(leaderboard, several, OVER_SEEDS))
+            tables.append(table(leaderboard, several, columns))
     return "\n".join(tables)
 
 

@@ -7,7 +7,7 @@ from cifar_lightning.comparison.columns import COLUMNS, Column, rank_and_marks
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Leaderboard
 from cifar_lightning.errors import unknown_name
-from cifar_lightning.runs.layout import draw_table, number
+from cifar_lightning.runs.layout import Varied, draw_table, number, values_of, varied_keys
 
 
 def _accuracy_over_seeds(leaderboard: Leaderboard, entry: Entry) -> str:
@@ -28,11 +28,24 @@ SUMMARY = [
         "lat_p95_ms", "size_mb",
     )
 ] + [RANK_AND_MARKS]  # fmt: skip
-OVER_SEEDS = [
-    *(COLUMNS[name] for name in ("id", "model", "variant", "threads", "seeds")),
-    replace(COLUMNS["test_acc"], text=_accuracy_over_seeds),
-    *(COLUMNS[name] for name in ("lat_mean_ms", "lat_p95_ms")),
-]
+
+
+def over_seeds(varied: Varied) -> list[Column]:
+    """Choose the columns of a sweep's means over seeds; what varies in it is among them."""
+
+    def of(place: int, key: str) -> Column:
+        def value(leaderboard: Leaderboard, entry: Entry) -> str:
+            return values_of(entry.group.runs[0].name, varied)[place]
+
+        return Column(value, key, numeric=False)
+
+    return [
+        *(COLUMNS[name] for name in ("id", "model")),
+        *(of(place, key) for place, key in enumerate(varied_keys(varied))),
+        *(COLUMNS[name] for name in ("variant", "threads", "seeds")),
+        replace(COLUMNS["test_acc"], text=_accuracy_over_seeds),
+        *(COLUMNS[name] for name in ("lat_mean_ms", "lat_p95_ms")),
+    ]
 
 
 def table(

@@ -5,15 +5,12 @@ Where the archive is not there, the folder that it was unpacked to does as well.
 
 import hashlib
 import http.client
-import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
-
-from tqdm import tqdm
 
 from cifar_lightning.data import cifar_archive
 from cifar_lightning.data.cifar_archive import CIFAR10, CIFAR100, Layout
@@ -23,6 +20,10 @@ from cifar_lightning.errors import UserError
 from cifar_lightning.system.escaping import without_secrets
 from cifar_lightning.system.files import open_regular
 from cifar_lightning.system.locks import locked
+from cifar_lightning.system.progress import Progress
+
+MB = 10**6
+CHUNK = 2**16  # bytes of a download
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -156,11 +157,14 @@ def _fetch(url: str, part: Path, timeout: float) -> bool:
         done = start if continued else 0
         length = response.headers.get("Content-Length")
         total = done + int(length) if length else None
+        of = None if total is None else total // MB
         with (
             part.open("ab" if continued else "wb") as stream,
-            tqdm.wrapattr(response, "read", total, initial=done, desc=part.stem) as body,
+            Progress(f"downloading {part.stem}", of, "MB", slow_steps=True) as progress,
         ):
-            shutil.copyfileobj(body, stream)
+            while chunk := response.read(CHUNK):
+                stream.write(chunk)
+                progress.at(stream.tell() // MB)
     if total is not None and (done := part.stat().st_size) < total:
         raise OSError(f"cut off after {done} of {total} bytes")
     return continued

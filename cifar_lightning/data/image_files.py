@@ -5,7 +5,7 @@ The files may be anybody's: no other program runs, and nothing waits or ends Pil
 
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
-from tqdm import tqdm
 
 from cifar_lightning.data.images import IMAGE_SIZE
 from cifar_lightning.system import untrusted
 from cifar_lightning.system.cores import usable_cores
+from cifar_lightning.system.progress import tracked
 
 DECODING = 2  # another number where a change of ours gives other pixels for the same file
 MAX_FILE = 1 << 28  # bytes
@@ -71,7 +71,7 @@ def decode_files(paths: Sequence[Path], resize: bool, description: str | None = 
     Args:
         paths: Their files.
         resize: As for `to_input`.
-        description: Of the progress bar; None shows none.
+        description: Of the progress that is shown; None shows none.
     """
     images = np.zeros((len(paths), 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     digests, errors = [b""] * len(paths), {}
@@ -90,8 +90,10 @@ def decode_files(paths: Sequence[Path], resize: bool, description: str | None = 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of broken EXIF: the image is whole
-            done = pool.map(decode, range(len(paths)))
-            for _ in tqdm(done, description, len(paths), leave=False, disable=description is None):
+            done: Iterable[None] = pool.map(decode, range(len(paths)))
+            if description is not None:
+                done = tracked(done, description, "images", total=len(paths))
+            for _ in done:
                 pass
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for the others

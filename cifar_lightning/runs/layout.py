@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import astuple
 
 from tabulate import tabulate
@@ -13,11 +13,14 @@ from cifar_lightning.system import escaping
 from cifar_lightning.system.formatting import counted
 
 Value = str | float | None  # of a cell
+Varied = Mapping[str, Mapping[str, str]]  # in a sweep: values of keys, by the runs' names
+# "Training" is the rest of a run's name: optimizer, schedule, epochs, seed and 8 hex digits.
 HEADER = (
-    "ID", "Variant", "Acc. (%)", "Lat. mean (ms)", "Lat. p95 (ms)", "Size (MB)", "Params (M)",
-    "MACs (M)", "Device",
+    "ID", "Network", "Training", "Variant", "Acc. (%)", "Lat. mean (ms)", "Lat. p95 (ms)",
+    "Size (MB)", "Params (M)", "MACs (M)", "Device",
 )  # fmt: skip
-NUMERIC = range(2, 8)  # of these columns
+NUMERIC = range(4, 10)  # of these columns
+TOLD_ELSEWHERE = ("id", "model", "seed", "outputs")  # keys that need no column of their own
 BETWEEN = " | "  # cells; in a cell a bar has a backslash before it
 
 
@@ -37,6 +40,32 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Value]]) -> str:
 def markdown(rows: Iterable[Row]) -> str:
     """Draw the table for people. What is not there is a dash."""
     return draw_table(HEADER, map(_cells, rows), NUMERIC)
+
+
+def sweep_table(rows: Iterable[Row], varied: Varied) -> str:
+    """Draw the table of a sweep: with what varies in it in place of the training runs' names."""
+    keys = varied_keys(varied)
+    header = [*HEADER[:2], *keys, "Seed", *HEADER[3:]]
+    cells = []
+    for row in rows:
+        label, network, _, *figures = _cells(row)
+        cells.append([label, network, *values_of(row.run, varied), str(row.seed), *figures])
+    shift = len(header) - len(HEADER)
+    seed = len(keys) + 2
+    return draw_table(header, cells, {seed, *(column + shift for column in NUMERIC)})
+
+
+def varied_keys(varied: Varied) -> list[str]:
+    """List the keys that vary in a sweep and that no other column tells."""
+    keys = dict.fromkeys(key for of_run in varied.values() for key in of_run)
+    return [
+        key for key in keys if key not in TOLD_ELSEWHERE and key.partition(".")[0] != "benchmark"
+    ]
+
+
+def values_of(run: str, varied: Varied) -> list[str]:
+    """Tell a run's values of the keys that vary, by its name; a dash where it has none."""
+    return [varied.get(run, {}).get(key, "-") for key in varied_keys(varied)]
 
 
 def draw_table(
@@ -115,6 +144,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         variant += f" ({row.status})"
     return (
         f"{row.id} ({told})" if told else row.id,
+        row.model,
+        row.run.removeprefix(f"{row.model}-"),
         variant,
         number(row.test_acc, 2),
         number(row.lat_mean_ms, 3),

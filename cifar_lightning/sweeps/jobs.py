@@ -1,14 +1,12 @@
 """The jobs of a sweep: composed, resolved and checked before the first one starts."""
 
 import json
-import logging
-import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
@@ -18,13 +16,8 @@ from cifar_lightning.runs import identity, resolve
 from cifar_lightning.runs.completed import finished
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Run
-from cifar_lightning.system.formatting import duration
 from cifar_lightning.system.outcome import Outcome
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-TOLD_EVERY_S = 5.0
+from cifar_lightning.system.progress import tracked
 
 
 @dataclass(frozen=True)
@@ -36,12 +29,14 @@ class Job:
         label: The overrides in which it differs from the other jobs.
         config: Resolved.
         folder: The run's.
+        varied: The values of the keys in which it differs from the other jobs.
     """
 
     overrides: tuple[str, ...]
     label: str
     config: dict[str, Any]
     folder: Path
+    varied: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def finished(self) -> Run | None:
@@ -87,10 +82,10 @@ def jobs(
     found: dict[tuple[Path, str], Job] = {}
     mistakes: dict[int, str] = {}
     missing: dict[int, Job] = {}
-    for number, overrides in enumerate(_told(job_overrides, "composed")):
+    for number, overrides in enumerate(tracked(job_overrides, "composed", "jobs")):
         varied = [text for text in overrides if counts[text] < len(job_overrides)]
         with _noted(mistakes, number):
-            job = _composed(number, overrides, " ".join(varied), compose, here)
+            job = _composed(number, overrides, varied, compose, here)
             known = found.setdefault((job.folder, job.benchmark), job)
             if known is job and job.finished is None:
                 missing[number] = job
@@ -106,7 +101,7 @@ def jobs(
 def _composed(
     number: int,
     overrides: Sequence[str],
-    varied: str,
+    varied: Sequence[str],
     compose: Callable[[list[str]], DictConfig],
     here: bool,
 ) -> Job:
@@ -123,7 +118,15 @@ def _composed(
         raise bad_value("trainer.fast_dev_run", True, "false in a sweep: it leaves no run")
     name = identity.run_name(config, composed.hydra.runtime.choices)
     folder = RunFolder.of(Path(config["outputs"]), name).path
-    return Job(tuple(overrides), varied or name, config, folder)
+    return Job(tuple(overrides), " ".join(varied) or name, config, folder, _values(varied))
+
+
+def _values(overrides: Iterable[str]) -> dict[str, str]:
+    """Take overrides apart; a key that is left out has no value."""
+    return {
+        key.lstrip("+~"): value or "left out"
+        for key, _, value in (override.partition("=") for override in overrides)
+    }
 
 
 def _build(missing: Mapping[int, Job], mistakes: dict[int, str], here: bool) -> None:
@@ -136,7 +139,7 @@ def _build(missing: Mapping[int, Job], mistakes: dict[int, str], here: bool) -> 
         return json.dumps(item[1].config["model"], sort_keys=True)
 
     last, backbone = "", None
-    for number, job in _told(sorted(missing.items(), key=network), "checked"):
+    for number, job in tracked(sorted(missing.items(), key=network), "checked", "jobs"):
         if (this := network((number, job))) != last:
             last, backbone = this, None
         with _noted(mistakes, number):
@@ -153,15 +156,3 @@ def _noted(mistakes: dict[int, str], number: int) -> Iterator[None]:
         if known is None:
             raise
         mistakes[number] = str(known)
-
-
-def _told(work: Collection[T], done: str) -> Iterator[T]:
-    """Go through jobs, and say now and then how many are done and how long the others take."""
-    begin = said = time.monotonic()
-    for number, one in enumerate(work):
-        now = time.monotonic()
-        if number and now - said >= TOLD_EVERY_S:
-            said = now
-            left = (now - begin) / number * (len(work) - number)
-            log.info("%s: %d of %d jobs, %s left", done, number, len(work), duration(left))
-        yield one

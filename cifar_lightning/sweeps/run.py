@@ -25,7 +25,7 @@ from cifar_lightning.sweeps.executors import Executor, Process, outcome_file
 from cifar_lightning.sweeps.jobs import Failure, Job
 from cifar_lightning.sweeps.measuring import measure
 from cifar_lightning.system import signals
-from cifar_lightning.system.formatting import duration
+from cifar_lightning.system.formatting import counted, duration
 from cifar_lightning.system.locks import alone
 from cifar_lightning.system.outcome import Outcome
 
@@ -46,7 +46,12 @@ def run(jobs: Sequence[Job], executor: Executor) -> None:
         RunFailed: If a job failed.
         UserError: If jobs failed by mistakes of the user's alone, such as missing data.
     """
-    if failures := attempt(jobs, executor):
+    begin = time.time()
+    failures = attempt(jobs, executor)
+    if len(jobs) > 1:
+        failed = f", {len(failures)} failed" if failures else ""
+        log.info("%s in %s%s", counted(len(jobs), "job"), duration(time.time() - begin), failed)
+    if failures:
         lines = "\n".join(f"{failure.job.label}: {failure.outcome.message}" for failure in failures)
         mistakes = all(failure.status == UserError.exit_status for failure in failures)
         raise UserError(lines) if mistakes else RunFailed(lines)
@@ -89,9 +94,10 @@ def attempt(jobs: Sequence[Job], executor: Executor) -> list[Failure]:
     # A job that was killed could not; and a single job has shown its rows.
     shown = [job.folder for job in jobs] if len(jobs) > 1 or not missing else []
     folders = list(dict.fromkeys(shown))
-    for line in publish(Path(jobs[0].config["outputs"]), folders):
+    varied = {job.folder.name: job.varied for job in jobs}
+    for line in publish(Path(jobs[0].config["outputs"]), folders, varied=varied):
         log.warning("%s", line)
-    if means := seeds_table(folders):
+    if means := seeds_table(folders, varied):
         log.info("\n%s", means)
     if signals.received():
         raise signals.error("interrupted; the same command again runs what is missing")
@@ -117,6 +123,7 @@ def _run_each(
     free = list(range(min(executor.max_parallel, len(jobs))))
     running: list[_Running] = []
     told = full = False
+    begin = time.time()
     with tempfile.TemporaryDirectory() as outputs:
         try:
             while waiting or running:
@@ -149,13 +156,23 @@ def _run_each(
                     free.append(one.slot)
                     if status and not signals.received():
                         failures.append(_failure(one, status))
-                    took = duration(time.time() - one.started)
-                    outcome = f"ended with status {status}" if status else "done"
-                    log.info("%d of %d %s after %s", one.number, len(jobs), outcome, took)
+                    done = len(jobs) - len(waiting) - len(running)
+                    _tell(one, status, done, len(jobs), time.time() - begin)
                 time.sleep(POLL_S)
         finally:
             _end(running)
     return failures
+
+
+def _tell(one: _Running, status: int, done: int, jobs: int, seconds: float) -> None:
+    """Say how a job ended, how far the sweep is and how long the rest may take."""
+    left = f", about {duration(seconds / done * (jobs - done))} left" if done < jobs else ""
+    outcome = f"ended with status {status} after" if status else "took"
+    took = duration(time.time() - one.started)
+    log.info(
+        "%d of %d jobs done after %s%s (%s %s %s)",
+        *(done, jobs, duration(seconds), left, one.job.label, outcome, took),
+    )
 
 
 def _end(running: Sequence[_Running]) -> None:

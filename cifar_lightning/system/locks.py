@@ -12,6 +12,7 @@ from pathlib import Path
 from cifar_lightning.errors import UserError
 from cifar_lightning.system import signals
 from cifar_lightning.system.files import check_replaceable
+from cifar_lightning.system.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ LOCK_POLL_S = 0.2
 
 @contextmanager
 def locked(path: Path, waiting: str) -> Iterator[None]:
-    """Hold a lock file; wait, and say so once, while another process holds it.
+    """Hold a lock file; wait, and say so, while another process holds it.
 
     The lock is the operating system's: it ends with the process, however that ends. The file is
     made for everyone who may write in its folder, and reading it is enough to lock it, so users
@@ -36,10 +37,12 @@ def locked(path: Path, waiting: str) -> Iterator[None]:
     """
     if (descriptor := _try_lock(path)) is None:
         log.info("%s (%s)", waiting, path)
-    while descriptor is None:
-        signals.check()
-        time.sleep(LOCK_POLL_S)
-        descriptor = _try_lock(path)
+        with Progress(waiting) as progress:
+            while descriptor is None:
+                signals.check()
+                time.sleep(LOCK_POLL_S)
+                progress.at(0)
+                descriptor = _try_lock(path)
     with os.fdopen(descriptor):
         yield
 

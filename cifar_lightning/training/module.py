@@ -1,5 +1,6 @@
 """The LightningModule: loss, metrics and optimizer around a backbone that it is handed."""
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
@@ -155,6 +156,7 @@ class ImageClassifier(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._steps["train"].clear()  # of an epoch that was interrupted
+        self._epoch_began = time.perf_counter()
 
     def on_train_epoch_end(self) -> None:
         values = self._epoch_metrics("train")
@@ -165,7 +167,7 @@ class ImageClassifier(LightningModule):
         for logger in self.loggers:
             logger.log_metrics(values, step=self.trainer.global_step - 1)
             logger.save()
-        log_epoch(self.trainer, values)
+        log_epoch(self.trainer, values, time.perf_counter() - self._epoch_began)
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self._epoch_metrics("val"))

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback, Timer, TQDMProgressBar
 from cifar_lightning.data.augmentation import Kind
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.system.formatting import duration
+from cifar_lightning.system.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -38,17 +39,30 @@ class Bar(TQDMProgressBar):
 
 
 class Estimate(Callback):
-    """Says after the first steps how long the training run will take, and why it ends early."""
+    """Says after the first steps how long the training run will take, and why it ends early.
+
+    Where there is no bar, it also says now and then how far a long epoch is.
+    """
 
     WARM_STEPS = 5  # the first ones are slower and don't count
     STEP = 20
+    FIRST_S = 60.0  # an epoch that takes longer is a long one
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._steps = 0
         self._warm_since = 0.0
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        what = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+        batches = int(trainer.num_training_batches)
+        self._epoch = Progress(what, batches, "batches", bar=False, first_s=self.FIRST_S)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self._steps += 1
+        if trainer.is_global_zero and not trainer.progress_bar_callback:
+            self._epoch.at(batch_idx + 1)
         if self._steps in (self.WARM_STEPS, self.STEP) and pl_module.device.type == "cuda":
             torch.cuda.synchronize()  # what was launched until then counts
         if self._steps == self.WARM_STEPS:
@@ -68,12 +82,13 @@ class Estimate(Callback):
             log.info("ended early, after step %d of %d in epoch %d", step, steps, epoch)
 
 
-def log_epoch(trainer: Trainer, values: Mapping[str, Any]) -> None:
+def log_epoch(trainer: Trainer, values: Mapping[str, Any], seconds: float) -> None:
     """Say in one line what an epoch has brought; beside a bar it is for ``train.log`` alone.
 
     Args:
         trainer: At the end of an epoch.
-        values: The training's metrics in this epoch.
+        values: The training's metrics in this epoch, with the learning rate at its end.
+        seconds: How long it took, with its validation.
     """
     if not trainer.is_global_zero:
         return
@@ -87,10 +102,12 @@ def log_epoch(trainer: Trainer, values: Mapping[str, Any]) -> None:
     done, steps = trainer.global_step, _data(trainer).length.steps
     log.log(
         logging.DEBUG if trainer.progress_bar_callback else logging.INFO,
-        "epoch %d of %d: %s, %s left",
+        "epoch %d of %d: %s; lr %.3g; %.3g s, %s left",
         trainer.current_epoch + 1,
         trainer.max_epochs,
         "; ".join(figures),
+        metrics["lr"],
+        seconds,
         duration(timer.time_elapsed() * (steps - done) / done),
     )
 

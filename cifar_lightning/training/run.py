@@ -24,7 +24,7 @@ from cifar_lightning.runs.completed import meet_again, show_files
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import Network, Run
-from cifar_lightning.system import signals
+from cifar_lightning.system import progress, signals
 from cifar_lightning.system.files import write_atomically
 from cifar_lightning.system.locks import alone
 from cifar_lightning.system.openmp_waiting import computing
@@ -57,6 +57,7 @@ def run(cfg: DictConfig) -> None:
     experiment = build(config, folder)
     with ExitStack() as stack:
         stack.enter_context(computing())
+        stack.enter_context(progress.shown(config["trainer"].get("enable_progress_bar", True)))
         if experiment.is_global_zero:
             stack.enter_context(
                 alone(RunFolder(folder).lock, f"{folder.name}: already running in another process")
