@@ -249,7 +249,7 @@ def test_extending_as_the_page_says(tmp_path, forked):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for variant in ("fp32", "jit", "fused+jit"):
-        (line,) = re.findall(rf"\| mine \| {re.escape(variant)}\s.*", done.stdout)
+        (line,) = re.findall(rf"\| mine \|.*\| {re.escape(variant)}\s.*", done.stdout)
         assert "failed" not in line
     done = run("-m", "cifar_lightning.report", "sort=-batch_size")
     assert done.returncode == 0, done.stderr

@@ -37,6 +37,7 @@ def job(tmp_path, name="net-sgd-cosine-e1-s0-00000000", **trainer):
         "trainer": trainer,
         "outputs": str(tmp_path),
         "rerun": True,
+        "id": None,
     }
     folder = tmp_path / "runs" / name
     folder.mkdir(parents=True, exist_ok=True)
