@@ -48,7 +48,7 @@ def test_of_another_length_is_a_new_run(outputs):
 def test_an_id_of_another_training_run(outputs):
     (line,) = relations(outputs, OTHER, None)
     assert line == (
-        "id=B1: also the ID of net-sgd-cosine-e3-s0-a but batch_size 64 → 32; run=B1 will mean "
+        "id=B1: also the ID of net-sgd-cosine-e3-s0-a (batch_size 64 → 32); run=B1 will mean "
         "both, another id= tells them apart"
     )
     assert not [*relations(outputs, replace(OTHER, id="B2"), None)]
@@ -108,7 +108,7 @@ def test_the_commands_say_it(finished_run, tmp_path, command, outputs):
     ended = command(*TINY, "epochs=2", "id=tiny", "benchmark.variants=[]", "rerun=true")
     assert ended.status == 0, ended.err
     assert f"a new run: like {run.name} but epochs 1 → 2" in ended.out
-    assert f"id=tiny: also the ID of {run.name} but epochs 1 → 2" in ended.out
+    assert f"id=tiny: also the ID of {run.name} (epochs 1 → 2)" in ended.out
     assert ended.out.index("a new run") < ended.out.index("epoch 1 of 2")
     again = command(*TINY, "epochs=2", "id=longer", "benchmark.variants=[]")
     assert again.status == 0, again.err

@@ -32,10 +32,10 @@ def relations(outputs: Path, run: Run, before: Run | None) -> Iterator[str]:
     if before is not None:
         yield renamed(run, before)
     elif alike := [one for one in others if one.kin.lengths == kin.lengths]:
-        yield f"a new run: like {_told(alike, run)}; what is there stays as it is"
+        yield f"a new run: like {_told(alike, run, 'but {}')}; what is there stays as it is"
     if sharing := [one for one in others if _shares(one, run.label, kin)]:
         yield (
-            f"id={run.label}: also the ID of {_told(sharing, run)}; run={run.label} will mean "
+            f"id={run.label}: also the ID of {_told(sharing, run, '({})')}; run={run.label} will mean "
             f"{'both' if len(sharing) == 1 else 'all of them'}, another id= tells them apart"
         )
 
@@ -76,10 +76,11 @@ def _shares(other: Named, label: str, kin: Kin) -> bool:
     return other.label == label and other.kin.seeds != kin.seeds
 
 
-def _told(others: Sequence[Named], run: Run) -> str:
+def _told(others: Sequence[Named], run: Run, differing: str) -> str:
     """Name runs, and say of the first one how this one differs; no other record is read."""
     first, *more = others
     told = first.name
     with suppress(UserError):  # it was removed meanwhile
-        told += f" but {', '.join(settings_changes(load_run(first.folder), run))}"
+        changes = settings_changes(load_run(first.folder), run)
+        told += f" {differing.format(', '.join(changes))}"
     return f"{told}, and {len(more)} more" if more else told
