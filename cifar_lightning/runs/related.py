@@ -34,9 +34,10 @@ def relations(outputs: Path, run: Run, before: Run | None) -> Iterator[str]:
     elif alike := [one for one in others if one.kin.lengths == kin.lengths]:
         yield f"a new run: like {_told(alike, run, 'but {}')}; what is there stays as it is"
     if sharing := [one for one in others if _shares(one, run.label, kin)]:
+        meant = "both" if len(sharing) == 1 else "all of them"
         yield (
-            f"id={run.label}: also the ID of {_told(sharing, run, '({})')}; run={run.label} will mean "
-            f"{'both' if len(sharing) == 1 else 'all of them'}, another id= tells them apart"
+            f"id={run.label}: also the ID of {_told(sharing, run, '({})')}; "
+            f"run={run.label} will mean {meant}, another id= tells them apart"
         )
 
 
