@@ -15,6 +15,7 @@ from test_results import MACHINE
 from cifar_lightning.benchmark.prepare import Failure
 from cifar_lightning.benchmark.record import record_of, told_apart
 from cifar_lightning.benchmark.session import Timed
+from cifar_lightning.benchmark.summary import summary
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.blocks import Block, Round, Session
 from cifar_lightning.runs.candidate import REFERENCES, Candidate, candidate_key
@@ -224,3 +225,14 @@ def test_who_has_not_converged_is_told_for_each_candidate():
     assert {made.timing(number).ended for number in (0, 1)} == {"time"}
     short = record(wide, narrow, sessions=[session(*rounds), session(*rounds[:20])])
     assert not short.timing(1).converged
+
+
+def test_one_id_of_two_runs_is_told_apart():
+    """In a benchmark's table, of those that were timed and of those that could not be."""
+    runs = [
+        candidate(label="B1", run=f"net-sgd-cosine-e{n}-s0-a{n}", variant=f"v{n}") for n in "12"
+    ]
+    made = record(*runs, sessions=[steady(1.0, 3.0, 2.0, 2.0, 4.0)])
+    failed = Failure(candidate(label="B2", run="net-sgd-cosine-e3-s0-a3"), "failed", "broken")
+    drawn = summary(made, [failed])
+    assert [name in drawn for name in ("B1/a1 ", "B1/a2 ", "B2 ", "B2/")] == [True] * 3 + [False]

@@ -91,7 +91,7 @@ def time_here(
         order = [*range(len(groups))]
         generator.shuffle(order)
         build = partial(prepare, stack, watch, device, protocol, calibration, look)
-        asked = "preparing", "candidates", lambda one: groups[one][0].title
+        asked = "preparing", "networks", lambda one: groups[one][0].title
         for number in tracked(order, *asked, slow_steps=True):
             with signals.immediate():  # exporting and compiling take their time
                 found = first_that_works(groups[number], device, build)

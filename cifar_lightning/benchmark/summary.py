@@ -1,10 +1,11 @@
 """What a benchmark says, as a table for people."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from cifar_lightning.benchmark.prepare import Failure
 from cifar_lightning.runs.benchmark import BenchmarkRecord
-from cifar_lightning.runs.candidate import Role
+from cifar_lightning.runs.candidate import Candidate, Role
 from cifar_lightning.runs.latency import ENDED_BY, Relative
 from cifar_lightning.runs.layout import draw_table, number
 
@@ -31,6 +32,7 @@ def summary(record: BenchmarkRecord, failures: Sequence[Failure] = ()) -> str:
     """
     timings = {number: record.timing(number) for number in range(len(record.candidates))}
     ranked = sorted(record.ranked, key=lambda one: timings[one].relative.centre)
+    names = _names([*record.candidates, *(failure.candidate for failure in failures)])
     rows = []
     for one in [*ranked, record.number("second_reference"), *record.floors]:
         candidate, timing = record.candidates[one], timings[one]
@@ -44,7 +46,7 @@ def summary(record: BenchmarkRecord, failures: Sequence[Failure] = ()) -> str:
         rows.append(
             (
                 str(rank) if one in ranked else "-",
-                candidate.label,
+                names[candidate.label, candidate.run],
                 candidate.variant,
                 str(candidate.threads),
                 number(timing.latency.mean_ms, 3),
@@ -55,8 +57,8 @@ def summary(record: BenchmarkRecord, failures: Sequence[Failure] = ()) -> str:
         )
     for failure in failures:
         candidate, reason = failure.candidate, f"{failure.status}: {failure.reason}"
-        how = candidate.label, candidate.variant, str(candidate.threads)
-        rows.append(("-", *how, "-", "-", "-", reason))
+        how = candidate.variant, str(candidate.threads)
+        rows.append(("-", names[candidate.label, candidate.run], *how, "-", "-", "-", reason))
     drawn = draw_table(HEADER, rows, {0, 3, 4, 5})
     reference = timings[record.number("reference")].latency.mean_ms
     floor = Relative.of(record.noise_floor)
@@ -68,6 +70,16 @@ def summary(record: BenchmarkRecord, failures: Sequence[Failure] = ()) -> str:
         f"Noise floor: its double differs from it by {100 * (floor.centre - 1):+.2f} % "
         f"({interval(floor)}).{gpu}"
     )
+
+
+def _names(candidates: Iterable[Candidate]) -> dict[tuple[str, str | None], str]:
+    """Name each run by its ID; where several have it, by the end of their names, too."""
+    runs = {(one.label, one.run) for one in candidates}
+    taken = Counter(label for label, _ in runs)
+    return {
+        (label, run): f"{label}/{run.rpartition('-')[2]}" if run and taken[label] > 1 else label
+        for label, run in runs
+    }
 
 
 def interval(relative: Relative) -> str:
