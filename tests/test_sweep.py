@@ -207,13 +207,14 @@ def test_jobs_that_come_to_the_same_are_one():
 def test_each_network_is_built_once(tmp_path, monkeypatch, caplog):
     """However jobs of several networks follow each other; what differs beside them is checked."""
     built = []
-    monkeypatch.setattr(
-        build_module,
-        "construct",
-        lambda name, *rest, **given: (
-            built.append(name) or build_module.components.construct(name, *rest, **given)
-        ),
-    )
+    construct = build_module.construct
+
+    def noted(name, *rest, **given):
+        built.append(name)
+        return construct(name, *rest, **given)
+
+    for module in (build_module, build_module.components):
+        monkeypatch.setattr(module, "construct", noted)
     monkeypatch.setattr(progress, "FIRST_S", 0.0)
     overrides = [
         [*SMALL, f"outputs={tmp_path}", f"model.depth={depth}", f"seed={seed}"]

@@ -69,7 +69,8 @@ class Progress:
         self._thread: threading.Thread | None = None
         if not _shown:
             return
-        bar &= total is not None and sys.stderr.isatty() and not os.environ.get("TQDM_DISABLE")
+        seen = sys.stderr is not None and sys.stderr.isatty()
+        bar &= seen and total is not None and not os.environ.get("TQDM_DISABLE")
         if bar:
             from tqdm import tqdm
 
