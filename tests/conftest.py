@@ -22,7 +22,7 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
@@ -119,11 +119,17 @@ def pack_archive(files: Mapping[str, bytes] | Sequence[tuple[str, bytes]]) -> by
     return buffer.getvalue()
 
 
+SHARED_FORK = pytest.StashKey[str]()
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Import torch, but not where this process only hands tests to workers."""
+    """Import torch, but where this process only hands tests to workers, start a server for them."""
     # A shell's background jobs ignore Ctrl-C, and so would all that tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("numprocesses", None):
+        shared = ExitStack()
+        config.stash[SHARED_FORK] = str(shared.enter_context(forks()))
+        config.add_cleanup(shared.close)
         return
     # Where a test measures with two threads, they sleep while they wait: beside other tests,
     # threads that spin take thirty times as long. OpenMP reads it once; started processes are as
@@ -135,9 +141,16 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node) -> None:
+    """Give a worker the program that all share."""
+    node.workerinput["fork"] = node.config.stash[SHARED_FORK]
+
+
 def pytest_collection_finish() -> None:
     """Leave what the imports made out of the garbage collections; each measurement makes some."""
     gc.freeze()
+    gc.set_threshold(20_000)
 
 
 @pytest.fixture(autouse=True)
@@ -161,11 +174,11 @@ def own_benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def composed(made_once: Callable[..., Path]) -> Iterator[Path]:
-    """Compose each choice of Hydra's files once; give the folder that it lies in."""
+def composed(made_once: Callable[..., Path]) -> Iterator[None]:
+    """Compose each choice of Hydra's files once."""
     folder = made_once("composed", lambda folder: None)
     with composed_once(folder) if importlib.util.find_spec("hydra") else nullcontext():
-        yield folder  # the GPU tests do without Hydra
+        yield  # the GPU tests do without Hydra
 
 
 def cifar10(root: Path, mirrors: Sequence[str], md5: str) -> CIFAR10DataModule:
@@ -234,10 +247,13 @@ def command(outputs: Path, call: Callable[..., Ended]) -> Callable[..., Ended]:
 
 
 @pytest.fixture(scope="session")
-def fork(composed: Path) -> Iterator[str]:
+def fork(request: pytest.FixtureRequest) -> Iterator[str]:
     """Give a Python whose processes begin with the libraries loaded: see `forks`."""
+    if shared := getattr(request.config, "workerinput", {}).get("fork"):
+        yield shared
+        return
     resource_tracker.ensure_running()  # not by it, as that one stays till the end
-    with forks(composed) as program:
+    with forks() as program:
         yield str(program)
 
 

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fcntl import F_DUPFD, fcntl
-from functools import wraps
+from functools import cache, wraps
 from importlib import import_module
 from importlib.machinery import PathFinder
 from itertools import dropwhile
@@ -79,10 +79,15 @@ os._exit(status)
 
 
 @contextmanager
-def forks(composed: Path) -> Iterator[Path]:
+def forks() -> Iterator[Path]:
     """Start the server, which composes as `composed_once` does; yield the program."""
     with tempfile.TemporaryDirectory(prefix="forks-") as folder, socket.socket(AF_UNIX) as listener:
-        address, program = f"{folder}/server", Path(folder, "python")
+        address, program, composed = (
+            f"{folder}/server",
+            Path(folder, "python"),
+            f"{folder}/composed",
+        )
+        Path(composed).mkdir()
         listener.bind(address)
         listener.listen()
         forwarded = list(map(int, FORWARDED))
@@ -204,6 +209,12 @@ def prove_on_one(precision: ModuleType) -> None:
         precision.PROOF_IMAGES = 1
 
 
+def register_once(registration: ModuleType) -> None:
+    """Let ONNX's exporter collect its operators once, which takes half a second, or more."""
+    registry = registration.ONNXRegistry
+    registry.from_torchlib = staticmethod(cache(registry.from_torchlib))
+
+
 class Lighter:
     """Changes modules as they are imported, so that a test's benchmark takes a moment.
 
@@ -215,6 +226,7 @@ class Lighter:
         "cifar_lightning.benchmark.candidates": narrow_references,
         "cifar_lightning.benchmark.prepare": compare_few,
         "cifar_lightning.variants.precision": prove_on_one,
+        "torch.onnx._internal.exporter._registration": register_once,
     }
 
     @classmethod
