@@ -8,6 +8,7 @@ from typing import Self
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from cifar_lightning.comparison import fonts
 from cifar_lightning.comparison.plots import INK, NARROW, WIDTH
 
 Draw = Callable[[float], Figure]  # of a width in inches
@@ -28,11 +29,12 @@ class Drawing:
     @classmethod
     def of(cls, draw: Draw) -> Self:
         """Draw a figure as SVG, and as PNG on white."""
-        figure, svg, png = draw(WIDTH), io.StringIO(), io.BytesIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-        figure.set_layout_engine("none")  # keep what has been found: it takes as long as drawing
+        figure, found, svg = _drawn(draw, WIDTH)
+        if not fonts.draw_pixels(figure, found):
+            figure.set_layout_engine("none")  # keep what was found: it takes as long as drawing
+        png = io.BytesIO()
         figure.savefig(png, format="png", dpi=160, facecolor="white")
-        return cls(draw, svg.getvalue(), png.getvalue())
+        return cls(draw, svg, png.getvalue())
 
     @property
     def inline(self) -> str:
@@ -42,10 +44,18 @@ class Drawing:
     @property
     def narrow(self) -> str:
         """The same for a narrow screen."""
-        svg = io.StringIO()
         with mpl.rc_context({"svg.hashsalt": "narrow"}):  # names of its own on the same page
-            self.draw(NARROW).savefig(svg, format="svg", metadata={"Date": None})
-        return _inline(svg.getvalue())
+            return _inline(_drawn(self.draw, NARROW)[-1])
+
+
+def _drawn(draw: Draw, width: float) -> tuple[Figure, fonts.Lettering, str]:
+    """Draw a figure as SVG."""
+    svg = io.StringIO()
+    with fonts.without_glyph_warnings():
+        figure = draw(width)
+        found = fonts.take_fonts(figure)
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    return figure, found, svg.getvalue()
 
 
 def _inline(svg: str) -> str:

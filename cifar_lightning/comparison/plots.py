@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any, Literal
+from unicodedata import east_asian_width
 
 import matplotlib as mpl
 import numpy as np
@@ -12,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from cifar_lightning.comparison.entry import Entry
+from cifar_lightning.comparison.fonts import Lettering, take_fonts
 from cifar_lightning.comparison.marks import Marks
 from cifar_lightning.system.escaping import terminal, visible
 
@@ -205,16 +208,27 @@ def named_images(images: Sequence[np.ndarray[Any, Any]], names: Sequence[str]) -
     """Draw images, (height, width, 3), uint8, each with a name, of several lines perhaps."""
     columns = 8
     rows = -(-len(images) // columns)
-    side, height = WIDTH / columns, 1.5  # of a cell, in inches
+    lettering = Lettering.of(names)
+    wrapped = [_wrapped(lettering.spelled(terminal(name))) for name in names]
+    side, line = WIDTH / columns, 1.3 * LETTERS / 72  # in inches
+    height = side + line * max(name.count("\n") + 1 for name in wrapped) + 0.1  # of a cell
     figure = Figure(figsize=(WIDTH, height * rows), facecolor="white")
     # One pair of axes, in inches: with a pair for each image, drawing takes four times as long.
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
-    for number, (image, name) in enumerate(zip(images, names, strict=True)):
+    for number, (image, name) in enumerate(zip(images, wrapped, strict=True)):
         row, column = divmod(number, columns)
         left, bottom, drawn = column * side + 0.04, (row + 1) * height - 0.05, side - 0.08
         axes.imshow(image, extent=(left, left + drawn, bottom, bottom - drawn))
         middle, above = left + drawn / 2, bottom - drawn - 0.05
-        axes.text(middle, above, terminal(name), fontsize=LETTERS, ha="center", va="bottom")
+        axes.text(middle, above, name, fontsize=LETTERS, ha="center", va="bottom")
     axes.set(xlim=(0, WIDTH), ylim=(height * rows, 0))
+    take_fonts(figure)
     return figure
+
+
+def _wrapped(name: str) -> str:
+    """Break a name's lines to the width of an image of an inch; Chinese letters are wide."""
+    wide = any(east_asian_width(letter) in "WF" for letter in name)
+    lines = [wrap(line, 7 if wide else 13) or [""] for line in name.split("\n")]
+    return "\n".join(part for parts in lines for part in parts)

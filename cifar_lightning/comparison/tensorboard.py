@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard.summary import hparams
 
-from cifar_lightning.comparison import plots
+from cifar_lightning.comparison import fonts, plots
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.changes import settings
 from cifar_lightning.runs.folder import DRAWN, RunFolder
@@ -65,6 +65,7 @@ def draw(folder: Path) -> None:
         if confusion is not None:
             figure = plots.confusion_matrix(confusion, recorded.run.class_names(len(confusion)))
             figure.set_facecolor("white")
+            fonts.draw_pixels(figure)
             writer.add_figure(f"{GROUP}/confusion", figure, 0)
 
 
