@@ -6,18 +6,21 @@ import shutil
 import subprocess
 import sys
 import time
+from typing import get_args, get_type_hints
 
 import pytest
 from conftest import ROOT, TINY, TINY_MOBILENET
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, ValidationError
 
 from cifar_lightning.cli import report
 from cifar_lightning.cli.arguments import as_typed, flags_apart, key_positional
 from cifar_lightning.config.schema import SCHEMAS
 from cifar_lightning.config.texts import Text, text_keys
+from cifar_lightning.config.user_errors import to_user_error
+from cifar_lightning.config.values import RULES
 
 BAD = {
     # What was typed: how the line begins, and what it offers.
@@ -201,6 +204,43 @@ def test_a_group_may_be_left_out(none, command, outputs):
     assert_refused(ended, outputs, "epochs=0")
     ended = command(*TINY, none, "callbacks=lr_monitor")
     assert_refused(ended, outputs, "callbacks=lr_monitor: needs a logger, say logger=csv")
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    ["logger=null,csv", "logger=csv, null", "logger=choice(csv,null)", "callbacks=null,lr_monitor",
+     "distill=null", "experiment=null,demo"],
+)  # fmt: skip
+def test_a_sweep_may_leave_a_group_out(sweep, command, outputs):
+    ended = command("-m", *TINY, "epochs=0", sweep)
+    assert_refused(ended, outputs, "epochs=0: must be")
+
+
+@pytest.mark.parametrize("sweep", ["model=null,resnet8", "augment=null,crop", "scheduler=null"])
+def test_a_group_that_is_needed_is_in_every_job(sweep, command, outputs):
+    ended = command("-m", *TINY, sweep)
+    assert_refused(ended, outputs, f"{sweep}: must be ")
+
+
+def number_keys():
+    for name, kind in SCHEMAS.items():
+        for key, hint in get_type_hints(kind).items():
+            if {int, float} & {hint, *get_args(hint)}:
+                yield name, key
+
+
+@pytest.mark.parametrize(("name", "key"), number_keys())
+def test_what_is_no_number_is_told_what_it_must_be(name, key):
+    """In every command, with the range where there is one."""
+    for value in ("x", [17, "x"], {"a": 1}):
+        with pytest.raises(ValidationError) as refused:
+            OmegaConf.structured(SCHEMAS[name])[key] = value
+        told = to_user_error(refused.value)
+        assert told is not None
+        line = str(told)
+        assert line.startswith((f"{key}={value}: must be ", f"{key}=x: must be ")), line
+        if key in RULES:
+            assert line.endswith(RULES[key][1])
 
 
 def test_a_presets_settings_of_what_is_not_chosen(resolved, command, outputs):

@@ -159,6 +159,8 @@ def test_other_files_are_no_export(tmp_path, finished_run):
         (["run=tiny", "format=onnx+fp16"], "error: format=onnx+fp16: must be onnx without fp16"),
         (["run=tinny"], "error: run=tinny: no such run in"),
         (["run=tiny", "opset=13"], "error: opset=13: must be 18 to 23"),
+        (["run=tiny", "opset=18.5"], "error: opset=18.5: must be 18 to 23"),
+        (["run=tiny", "opset=[18]"], "error: opset=[18]: must be 18 to 23"),
         (["run=tiny", "opset=18", "format=torch_export"], "error: opset=18: must be null, as "),
         (["run=tiny", "to=a.pt2"], "error: to=a.pt2: must be a folder, or a file *.onnx where "),
         (["run=tiny", f"to={__file__}/x"], f"error: to={__file__}/x: {__file__} is no folder"),

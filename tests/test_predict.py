@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import cifar_lightning
 from cifar_lightning.cli import predict as predict_command
 from cifar_lightning.data.digits import DigitsDataModule
 from cifar_lightning.data.image_files import read_image
+from cifar_lightning.deploy.classifier import Classifier
 from cifar_lightning.runs.find import find_run
 from cifar_lightning.runs.run import Run
 
@@ -75,6 +77,29 @@ def test_single_files_with_awkward_names(predicted, photos):
         str(photos / "b=1.png"),
         str(photos / "deeper" / "it's.png"),
     ]
+
+
+@pytest.mark.parametrize(("form", "read"), [("json", json.loads), ("csv", csv.reader)])
+def test_a_result_is_alone_on_stdout(form, read, call, finished_run, photos, tmp_path, monkeypatch):
+    """Whatever is damaged beside it, and whatever libraries say."""
+    outputs = shutil.copytree(finished_run, tmp_path / "outputs", symlinks=True)
+    (outputs / "runs" / "damaged").mkdir()
+    (outputs / "runs" / "damaged" / "run.json").write_text("{")
+    real = Classifier.preprocess
+
+    def preprocess(self, images):
+        print("from a library")
+        logging.getLogger("library").warning("a warning of it")
+        return real(self, images)
+
+    monkeypatch.setattr(Classifier, "preprocess", preprocess)
+    arguments = ("run=tiny", f"outputs={outputs}", "device=cpu", f"format={form}", str(photos))
+    ended = call(predict_command.main, *arguments)
+    assert ended.status == 0
+    assert len([*read(ended.out if form == "json" else io.StringIO(ended.out))]) in (3, 1 + 3 * 3)
+    for said in ("damaged", "from a library", "a warning of it"):
+        assert said in ended.err
+        assert said not in ended.out
 
 
 def test_text_is_one_line_an_image(predicted, photos):

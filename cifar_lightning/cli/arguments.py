@@ -88,13 +88,19 @@ def rename(argument: str, names: Mapping[str, str]) -> str:
 
 
 def without_null(argument: str) -> str:
-    """Turn ``logger=null``, a group with none of its options, into what Hydra takes for it."""
-    group, _, option = argument.partition("=")
-    if option != "null" or not (CONF_DIR / group).is_dir():
+    """Turn ``logger=null``, a group with none of its options, into what Hydra takes for it.
+
+    In a sweep, such as ``logger=null,csv``, it may be one of several.
+    """
+    group, _, value = argument.partition("=")
+    if not re.search(_NULL, value) or not (CONF_DIR / group).is_dir():
         return argument
     if not is_optional(group):
-        raise bad_value(group, option, ", ".join(options_of(group)))
-    return f"~{group}"
+        raise bad_value(group, value, ", ".join(options_of(group)))
+    return f"{group}={re.sub(_NULL, '[]', value)}"
+
+
+_NULL = r"(?<![^,(\s])null(?![^,)\s])"
 
 
 def as_typed(argument: str, texts: Mapping[str, Text], sweeping: bool) -> str:

@@ -9,6 +9,7 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 
 from cifar_lightning.cli.command import command
 from cifar_lightning.config.schema import PredictConfig
@@ -26,13 +27,14 @@ def main(config: PredictConfig) -> None:
     """Print each image's likeliest classes."""
     if config.format not in FORMATS:
         raise bad_value("format", config.format, ", ".join(FORMATS))
-    paths = find_images(config.images)
-    classifier = load(config.run, config.outputs, config.device)
-    if config.top > (count := len(classifier.classes)):
-        raise bad_value("top", config.top, f"1 to {count}, the classes")
     predictions = []
     errors = []
-    with computing():
+    # What libraries and networks print is no part of the result, which programs read.
+    with redirect_stdout(sys.stderr), computing():
+        paths = find_images(config.images)
+        classifier = load(config.run, config.outputs, config.device)
+        if config.top > (count := len(classifier.classes)):
+            raise bad_value("top", config.top, f"1 to {count}, the classes")
         for found in predict(classifier, paths, config.top):
             if isinstance(found, ValueError):
                 errors.append(visible(found))

@@ -16,6 +16,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator
 
 log = logging.getLogger(__name__)
+# That a font lacks the usual weight is no news for a reader.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 _hinted = Event()
 BOXES = "Last Resort"  # a font that has a box for every letter

@@ -1,7 +1,6 @@
 """Components: which builders may be called, and their arguments against the signature."""
 
 import inspect
-import math
 import re
 import types
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning.config.schema import CONF_DIR
 from cifar_lightning.config.user_errors import key_of_preset, one_line
+from cifar_lightning.config.values import is_integer, is_number
 from cifar_lightning.errors import UserError, bad_value, unknown_name
 from cifar_lightning.system.untrusted import Unreadable, check_plain
 
@@ -28,16 +28,6 @@ MACHINE = {
     "data.num_workers",
     "data.root",
 }
-
-
-def is_number(value: object) -> bool:
-    """Tell whether a value is a finite number; true and false are none."""
-    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-def is_integer(value: object) -> bool:
-    """Tell whether a value is an integer; true and false are none."""
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_targets(name: str, node: Mapping[str, Any]) -> None:

@@ -3,6 +3,8 @@
 import re
 import sys
 from traceback import walk_tb
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -11,6 +13,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationErr
 from omegaconf.errors import OmegaConfBaseException as OmegaConfError
 
 from cifar_lightning.config.schema import CONF_DIR, NAMING_GROUPS, SCHEMAS, options_of
+from cifar_lightning.config.values import RULES
 from cifar_lightning.errors import UserError, bad_value, chain, unknown_name
 
 COMPOSERS = ("hydra", "omegaconf", "antlr4", "yaml")
@@ -74,17 +77,24 @@ def _key_error(error: OmegaConfError) -> UserError:
 
 
 def _type_error(error: ValidationError) -> UserError:
-    expected = {
-        int: "an integer", float: "a number", bool: "true or false",
-        bool | str: "true, false or the name of a mode",
-        list[int]: "a list of integers, such as [1,2]",
-    }  # fmt: skip
-    key = str(error.full_key).partition("[")[0]  # an element's error is its list's
+    key = re.split(r"[.\[]", str(error.full_key))[0]  # an element's error is its list's
     for schema in SCHEMAS.values():
-        annotation = schema.__annotations__.get(key)
-        if annotation in expected:
-            return bad_value(key, error.value, expected[annotation])
+        if key in (hints := get_type_hints(schema)):
+            allowed = RULES[key][1] if key in RULES else _told(hints[key])
+            return bad_value(key, error.value, allowed)
     return UserError(f"{error.full_key}: {one_line(error)}")
+
+
+def _told(hint: Any) -> str:
+    """Tell what a type of a schema allows, as a user writes it."""
+    known = {
+        int: "an integer", float: "a number", bool: "true or false", str: "a text",
+        NoneType: "null", bool | str: "true, false or the name of a mode",
+        list[int]: "a list of integers, such as [1,2]",
+        list[float]: "a list of numbers, such as [85,90]", list[str]: "a list, such as [a,b]",
+        dict[str, Any]: "settings of a group",
+    }  # fmt: skip
+    return known.get(hint) or " or ".join(map(_told, get_args(hint)))
 
 
 def key_of_preset(error: UserError, key: str) -> UserError:

@@ -10,7 +10,6 @@ import torch
 from cifar_lightning.errors import UserError, bad_value, unknown_name
 from cifar_lightning.variants import registry
 from cifar_lightning.variants.context import Format
-from cifar_lightning.variants.onnx import OPSETS
 
 CPU = torch.device("cpu")
 WEIGHTS = "safetensors"  # the format that needs this project to be executed
@@ -45,12 +44,8 @@ class Wanted:
             if form is None:
                 allowed = f"{', '.join(FORMATS)}: it ships no file but the weights"
                 raise bad_value("format", name, allowed)
-        if self.opset is not None:
-            if form is None or not form.files[0].endswith(".onnx"):
-                raise bad_value("opset", self.opset, f"null, as format={name} is no ONNX")
-            if self.opset not in OPSETS:
-                first, last = OPSETS[0], OPSETS[-1]
-                raise bad_value("opset", self.opset, f"{first} to {last}")
+        if self.opset is not None and (form is None or not form.files[0].endswith(".onnx")):
+            raise bad_value("opset", self.opset, f"null, as format={name} is no ONNX")
         return replace(self, name=name)
 
     @property

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cifar_lightning.config import components
+from cifar_lightning.config.values import is_integer, is_number
 from cifar_lightning.errors import bad_value, unknown_name
 
 ALLOWED = "{low: ..., high: ...}, {choices: [...]}"
@@ -230,7 +231,7 @@ def _numbers(name: str, entry: Mapping[str, Any], equal: bool = False) -> Number
         if key not in FORMS["low"]:
             raise unknown_name(f"{name}.{key}", "key", key, (*FORMS["low"], "choices"))
     low, high, step = entry.get("low"), entry.get("high"), entry.get("step")
-    if not components.is_number(low) or not components.is_number(high):
+    if not is_number(low) or not is_number(high):
         raise bad_value(name, entry, "numbers, low below high")
     assert low is not None
     assert high is not None
@@ -239,7 +240,7 @@ def _numbers(name: str, entry: Mapping[str, Any], equal: bool = False) -> Number
     if entry.get("log") and low <= 0:
         raise bad_value(f"{name}.low", low, "a number above 0 where log is true")
     if step is not None and not (
-        components.is_integer(step) and step >= 1 and isinstance(low, int) and not entry.get("log")
+        is_integer(step) and step >= 1 and isinstance(low, int) and not entry.get("log")
     ):
         raise bad_value(f"{name}.step", step, "an integer of at least 1, between integers")
     return Numbers(low, high, bool(entry.get("log", False)), step)

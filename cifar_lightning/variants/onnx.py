@@ -47,8 +47,6 @@ def load_onnx(path: str, threads: int) -> Call:
 
 
 ONNX = Format(("model.onnx",), load_onnx, ("onnxruntime",))
-# Those that torch's exporter writes: an older one it leaves as 18, without a word.
-OPSETS = range(18, 24)
 INT8 = Format(("model-int8.onnx",), load_onnx, ("onnxruntime",))
 
 
