@@ -1,5 +1,6 @@
 """One training over several processes, on the CPU with gloo."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,9 @@ def assert_one_row(folder):
 
 
 def test_two_processes(outputs, forked):
-    done = start(outputs)
+    """In a folder whose name both have to understand alike."""
+    outputs = outputs / "a b=1, (2) é"
+    done = start(os.path.relpath(outputs, ROOT))
     assert_one_row(only_run(outputs))
     for once in (" M parameters", " for the training", "epoch 2 of 2"):
         assert done.stdout.count(once) == 1

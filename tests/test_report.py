@@ -127,7 +127,7 @@ def test_everything_is_written_and_said(reported, outputs):
     assert [row["id"] for row in rows] == ["good", "good", "pair", "rough"]
     (pair,) = [row for row in rows if row["id"] == "pair"]
     assert (float(pair["test_acc"]), pair["seeds"]) == (80.5, "2")
-    assert float(pair["speedup"]) == pytest.approx(0.5, rel=0.01)
+    assert float(pair["baseline_speedup"]) == pytest.approx(0.5, rel=0.01)
     assert float(pair["slower_pct"]) == pytest.approx(300, rel=0.01)
     assert float(pair["slower_low_pct"]) < 300 < float(pair["slower_high_pct"])
 
@@ -324,7 +324,7 @@ def test_every_run_of_outputs_is_reported_as_it_is(finished_run, call, tmp_path)
     [
         ("sort=lat_mean", "error: sort=lat_mean: no such column; did you mean lat_mean_ms?"),
         ("filter=tset_acc=3", "error: filter=tset_acc=3: no such column; did you mean test_acc?"),
-        ("filter=speedup>=2", "error: filter=speedup>=2: no such column"),
+        ("filter=baseline_speedup>=2", "error: filter=baseline_speedup>=2: no such column"),
         ("filter=variant", "error: filter=variant: must be column=value"),
         ("filter=variant>=3", "error: filter=variant>=3: must be variant=..."),
         ("filter=test_acc>=much", "error: filter=test_acc>=much: must be test_acc>= and a num"),

@@ -174,7 +174,9 @@ COLUMNS: dict[str, Column] = {
     "gpu_shared_pct": _percent("GPU shared (%)", lambda one: one.gpu.others),
     "peak_mb": Column(_peak_mb, "Peak (MB)", lambda a, e: number(_peak_mb(a, e), 1)),
     "preempted_pct": Column(_preempted, "Preempted (%)", lambda a, e: number(_preempted(a, e), 0)),
-    "speedup": Column(_speedup, "Speed-up", lambda a, e: number(_speedup(a, e), 2), highest=True),
+    "baseline_speedup": Column(
+        _speedup, "Speed-up over baseline", lambda a, e: number(_speedup(a, e), 2), highest=True
+    ),
     "size_mb": Column(lambda a, e: e.size_mb, "Size (MB)", lambda a, e: number(e.size_mb, 2)),
     "delegated_pct": _percent("Delegated (%)", lambda one: one.delegated),
     "params": Column(lambda a, e: e.params, "Params (M)", lambda a, e: f"{e.params / MEGA:.2f}"),
