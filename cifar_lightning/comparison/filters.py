@@ -12,8 +12,8 @@ from cifar_lightning.errors import bad_value, unknown_name
 
 # Known only once rows have met each other, so nothing can be filtered by them.
 RELATIVE = {
-    "acc_rank", "baseline_speedup", "lat_rank", "pareto", "slower_high_pct", "slower_low_pct", "slower_pct",
-    "test_acc_se",
+    "acc_rank", "baseline_speedup", "lat_rank", "pareto", "slower_high_pct", "slower_low_pct",
+    "slower_pct", "test_acc_se",
 }  # fmt: skip
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
