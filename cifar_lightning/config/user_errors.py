@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
 from omegaconf.errors import OmegaConfBaseException as OmegaConfError
 
@@ -78,11 +78,12 @@ def _key_error(error: OmegaConfError) -> UserError:
 
 def _type_error(error: ValidationError) -> UserError:
     key = re.split(r"[.\[]", str(error.full_key))[0]  # an element's error is its list's
-    for schema in SCHEMAS.values():
-        if key in (hints := get_type_hints(schema)):
-            allowed = RULES[key][1] if key in RULES else _told(hints[key])
-            return bad_value(key, error.value, allowed)
-    return UserError(f"{error.full_key}: {one_line(error)}")
+    node = error.parent_node
+    schema = None if node is None else OmegaConf.get_type(node._get_root())
+    hint = get_type_hints(schema).get(key) if schema in SCHEMAS.values() else None
+    if hint is None:
+        return UserError(f"{error.full_key}: {one_line(error)}")
+    return bad_value(key, error.value, RULES[key][1] if key in RULES else _told(hint))
 
 
 def _told(hint: Any) -> str:

@@ -122,6 +122,6 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "processes": _at_least(1),
     "opset": (
         lambda v: v is None or (is_integer(v) and v in OPSETS),
-        f"null, or {OPSETS[0]} to {OPSETS[-1]}",
+        f"{OPSETS[0]} to {OPSETS[-1]}",
     ),
 }
