@@ -229,6 +229,9 @@ def named_images(images: Sequence[np.ndarray[Any, Any]], names: Sequence[str]) -
 
 def _wrapped(name: str) -> str:
     """Break a name's lines to the width of an image of an inch; Chinese letters are wide."""
-    wide = any(east_asian_width(letter) in "WF" for letter in name)
-    lines = [wrap(line, 7 if wide else 12) or [""] for line in name.split("\n")]
-    return "\n".join(part for parts in lines for part in parts)
+
+    def parts(line: str) -> list[str]:
+        wide = any(east_asian_width(letter) in "WF" for letter in line)
+        return wrap(line, 7 if wide else 12) or [""]
+
+    return "\n".join(part for line in name.split("\n") for part in parts(line))
