@@ -18,6 +18,7 @@ REFERENCES: tuple[Role, ...] = ("reference", "double", "second_reference")
 # candidate. Raised when what a part does changes; 1 where it is not listed.
 RECIPE_VERSIONS = {
     "int8": 3,  # 8 bits also between convolutions; the first and depthwise ones stay in fp32
+    "aot": 2,  # weights are not frozen
     # Activations stay behind max-pools.
     **dict.fromkeys(("openvino", "openvino_bf16", "openvino_int8"), 2),
 }

@@ -31,16 +31,10 @@ AOT = Format(("model-aot.pt2",), load_aot, ("torch",))
 
 
 def use_aot(variant: VariantContext) -> None:
-    """Compile a package for one image, and call what is loaded of it.
-
-    Constants are folded on a CPU, so weights lie as its convolutions like them.
-    """
+    """Compile a package for one image, and call what is loaded of it."""
     (path,) = variant.ship(AOT)
     images = example_images(1, variant.device)
-    settings = {
-        "aot_inductor.metadata": dict(variant.metadata),
-        "freezing": variant.device.type == "cpu",
-    }
+    settings = {"aot_inductor.metadata": dict(variant.metadata)}
     with silenced(), needing_a_compiler(variant), torch.no_grad():
         program = torch.export.export(Called(variant).eval(), (images,))
         torch._inductor.aoti_compile_and_package(
