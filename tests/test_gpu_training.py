@@ -1,5 +1,6 @@
 """Training runs on a GPU, on real digits."""
 
+import re
 import subprocess
 import sys
 
@@ -120,9 +121,8 @@ def test_the_average_lies_on_the_gpu_and_is_not_waited_for(command, outputs, mon
 
 def first_loss(folder):
     """The training loss of the first epoch."""
-    (line,) = [
-        one for one in (folder / "train.log").read_text().splitlines() if "epoch 1 of" in one
-    ]
+    lines = (folder / "train.log").read_text().splitlines()
+    (line,) = [one for one in lines if re.search("epoch 1 of .* train loss", one)]
     return float(line.partition("train loss ")[2].partition(",")[0])
 
 
