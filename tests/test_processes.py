@@ -85,9 +85,9 @@ def test_two_processes_in_a_multirun(outputs, forked):
 @pytest.mark.slow
 def test_two_processes_learn_as_well_as_one(outputs, tmp_path, forked):
     """The same images a step, and so the same course within the noise of BatchNorm's halves."""
-    settings = ("epochs=12", "optim.lr=0.1")
+    settings = ("epochs=20", "optim.lr=0.1")
     start(outputs, *settings)
-    single = [*TINY, "epochs=12", "optim.lr=0.1", "batch_size=128", f"outputs={tmp_path / 'one'}"]
+    single = [*TINY, *settings, "batch_size=128", f"outputs={tmp_path / 'one'}"]
     subprocess.run([sys.executable, "train.py", *single], cwd=ROOT, check=True)
     ours, theirs = (Run.load(only_run(place)) for place in (outputs, tmp_path / "one"))
     assert theirs.test_acc > 60
