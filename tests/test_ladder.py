@@ -3,12 +3,13 @@
 import math
 import random
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cifar_lightning.sweeps.ladder import SURE, Point, best_first, front, promotion
 
 points = st.builds(Point, st.floats(0.05, 5.0), st.floats(10, 95), st.just(5000))
+BUSY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine
 rungs = st.dictionaries(st.integers(0, 50), points, max_size=25)
 
 
@@ -26,6 +27,7 @@ def surely_dominates(one, other):
     return one.accuracy - other.accuracy > SURE * math.sqrt(sum(errors))
 
 
+@BUSY
 @given(rungs)
 def test_nothing_on_the_front_is_dominated_and_all_else_is(rung):
     found = front(rung)
@@ -35,6 +37,7 @@ def test_nothing_on_the_front_is_dominated_and_all_else_is(rung):
         assert dominated == (number not in found)
 
 
+@BUSY
 @given(rungs)
 def test_the_best_are_sorted_and_the_surely_worse_left_out(rung):
     order = best_first(rung)
