@@ -83,7 +83,11 @@ def _type_error(error: ValidationError) -> UserError:
     hint = get_type_hints(schema).get(key) if schema in SCHEMAS.values() else None
     if hint is None:
         return UserError(f"{error.full_key}: {one_line(error)}")
-    return bad_value(key, error.value, RULES[key][1] if key in RULES else _told(hint))
+    told = _told(hint)
+    allowed = RULES[key][1] if key in RULES else told
+    if hint in (int, float) and not allowed.startswith(told):
+        allowed = f"{told}, {allowed}"
+    return bad_value(key, error.value, allowed)
 
 
 def _told(hint: Any) -> str:
