@@ -1,4 +1,4 @@
-"""Copy what ships of a study into docs/results: `python docs/ship.py outputs/study`.
+"""Copy what ships of a study into docs/results: `python docs/ship.py outputs/study [folder in it]`.
 
 That is an outputs folder, too, which reports can be made of. Of every finished run it holds the
 record, measurements and predictions, and for one seed of each network on the Pareto front, or taken
@@ -122,4 +122,4 @@ def _check_size(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    ship(Path(sys.argv[1]), SHIPPED)
+    ship(Path(sys.argv[1]), SHIPPED.joinpath(*sys.argv[2:3]))

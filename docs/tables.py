@@ -6,8 +6,10 @@ A table stands between `<!-- NAME -->` and `<!-- end -->`.
 from __future__ import annotations
 
 import csv
+import itertools
+import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from cifar_lightning.comparison.records import Records
 from cifar_lightning.comparison.tables import in_order, table
 from cifar_lightning.runs.folder import RUNS
 from cifar_lightning.runs.layout import draw_table, number
+from cifar_lightning.runs.results import RunResults
+from cifar_lightning.runs.run import Run
 from cifar_lightning.system import escaping
 
 DOCS = Path(__file__).resolve().parent
@@ -32,6 +36,7 @@ WAYS: dict[str, Callable[[Entry], bool]] = {
     "PyTorch, eager": lambda entry: entry.variant in EAGER,
     "with an engine": lambda entry: entry.variant not in EAGER,
 }
+TRAINING_IMAGES = 45_000  # of CIFAR-10, without those for validation
 LIMITED = 1.0  # points below what is published: more epochs would matter
 
 
@@ -52,11 +57,13 @@ class Study:
     Attributes:
         published: By the networks' ids.
         engines: Some of the networks in every engine, which another benchmark has timed.
+        presets: Runs of the fast presets, alone on a CPU.
     """
 
     records: Records
     published: dict[str, Published]
     engines: Records | None = None
+    presets: Sequence[Run] = ()
 
     @classmethod
     def read(cls, folder: Path) -> Study:
@@ -67,10 +74,12 @@ class Study:
             for name, row in rows.items()
         }
         engines = folder / "engines"
+        fast = RunResults.read_all(folder / "presets")
         return cls(
             Records.read([folder]),
             published,
             Records.read([engines]) if engines.exists() else None,
+            [one.run for one in fast if one.run is not None],
         )
 
     def leaderboard(
@@ -197,12 +206,41 @@ def trained(study: Study) -> str:
     return draw_table([*header, "Params (M)", "MACs (M)"], rows, range(1, 9))
 
 
+def presets(study: Study) -> str:
+    """Draw what the fast presets gave, and how fast they trained: one row a preset."""
+    rows = []
+    by_id = sorted(study.presets, key=lambda run: str(run.id))
+    for name, group in itertools.groupby(by_id, lambda run: str(run.id)):
+        runs = sorted(group, key=lambda run: run.config["seed"])
+        seconds = statistics.fmean(run.train_seconds or math.nan for run in runs)
+        epochs, macs = runs[0].config["epochs"], runs[0].macs or math.nan
+        images = epochs * TRAINING_IMAGES
+        tests = [run.test_acc or math.nan for run in runs]
+        rows.append(
+            [
+                name,
+                str(len(runs)),
+                str(epochs),
+                f"{seconds / 60:.2f}",
+                f"{statistics.fmean(run.val_acc or math.nan for run in runs):.2f}",
+                f"{statistics.fmean(tests):.2f}",
+                ", ".join(f"{accuracy:.2f}" for accuracy in tests),
+                f"{images / seconds:,.0f}",
+                f"{6 * macs * images / 1e15:.3f}",
+                f"{6 * macs * images / seconds / 1e9:.0f}",
+            ]
+        )
+    header = ["Preset", "Seeds", "Epochs", "Minutes", "Val. (%)", "Test (%)", "By seed"]
+    return draw_table([*header, "Images/s", "PFLOP", "GFLOP/s"], rows, (*range(1, 6), 7, 8, 9))
+
+
 TABLES = {
     "taken": taken,
     "budget": budget,
     "ranked": ranked,
     "trained": trained,
     "engines": engines,
+    "presets": presets,
 }
 
 

@@ -830,6 +830,7 @@ BAD = {
     "variants=[fp23]": "variants=fp23: no such variant; did you mean fp32?",
     "protocol=slow": "protocol=slow: must be full, quick",
     "threads=[0]": "threads=[0]: must be",
+    "threads={a: 1}": "threads={a: 1}: must be a list of integers, such as [1,2]",
     "threads=1": "threads=1: must be a list of integers, such as [1,2]",
     "threads=[1,a]": "threads=a: must be a list of integers, such as [1,2]",
     "processes=0": "processes=0: must be",

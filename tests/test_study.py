@@ -147,6 +147,18 @@ def test_verdicts_that_the_budget_decides_are_named(study):
     assert "No verdict depends on the budget" in tables.budget(near)
 
 
+def test_fast_presets_have_their_speed_in_the_table(study):
+    speeds = {"train_seconds": 450.0, "macs": 1_000_000, "val_acc": 86.0}
+    seeds = [
+        replace(a_run("fast", seed, epochs=10), **speeds, test_acc=85.0 + seed) for seed in (1, 0)
+    ]
+    drawn = tables.presets(replace(study, presets=seeds))
+    (row,) = [line for line in drawn.splitlines() if "| fast " in line]
+    cells = [cell.strip() for cell in row.split("|")[2:-1]]
+    # 6 x 1 million MACs x 450,000 images in 450 s.
+    assert cells == ["2", "10", "7.50", "86.00", "85.50", "85.00, 86.00", "1,000", "0.003", "6"]
+
+
 def test_tables_stand_between_their_marks(study):
     page = "a\n<!-- taken -->\nold\n<!-- end -->\nb\n<!-- trained -->\n<!-- end -->\nc\n"
     text = tables.rewritten(page, study)

@@ -45,6 +45,9 @@ def to_user_error(error: BaseException) -> UserError | None:
             )
         if isinstance(link, OverrideParseException):
             return UserError(f"{link.override}: can't be read ({one_line(link)})")
+    for link in links:
+        if merged := re.match(r"Error merging override \+*([^=]*)=(.*)", str(link), re.DOTALL):
+            return _kind_error(*merged.groups())
     known = [link for link in links if isinstance(link, HydraException | OmegaConfError)]
     return UserError(one_line(known[0])) if known else None
 
@@ -83,11 +86,24 @@ def _type_error(error: ValidationError) -> UserError:
     hint = get_type_hints(schema).get(key) if schema in SCHEMAS.values() else None
     if hint is None:
         return UserError(f"{error.full_key}: {one_line(error)}")
+    return _wrong_type(key, error.value, hint)
+
+
+def _kind_error(key: str, value: str) -> UserError:
+    """Refuse settings where there must be a list, or the other way round."""
+    hints = [get_type_hints(schema).get(key) for schema in SCHEMAS.values()]
+    hint = next((one for one in hints if one is not None), None)
+    if hint is None:
+        return UserError(f"{key}={value}: another kind of value than the one that is there")
+    return _wrong_type(key, value, hint)
+
+
+def _wrong_type(key: str, value: object, hint: Any) -> UserError:
     told = _told(hint)
     allowed = RULES[key][1] if key in RULES else told
     if hint in (int, float) and not allowed.startswith(told):
         allowed = f"{told}, {allowed}"
-    return bad_value(key, error.value, allowed)
+    return bad_value(key, value, allowed)
 
 
 def _told(hint: Any) -> str:
