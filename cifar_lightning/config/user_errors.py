@@ -90,12 +90,15 @@ def _type_error(error: ValidationError) -> UserError:
 
 
 def _kind_error(key: str, value: str) -> UserError:
-    """Refuse settings where there must be a list, or the other way round."""
+    """Refuse settings where there must be a list, or the other way round.
+
+    Hydra's error does not tell whose key it is, and several commands may have one of this name.
+    """
     hints = [get_type_hints(schema).get(key) for schema in SCHEMAS.values()]
-    hint = next((one for one in hints if one is not None), None)
-    if hint is None:
-        return UserError(f"{key}={value}: another kind of value than the one that is there")
-    return _wrong_type(key, value, hint)
+    known = [hint for hint in hints if hint is not None]
+    if not known or any(hint != known[0] for hint in known):
+        return UserError(f"{key}={value}: must be of the kind that its default is")
+    return _wrong_type(key, value, known[0])
 
 
 def _wrong_type(key: str, value: object, hint: Any) -> UserError:
