@@ -835,6 +835,7 @@ BAD = {
     "protocol=slow": "protocol=slow: must be full, quick",
     "threads=[0]": "threads=[0]: must be",
     "threads={a: 1}": "threads={a: 1}: must be of the kind that its default is",
+    "threads=[{a: 1}]": "threads=[{'a': 1}]: must be a list of single values",
     "threads=1": "threads=1: must be a list of integers, such as [1,2]",
     "threads=[1,a]": "threads=a: must be a list of integers, such as [1,2]",
     "processes=0": "processes=0: must be",

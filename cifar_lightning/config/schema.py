@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
@@ -16,7 +16,7 @@ from cifar_lightning.config.texts import (
     expand_home,
     text_keys,
 )
-from cifar_lightning.errors import UserError, unknown_name
+from cifar_lightning.errors import UserError, bad_value, unknown_name
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Beside the package in a checkout, inside it where it was installed.
@@ -163,7 +163,8 @@ def plain(config: DictConfig, schema: type = TrainConfig) -> dict[str, Any]:
     """Make plain containers of the task's part of a composed configuration.
 
     Raises:
-        UserError: If a needed value is missing, or a key was added that the command does not know.
+        UserError: If a needed value is missing, a key was added that the command does not know, or
+            a list holds another one or settings.
     """
     options = {option.name: option for option in fields(schema)}
     # A search's configuration is a training run's, too, with more in it.
@@ -184,4 +185,9 @@ def plain(config: DictConfig, schema: type = TrainConfig) -> dict[str, Any]:
             OmegaConf.update(task, key, [expand_home(path) for path in value])
     resolved = OmegaConf.to_container(task, resolve=True)
     assert isinstance(resolved, dict)
+    hints = get_type_hints(schema)
+    for name, value in resolved.items():  # OmegaConf takes settings for an integer of a list
+        nested = isinstance(value, list) and any(isinstance(one, dict | list) for one in value)
+        if nested and get_origin(hints.get(str(name))) is list:
+            raise bad_value(str(name), value, "a list of single values")
     return {str(key): value for key, value in resolved.items()}
