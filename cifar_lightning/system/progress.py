@@ -18,10 +18,8 @@ from cifar_lightning.system.formatting import duration
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-FIRST_S, LONGEST_S = (
-    10.0,
-    60.0,
-)  # until the first line; between two, each being twice the one before
+FIRST_S = 10.0  # until the first line; the pause doubles after each
+LONGEST_S = 60.0  # between two lines
 _shown = True
 
 
