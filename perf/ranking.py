@@ -7,8 +7,8 @@
 Every benchmark runs in a fresh process, every second one beside a program that burns a core for
 random stretches, and leaves one file. Six candidates: MobileNetV3-Small with two values of dropout,
 which are two configurations of equal cost, in eager PyTorch and again under ONNX Runtime; and twice
-the same network behind extra element-wise operations that cost about 2 and 3 %. A pilot finds how
-many those are.
+the same network behind extra element-wise operations that cost about 2 and 3 %. Three
+pilots find how many those are.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from cifar_lightning.variants import registry
 
 FOLDER = Path("outputs/ranking")
 BENCHMARKS = 100
-PILOT = 40  # operations
+PILOT, PILOTS = 40, 3  # operations, and processes
 EXTRA = {"2 % slower": 2.0, "3 % slower": 3.0}
 STRETCHES_S = (1.0, 10.0)  # in which a core is burnt, and in which it is not
 EAGER, ONNX = "equal, eager", "equal, ONNX Runtime"
@@ -213,11 +213,15 @@ def fresh(*arguments: str) -> None:
 
 
 def pilot(folder: Path) -> dict[str, int]:
-    """Find how many operations cost as much as they should."""
-    path = folder / "pilot.json"
-    if not path.exists():
-        fresh(f"one={path}", "number=0", "busy=0", f"operations={json.dumps({'pilot': PILOT})}")
-    each = json.loads(path.read_text())["pairs"]["pilot"]["percent"] / PILOT
+    """Find how many operations cost as much as they should, by the mean of fresh processes."""
+    found = []
+    for number in range(PILOTS):
+        path = folder / f"pilot-{number}.json"
+        if not path.exists():
+            operations = json.dumps({"pilot": PILOT})
+            fresh(f"one={path}", f"number={number}", "busy=0", f"operations={operations}")
+        found.append(json.loads(path.read_text())["pairs"]["pilot"]["percent"])
+    each = statistics.fmean(found) / PILOT
     return {name: round(wanted / each) for name, wanted in EXTRA.items()}
 
 

@@ -131,7 +131,8 @@ def test_the_same_command_again_shows_the_row(command, outputs, monkeypatch, tra
     again = command(*COMMAND, "id=named")
     assert again.status == 0
     assert "is finished" in again.out
-    assert "changed" not in again.out
+    for line in again.out.splitlines():  # of a checkout with changes nobody can tell
+        assert "changed" not in line or "changed: perhaps the code" in line
     assert "| named |" in again.out
     assert Run.load(folder).id == "named"
     assert (folder / "weights.safetensors").read_bytes() == weights

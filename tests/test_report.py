@@ -144,6 +144,11 @@ def test_a_table_for_a_thesis(reported, outputs):
     said = ("full protocol (version", "interleaved rounds", "torch 2", "commit", "seeds 0, 1")
     for text in (*said, "Trained on"):
         assert text in caption, text
+    cells = re.findall(r"\d=?\$\^\{(.*?)\}\$ *\\\\", tex)
+    raised = {sign for cell in cells for sign in cell.split(",")}
+    explained = re.findall(r"\$\^\{(\w)\}\$([a-z ]+)", caption)
+    assert raised == {sign for sign, _ in explained}
+    assert "front" in {mark for _, mark in explained}
     told = (outputs / "report" / "report.md").read_text()
     assert "Measured with commit" in told
     rows = list(csv.DictReader((outputs / "report" / "table.csv").open()))

@@ -123,14 +123,15 @@ def _pareto(leaderboard: Leaderboard, entry: Entry) -> str:
     return "front" if better is None else f"dominated by {better.name}"
 
 
-def _marks(leaderboard: Leaderboard, entry: Entry) -> list[str]:
+def marks(leaderboard: Leaderboard, entry: Entry) -> list[str]:
+    """List what to know of a row's latency; the first is whether it is on the front."""
     front = [] if entry in leaderboard.dominated_by else ["front"]
     return front + [mark for mark in entry.marks if mark != "quick"]  # the heading says that
 
 
 def rank_and_marks(leaderboard: Leaderboard, entry: Entry) -> str:
     """Write what there is to say of a row's latency in one cell."""
-    return ", ".join([_rank(leaderboard.latency_rank(entry)), *_marks(leaderboard, entry)])
+    return ", ".join([_rank(leaderboard.latency_rank(entry)), *marks(leaderboard, entry)])
 
 
 COLUMNS: dict[str, Column] = {
@@ -184,7 +185,7 @@ COLUMNS: dict[str, Column] = {
     "marks": Column(
         lambda a, e: ", ".join(e.marks),
         "Marks",
-        lambda a, e: ", ".join(_marks(a, e)),
+        lambda a, e: ", ".join(marks(a, e)),
         numeric=False,
     ),
     "pareto": Column(_pareto, "Pareto", numeric=False),

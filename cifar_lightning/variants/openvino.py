@@ -3,8 +3,6 @@
 import logging
 from typing import Any
 
-import torch
-
 from cifar_lightning.system.processor import cpu_features
 from cifar_lightning.variants.context import (
     Array,
@@ -13,7 +11,6 @@ from cifar_lightning.variants.context import (
     Unsupported,
     VariantContext,
     needing,
-    on_arrays,
 )
 from cifar_lightning.variants.onnx import export_onnx, silenced
 from cifar_lightning.variants.quantization import quantized
@@ -141,5 +138,4 @@ def _run(variant: VariantContext, ov: Any, form: Format, model: Any, precision: 
     for key, value in {**variant.metadata, "precision": precision}.items():
         model.set_rt_info(value, ["model_info", key])
     ov.save_model(model, path, compress_to_fp16=False)
-    variant.forward = on_arrays(load_openvino(str(path), torch.get_num_threads()))
-    variant.first_calls()
+    variant.run_shipped(load_openvino)

@@ -38,8 +38,7 @@ def use_torch_export(variant: VariantContext) -> None:
     (path,) = variant.ship(TORCH_EXPORT)
     metadata = {"metadata.json": json.dumps(dict(variant.metadata))}
     torch.export.save(exported_program(variant), path, extra_files=metadata)
-    variant.forward = torch.export.load(path).module()
-    variant.first_calls()
+    variant.run(lambda: torch.export.load(path).module())
 
 
 def exported_program(variant: VariantContext) -> ExportedProgram:
