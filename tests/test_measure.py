@@ -9,7 +9,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
@@ -49,7 +48,7 @@ from cifar_lightning.runs.timed_before import measured_before
 from cifar_lightning.system import signals
 from cifar_lightning.system.devices import check_usable, find_device
 from cifar_lightning.variants import precision, registry
-from cifar_lightning.variants.context import Kind, VariantContext
+from cifar_lightning.variants.context import Kind
 
 CPU = torch.device("cpu")
 
@@ -560,20 +559,6 @@ def test_what_a_device_can_not_run_is_a_row_and_the_others_go_on(again, outputs)
     assert "GPU" in found["tf32"].reason
     assert found["fused"].has_figures
     assert {"tf32", "fused"} <= {row.variant for row in rows_of(folder)}
-
-
-def test_each_block_is_of_another_place_in_memory(again, outputs, monkeypatch):
-    real, moved = VariantContext.relocate, Counter()
-
-    def relocate(self, *arguments):
-        moved[id(self)] += 1
-        real(self, *arguments)
-
-    monkeypatch.setattr(VariantContext, "relocate", relocate)
-    assert again("run=A", "variants=[fp32,onnx]").status == 0
-    record = records(outputs)[-1]
-    rounds = len(record.sessions[0].rounds)
-    assert [*moved.values()] == [rounds] * len(record.candidates)
 
 
 @pytest.mark.parametrize("moment", ["prepared", "in rounds"])

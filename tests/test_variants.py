@@ -1,7 +1,4 @@
 import gc
-import math
-import random
-import statistics
 import sys
 import warnings
 import weakref
@@ -59,7 +56,6 @@ NEEDS_GPU = (
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
 )
 GPU = pytest.param("cuda", marks=NEEDS_GPU)
-COMPILED = pytest.param("compile", marks=pytest.mark.slow)
 
 
 def on_a_gpu(test):
@@ -121,35 +117,6 @@ def test_logits_are_the_backbones(variant, device):
         # Another device sums in another order.
         assert_close(ours, theirs, max(TOLERANCE[variant], 0 if device == "cpu" else 1e-3))
     assert size > 0
-
-
-@pytest.mark.parametrize("variant", ["fp32", "fused+channels_last", "bf16", "onnx", COMPILED])
-def test_what_is_called_lies_elsewhere_each_time(variant):
-    """Files are loaded anew, weights are copied: the same is computed."""
-    draw, image = random.Random(0), IMAGES[0]
-    with prepare(variant, network(), CPU, calibration) as prepared, prepared.switched():
-        with torch.inference_mode():
-            expected = prepared.forward(image).clone()
-        for _ in range(5):
-            weights = next(prepared.network.parameters())
-            before, place = prepared.forward, weights.data_ptr()
-            prepared.relocate(draw, math.inf)
-            assert (prepared.forward is not before) == (variant == "onnx")
-            assert (weights.data_ptr() != place) == (variant != "onnx")
-            with torch.inference_mode():
-                assert torch.equal(prepared.forward(image), expected)
-
-
-def test_what_loads_slowly_is_loaded_less_often():
-    """On average it takes as long as it may."""
-    draw, loaded = random.Random(0), []
-    with prepare("onnx", network(), CPU, calibration) as prepared:
-        for _ in range(1000):
-            before, prepared._load_s = prepared.forward, 10.0
-            prepared._load = object  # takes no time
-            prepared.relocate(draw, 1.0)
-            loaded.append(prepared.forward is not before)
-    assert statistics.fmean(loaded) == pytest.approx(0.1, abs=0.03)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Bringing candidates to where only the rounds are left: built, prepared and warmed up."""
 
 import logging
-import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -27,12 +26,7 @@ from cifar_lightning.system.cores import torch_threads
 from cifar_lightning.system.devices import check_usable
 from cifar_lightning.variants import precision, registry
 from cifar_lightning.variants.agreement import agreement
-from cifar_lightning.variants.context import (
-    Unsupported,
-    VariantContext,
-    elsewhere,
-    example_images,
-)
+from cifar_lightning.variants.context import Unsupported, VariantContext, example_images
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +58,12 @@ class Ready:
         candidate: With what was found out about it.
         call: One forward pass, while `conditions` hold.
         conditions: What has to be set around its calls.
-        relocate: Puts elsewhere in memory what is called, before a block, while `conditions` hold.
         typical_ms: About how long a call takes.
     """
 
     candidate: Candidate
     call: Call
     conditions: Callable[[], AbstractContextManager[None]]
-    relocate: Callable[[random.Random], None]
     typical_ms: float
 
 
@@ -138,12 +130,6 @@ def prepare(
             with torch_threads(candidate.threads), prepared.switched(), torch.inference_mode():
                 yield
 
-        def relocate(generator: random.Random) -> None:
-            nonlocal image
-            prepared.relocate(generator, protocol.block_s)
-            if not on_gpu:
-                (image,) = elsewhere([image], generator)
-
         latest: list[float] = []
 
         def take(count: int) -> list[float]:
@@ -181,7 +167,6 @@ def prepare(
         ),
         call,
         conditions,
-        relocate,
         statistics.median(latest),
     )
 

@@ -153,7 +153,6 @@ def _rounds(
 
     def block(one: Ready, count: int, discarded: int) -> Block:
         with one.conditions():
-            one.relocate(generator)
             return watch.block(one.call, count, discarded)
 
     with Progress("measuring", protocol.expected_rounds, "rounds") as progress:

@@ -2,21 +2,13 @@
 
 import re
 import zipfile
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from cifar_lightning.variants.compiled import needing_a_compiler
-from cifar_lightning.variants.context import (
-    Array,
-    Call,
-    Format,
-    Forward,
-    VariantContext,
-    example_images,
-)
+from cifar_lightning.variants.context import Array, Call, Format, VariantContext, example_images
 from cifar_lightning.variants.onnx import silenced
 from cifar_lightning.variants.torch_export import Called
 
@@ -49,14 +41,11 @@ def use_aot(variant: VariantContext) -> None:
             program, package_path=str(path), inductor_configs=settings
         )
     _forget_places(path)
-    variant.run(partial(_loaded, str(path)))
-
-
-def _loaded(path: str) -> Forward:
-    network = torch._inductor.aoti_load_package(path)
-    return lambda batch: (
+    network = torch._inductor.aoti_load_package(str(path))
+    variant.forward = lambda batch: (
         network(batch) if len(batch) == 1 else torch.cat([network(one) for one in batch.split(1)])
     )
+    variant.first_calls()
 
 
 def _forget_places(path: Path) -> None:

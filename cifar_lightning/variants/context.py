@@ -1,11 +1,9 @@
 """What a variant is made of, and what it gives."""
 
 import inspect
-import random
 import re
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -22,8 +20,6 @@ Forward = Callable[[Tensor], Tensor]
 Switch = Callable[[], AbstractContextManager[object]]  # sets something, and puts it back
 Array = Any  # of numpy
 Call = Callable[[Array], Array]
-
-GAP = 16384  # numbers left free between weights, at most
 
 
 class Unsupported(Exception):
@@ -110,8 +106,6 @@ class VariantContext:
     preparation_s: float = 0.0
     notes: dict[str, float | str] = field(default_factory=dict)
     switches: list[Switch] = field(default_factory=list)
-    _load: Callable[[], Forward] | None = None
-    _load_s: float = 0.0
 
     def switch(self, switch: Switch) -> None:
         """Set something for the rest of the preparation, and whenever the variant is called."""
@@ -142,44 +136,6 @@ class VariantContext:
         self.forward = forward
         self.stack.callback(built.clear)
         self.first_calls()
-
-    def run(self, load: Callable[[], Forward]) -> None:
-        """Call what is loaded of what is shipped."""
-        self._load = load
-        self._load_anew()
-        self.first_calls()
-
-    def run_shipped(self, load: Callable[[str, int], Call]) -> None:
-        """Call what a `Format.load` makes of the file that is shipped, with torch's threads."""
-        path, threads = str(self.files[0]), torch.get_num_threads()
-        self.run(lambda: on_arrays(load(path, threads)))
-
-    def _load_anew(self) -> None:
-        """Load while what was loaded before is still there, so it comes to lie elsewhere."""
-        assert self._load is not None
-        start = time.perf_counter()
-        self.forward = self._load()
-        self._load_s = time.perf_counter() - start
-
-    def relocate(self, generator: random.Random, spend_s: float) -> None:
-        """Put elsewhere in memory what is called.
-
-        What was loaded is loaded anew; weights that torch reads are copied. So the place is drawn
-        for each block of a benchmark and a part of its noise (as in Curtsinger and Berger's
-        Stabilizer, ASPLOS 2013); the reasons and figures are in ``docs/latency.md``.
-
-        Args:
-            generator: Draws where to, and whether to.
-            spend_s: Loading may take so long on average: what takes longer is done less often.
-        """
-        if self._load is not None:
-            if generator.random() * self._load_s < spend_s:
-                self._load_anew()
-        elif not self.files and self.device.type == "cpu":
-            tensors = [*self.network.parameters(), *self.network.buffers()]
-            with torch.inference_mode(mode=False):
-                for tensor, copy in zip(tensors, elsewhere(tensors, generator), strict=True):
-                    tensor.data = copy
 
     def first_calls(self) -> None:
         """Make the calls that compile, record or capture, in the mode of all later ones.
@@ -222,15 +178,6 @@ class Kind(IntEnum):
     PRECISION = 1  # decides what it computes with
     MEMORY_FORMAT = 2  # decides how tensors lie
     RUNTIME = 3  # decides what calls it
-
-
-def elsewhere(tensors: Sequence[Tensor], generator: random.Random) -> list[Tensor]:
-    """Copy tensors to other places in memory, in random order with random gaps."""
-    gaps, copies = [], {}
-    for number in generator.sample(range(len(tensors)), len(tensors)):
-        gaps.append(torch.empty(generator.randrange(1, GAP)))
-        copies[number] = tensors[number].detach().clone()
-    return [copies[number] for number in range(len(tensors))]
 
 
 def on_arrays(call: Call) -> Forward:

@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from tempfile import TemporaryFile
 
 import torch
@@ -18,6 +17,7 @@ from cifar_lightning.variants.context import (
     VariantContext,
     example_images,
     needing,
+    on_arrays,
 )
 from cifar_lightning.variants.folding import folded_where_traceable
 from cifar_lightning.variants.onnx import silenced
@@ -147,30 +147,18 @@ def _pool_of(threads: int) -> object:
 
 def _run(variant: VariantContext) -> None:
     """Let ExecuTorch do the calls; a program is loaded anew where another pool was made since."""
+    threads, path = torch.get_num_threads(), str(variant.files[0])
+    pool: object = None
+    call: Call
 
     @contextmanager
     def loaded() -> Iterator[None]:
-        if isinstance(variant.forward, _Program):
-            variant.forward.load()
+        nonlocal pool, call
+        if pool is not _pool_of(threads):
+            with _without_talk():
+                call, pool = load_executorch(path, threads), _pool_of(threads)
         yield
 
     variant.switch(loaded)
-    variant.run(partial(_Program, str(variant.files[0]), torch.get_num_threads()))
-
-
-class _Program:
-    """A program, loaded anew where another pool of threads was made since."""
-
-    def __init__(self, path: str, threads: int) -> None:
-        self._path, self._threads = path, threads
-        self._pool: object = None
-        self.load()
-
-    def load(self) -> None:
-        if self._pool is not _pool_of(self._threads):
-            with _without_talk():
-                self._call = load_executorch(self._path, self._threads)
-            self._pool = _pool_of(self._threads)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return torch.from_numpy(self._call(images.numpy()))
+    variant.forward = on_arrays(lambda images: call(images))
+    variant.first_calls()

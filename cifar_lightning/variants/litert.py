@@ -1,5 +1,7 @@
 """LiteRT, which was TensorFlow Lite."""
 
+import torch
+
 from cifar_lightning.variants.context import (
     Array,
     Call,
@@ -7,6 +9,7 @@ from cifar_lightning.variants.context import (
     VariantContext,
     example_images,
     needing,
+    on_arrays,
 )
 from cifar_lightning.variants.folding import folded_where_traceable
 from cifar_lightning.variants.onnx import silenced
@@ -44,4 +47,5 @@ def use_litert(variant: VariantContext) -> None:
     with silenced():
         network = folded_where_traceable(variant.network)
         litert_torch.convert(network, (example_images(1),)).export(str(path))
-    variant.run_shipped(load_litert)
+    variant.forward = on_arrays(load_litert(str(path), torch.get_num_threads()))
+    variant.first_calls()

@@ -11,6 +11,7 @@ from cifar_lightning.variants.context import (
     VariantContext,
     example_images,
     needing,
+    on_arrays,
 )
 from cifar_lightning.variants.folding import folded_where_traceable
 from cifar_lightning.variants.onnx import silenced
@@ -67,4 +68,5 @@ def use_ncnn(variant: VariantContext) -> None:
     if converted.returncode or not weights.exists():
         said = (converted.stderr or converted.stdout).strip().splitlines()
         raise RuntimeError(f"pnnx: {said[-1] if said else f'status {converted.returncode}'}")
-    variant.run_shipped(load_ncnn)
+    variant.forward = on_arrays(load_ncnn(str(param), torch.get_num_threads()))
+    variant.first_calls()

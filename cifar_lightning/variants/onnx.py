@@ -21,6 +21,7 @@ from cifar_lightning.variants.context import (
     VariantContext,
     example_images,
     needing,
+    on_arrays,
 )
 from cifar_lightning.variants.folding import folded_where_traceable
 from cifar_lightning.variants.quantization import quantized
@@ -166,7 +167,8 @@ def run_onnx(variant: VariantContext, ort: Any, path: Path) -> None:
     if variant.device.type == "cuda":
         _run_on_gpu(variant, ort, path)
     else:
-        variant.run_shipped(load_onnx)
+        variant.forward = on_arrays(load_onnx(str(path), torch.get_num_threads()))
+        variant.first_calls()
 
 
 @cache

@@ -3,6 +3,8 @@
 import logging
 from typing import Any
 
+import torch
+
 from cifar_lightning.system.processor import cpu_features
 from cifar_lightning.variants.context import (
     Array,
@@ -11,6 +13,7 @@ from cifar_lightning.variants.context import (
     Unsupported,
     VariantContext,
     needing,
+    on_arrays,
 )
 from cifar_lightning.variants.onnx import export_onnx, silenced
 from cifar_lightning.variants.quantization import quantized
@@ -138,4 +141,5 @@ def _run(variant: VariantContext, ov: Any, form: Format, model: Any, precision: 
     for key, value in {**variant.metadata, "precision": precision}.items():
         model.set_rt_info(value, ["model_info", key])
     ov.save_model(model, path, compress_to_fp16=False)
-    variant.run_shipped(load_openvino)
+    variant.forward = on_arrays(load_openvino(str(path), torch.get_num_threads()))
+    variant.first_calls()

@@ -38,7 +38,8 @@ def use_torch_export(variant: VariantContext) -> None:
     (path,) = variant.ship(TORCH_EXPORT)
     metadata = {"metadata.json": json.dumps(dict(variant.metadata))}
     torch.export.save(exported_program(variant), path, extra_files=metadata)
-    variant.run(lambda: torch.export.load(path).module())
+    variant.forward = torch.export.load(path).module()
+    variant.first_calls()
 
 
 def exported_program(variant: VariantContext) -> ExportedProgram:
