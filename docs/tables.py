@@ -9,6 +9,7 @@ import csv
 import itertools
 import math
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from cifar_lightning.comparison.collect import compare
 from cifar_lightning.comparison.columns import COLUMNS
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.floors import floors
-from cifar_lightning.comparison.leaderboard import Choice, Leaderboard, speed
+from cifar_lightning.comparison.leaderboard import LISTED, Choice, Leaderboard, speed
 from cifar_lightning.comparison.provenance import provenance
 from cifar_lightning.comparison.records import Records
 from cifar_lightning.comparison.tables import in_order, table
@@ -101,8 +102,11 @@ def taken(study: Study) -> str:
     lines = [f"Timed in benchmark {_benchmarks(study.leaderboard())}"]
     if study.engines is not None:
         every = _ranked(study.engines)
-        number = len({entry.label for entry in every.entries})
-        ways[f"with every engine, {number} of the networks"] = study.engines, lambda _: True
+        number, all_of = (
+            len({entry.label for entry in one.entries}) for one in (every, study.leaderboard())
+        )
+        some = f", {number} of the networks" if number < all_of else ""
+        ways[f"with every engine{some}"] = study.engines, lambda _: True
         lines.append(f"; with every engine in {_benchmarks(every)}")
     rows = []
     for least in NEEDED:
@@ -161,12 +165,19 @@ def ranked(study: Study) -> str:
 
 
 def engines(study: Study) -> str:
-    """Draw all rows of the networks in every engine, and what its calls take by themselves."""
-    return "" if study.engines is None else _rows(_ranked(study.engines))
+    """Draw rows of the networks in every engine, and what its calls take by themselves."""
+    return "" if study.engines is None else _rows(_ranked(study.engines), most=LISTED)
 
 
-def _rows(leaderboard: Leaderboard) -> str:
-    drawn = table(leaderboard, in_order(leaderboard, "lat_rel"))
+def _rows(leaderboard: Leaderboard, most: int = sys.maxsize) -> str:
+    near = {one for threads in leaderboard.threads for one in leaderboard.listed(threads, most)}
+    listed = [entry for entry in in_order(leaderboard, "lat_rel") if entry in near]
+    drawn = table(leaderboard, listed)
+    if len(listed) < len(leaderboard.entries):
+        drawn += (
+            f"\nThe {len(listed)} of {len(leaderboard.entries)} rows that are on the Pareto front "
+            "or nearest to it.\n"
+        )
     how = escaping.markdown(f"{provenance(leaderboard)} Benchmark {_benchmarks(leaderboard)}.")
     if not (known := floors(leaderboard.entries)):
         return f"{drawn}\n{how}\n"

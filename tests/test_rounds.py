@@ -98,6 +98,21 @@ def test_what_needs_not_be_certain_has_blocks_as_it_is_told():
     assert max(count for number, count, _ in machine.taken if number == 1) <= 120
 
 
+def test_what_every_round_says_is_no_tie_at_a_strict_level():
+    """Rounds that are alike for long say little; none of them contradicts, though."""
+    generator, drift, slow = random.Random(1), 0.0, []
+    for _ in range(113):
+        drift = 0.85 * drift + generator.gauss(0, 0.02)
+        slow.append(5 * math.exp(drift))
+    strict = one_sided(0.05 / 119)
+    found = difference(slow, [1.0] * 113, strict)
+    assert 10 < found.tau < 25
+    assert (found.low, found.slower) == (pytest.approx(math.log(min(slow))), True)
+    assert not difference([0.9, *slow[1:]], [1.0] * 113, strict).slower
+    few = difference([5.0] * 4, [1.0] * 4)
+    assert (few.low, few.high) == (-math.inf, math.inf)
+
+
 def test_it_looks_now_and_then_only():
     assert list(islice(FULL.looks, 7)) == [30, 40, 53, 71, 95, 126, 169]
     assert FULL.expected_rounds == 126

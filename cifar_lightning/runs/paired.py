@@ -122,10 +122,13 @@ def intervals(logs: "NDArray[np.float64]", z: float | None) -> "tuple[NDArray[np
     ordered = np.sort(logs, axis=0)
     centre = np.median(ordered, axis=0)
     tau = autocorrelation_time(np.sign(logs - centre))
-    reach = (two_sided() if z is None else z) * np.sqrt(n * tau) / 2
-    rank = np.floor(n / 2 - reach).astype(int)
-    bounded, pair = rank >= 1, np.arange(logs.shape[1])
-    low = np.where(bounded, ordered[np.maximum(rank - 1, 0), pair], -math.inf)
+    z = two_sided() if z is None else z
+    rank = np.floor(n / 2 - z * np.sqrt(n * tau) / 2)
+    # A strict level may ask for more rounds than there are: then all of them have to say so. Else
+    # what is ten times slower would tie with what it is compared with, as soon as it is noisy.
+    bounded = np.floor(n / 2 - min(z, two_sided()) * np.sqrt(n * tau) / 2) >= 1
+    rank, pair = np.maximum(rank, 1).astype(int), np.arange(logs.shape[1])
+    low = np.where(bounded, ordered[rank - 1, pair], -math.inf)
     high = np.where(bounded, ordered[np.minimum(n - rank, n - 1), pair], math.inf)
     return centre, low, high, tau
 

@@ -105,7 +105,7 @@ class _Search:
         if others := self.study.others:  # the last process sees what all have found
             log.info("other processes are at work on %s", counted(others, "network"))
         elif now.points[-1]:
-            train_finally(self.cfg, self.found, self.shared)
+            train_finally(self.cfg, self.found, self.shared, self.space)
 
     def _step(self, now: Rungs) -> bool:
         """Train or measure one thing; False if nothing is left to do here."""
