@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from cifar_lightning.benchmark.contention import device_lock, state_now_and_then
 from cifar_lightning.benchmark.rounds import BlockFailed, interleave, warm_up
-from cifar_lightning.benchmark.timing import Call, Stopwatch, no_garbage_collection
+from cifar_lightning.benchmark.timing import Call, Stopwatch
 from cifar_lightning.config.protocols import Protocol
 from cifar_lightning.errors import reason_of
 from cifar_lightning.models.interfaces import reparameterized
@@ -30,6 +30,7 @@ from cifar_lightning.runs.blocks import Block, Round
 from cifar_lightning.runs.latency import Ended
 from cifar_lightning.system.cores import torch_threads
 from cifar_lightning.system.devices import check_usable
+from cifar_lightning.system.garbage import no_garbage_collection
 from cifar_lightning.system.openmp_waiting import as_by_default
 from cifar_lightning.variants import registry
 from cifar_lightning.variants.context import Unsupported, VariantContext, example_images

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from cifar_lightning import models
 from cifar_lightning.benchmark.memory import Memory
 from cifar_lightning.benchmark.rounds import warm_up
-from cifar_lightning.benchmark.timing import Stopwatch, clock_of, no_garbage_collection
+from cifar_lightning.benchmark.timing import Stopwatch, clock_of
 from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.runs.blocks import Block
 from cifar_lightning.runs.latency import LatencyStats
+from cifar_lightning.system.garbage import no_garbage_collection
 
 FULL = PROTOCOLS["full"]
 CPU = torch.device("cpu")

@@ -1,5 +1,6 @@
 """What one process measures: networks built, prepared, warmed up, then timed in rounds."""
 
+import gc
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -24,12 +25,13 @@ from cifar_lightning.benchmark.prepare import (
     prepare,
 )
 from cifar_lightning.benchmark.rounds import BlockFailed, interleave
-from cifar_lightning.benchmark.timing import Stopwatch, no_garbage_collection
+from cifar_lightning.benchmark.timing import Stopwatch
 from cifar_lightning.config.protocols import Protocol
 from cifar_lightning.runs.blocks import Block, Session
 from cifar_lightning.runs.candidate import Candidate
 from cifar_lightning.system import signals
 from cifar_lightning.system.environment import DeviceState
+from cifar_lightning.system.garbage import no_garbage_collection
 from cifar_lightning.system.openmp_waiting import as_by_default
 from cifar_lightning.system.progress import Progress, tracked
 
@@ -83,7 +85,8 @@ def time_here(
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(device_lock(device))
         stack.enter_context(as_by_default())
-        stack.enter_context(no_garbage_collection())
+        gc.collect()
+        stack.enter_context(no_garbage_collection())  # none may fall into what is timed
         watch = Stopwatch(device)
         before = device_state(device)
         ready: dict[int, Ready] = {}

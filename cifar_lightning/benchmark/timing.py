@@ -4,11 +4,9 @@ Pure measurement: takes a function without arguments, knows neither networks nor
 done and why is told in ``docs/latency.md``.
 """
 
-import gc
 import resource
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -110,16 +108,3 @@ class Stopwatch:
 def _switches() -> int:
     """Count how often this thread lost its core to another one."""
     return resource.getrusage(_THREAD).ru_nivcsw
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Let no collection fall into what is timed."""
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
