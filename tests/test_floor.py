@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from simulated import NEED, a_run, benchmark, candidate, measured, of_run
 from test_results import place
 
@@ -9,7 +11,9 @@ from cifar_lightning.benchmark.candidates import of_network
 from cifar_lightning.benchmark.floors import floors
 from cifar_lightning.benchmark.rounds import rounds_needed
 from cifar_lightning.benchmark.summary import summary
+from cifar_lightning.comparison import scatter
 from cifar_lightning.comparison.collect import compare
+from cifar_lightning.comparison.floors import Floor
 from cifar_lightning.comparison.marks import Marks
 from cifar_lightning.comparison.records import Records
 from cifar_lightning.comparison.scatter import accuracy_latency
@@ -99,3 +103,14 @@ def test_rows_and_report_show_it(tmp_path):
     assert notes.count("fp32 0.030 ms") == notes.count("onnx 0.010 ms") == 1
     (axes,) = accuracy_latency(leaderboard, 1, NEED, marks).axes
     assert "of which a call by itself: fp32 0.03" in axes.get_xlabel()
+
+
+def test_the_floors_of_many_engines_stay_within_the_plot(monkeypatch):
+    many = [Floor(f"engine_{number}", 1.0, 0.012) for number in range(20)]
+    monkeypatch.setattr(scatter, "floors", lambda entries: many)
+    figure = Figure(figsize=(6.4, 4))
+    axes = figure.add_subplot()
+    axes.set_xlabel("\n".join(scatter._floors([], axes)))
+    box = axes.xaxis.label.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    assert box.width < figure.bbox.width
+    assert all(one.name in axes.get_xlabel() for one in many)

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from textwrap import wrap
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -31,6 +32,7 @@ from cifar_lightning.runs.paired import two_sided
 from cifar_lightning.system.escaping import visible
 
 NAMED = 12  # entries of the front that are named
+AN_INCH = 11  # letters
 LATENCY_LABEL = "relative latency (ResNet-8, fp32 = 1)"
 
 
@@ -83,7 +85,7 @@ def accuracy_latency(
     low, high = axes.get_ylim()
     if need.max_ms is None and low < need.min_acc < high:
         axes.axhline(need.min_acc, color=GRID, linewidth=1, linestyle=":")
-    axes.set_xlabel("\n".join([LATENCY_LABEL, *_floors(entries)]))
+    axes.set_xlabel("\n".join([LATENCY_LABEL, *_floors(entries, axes)]))
     axes.set_ylabel("test accuracy (%)")
     threads_told = f", {threads} threads" if threads > 1 else ""
     axes.set_title(visible(f"{leaderboard.name}{threads_told}"), fontsize=10)
@@ -117,10 +119,13 @@ def draw_points(axes: Axes, entries: Sequence[Entry], marks: Marks) -> None:
         )
 
 
-def _floors(entries: Sequence[Entry]) -> list[str]:
-    """Tell how much of it a call takes by itself, in a line, where that is known."""
+def _floors(entries: Sequence[Entry], axes: Axes) -> list[str]:
+    """Tell how much of it a call takes by itself, in lines of the figure's width, if known."""
     told = ", ".join(f"{one.name} {one.relative:.3f}" for one in floors(entries))
-    return [visible(f"of which a call by itself: {told}")] if told else []
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    letters = int(AN_INCH * figure.get_figwidth())
+    return wrap(visible(f"of which a call by itself: {told}"), letters) if told else []
 
 
 def _name_front(axes: Axes, front: Sequence[Entry], taken: Entry) -> None:
