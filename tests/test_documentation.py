@@ -27,8 +27,9 @@ COMMANDS = re.compile(r"^(?:    )?((?:python|make|torchrun|pip|tensorboard|srun|
 SMALL = "data=digits epochs=1 benchmark=quick trainer.accelerator=cpu"
 SMALLER = " model.output_stride=32"  # where the network has one
 SMALL_SEARCH = (
-    "base=[] augment=crop rungs=[1] targets=[1] final_minutes=1 final_seeds=[0] "
-    "model=cifarnet space.model.channels.first.low=8 space.model.channels.first.high=8"
+    "base=[] augment=crop rungs=[1] targets=[1] final_minutes=0.1 final_seeds=[0] "
+    "model=cifarnet model.whiten=false space.model.channels.first.low=8 "
+    "space.model.channels.first.high=8"
 )
 # What can't be run here, and why.
 NOT_RUN = {
