@@ -7,6 +7,7 @@ packages that configure a training run.
 
 from __future__ import annotations
 
+import gc
 import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -69,6 +70,7 @@ def _executed(build: Builder) -> nn.Module:
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
     """Hold a device for a measurement; one thread, and no garbage collection meanwhile."""
+    gc.collect()
     with device_lock(device), as_by_default(), torch_threads(1), no_garbage_collection():
         yield
 

@@ -7,8 +7,8 @@
 Every benchmark runs in a fresh process, every second one beside a program that burns a core for
 random stretches, and leaves one file. Six candidates: MobileNetV3-Small with two values of dropout,
 which are two configurations of equal cost, in eager PyTorch and again under ONNX Runtime; and twice
-the same network behind extra element-wise operations that cost about 2 and 3 %. Three
-pilots find how many those are.
+the same network behind extra element-wise operations that cost about 2 and 3 %. Three pilots find
+how many those are.
 """
 
 from __future__ import annotations

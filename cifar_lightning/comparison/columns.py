@@ -124,7 +124,7 @@ def _pareto(leaderboard: Leaderboard, entry: Entry) -> str:
 
 
 def marks(leaderboard: Leaderboard, entry: Entry) -> list[str]:
-    """List what to know of a row's latency; the first is whether it is on the front."""
+    """List what to know of a row: first that it is on the front, if it is."""
     front = [] if entry in leaderboard.dominated_by else ["front"]
     return front + [mark for mark in entry.marks if mark != "quick"]  # the heading says that
 

@@ -107,6 +107,9 @@ def difference(first_ms: "Means", second_ms: "Means", z: float | None = None) ->
 def intervals(logs: "NDArray[np.float64]", z: float | None) -> "tuple[NDArray[np.float64], ...]":
     """Compute centres, lower and upper ends, and how many rounds say as much as one.
 
+    A level that asks for more independent rounds than there are gets the least and the greatest
+    of all rounds, as long as 95 % has bounds; with fewer there are none.
+
     Args:
         logs: Differences of logarithms, (rounds, pairs).
         z: As for `difference`.
@@ -124,8 +127,7 @@ def intervals(logs: "NDArray[np.float64]", z: float | None) -> "tuple[NDArray[np
     tau = autocorrelation_time(np.sign(logs - centre))
     z = two_sided() if z is None else z
     rank = np.floor(n / 2 - z * np.sqrt(n * tau) / 2)
-    # A strict level may ask for more rounds than there are: then all of them have to say so. Else
-    # what is ten times slower would tie with what it is compared with, as soon as it is noisy.
+    # Without bounds what is ten times slower would tie with all others, as soon as it is noisy.
     bounded = np.floor(n / 2 - min(z, two_sided()) * np.sqrt(n * tau) / 2) >= 1
     rank, pair = np.maximum(rank, 1).astype(int), np.arange(logs.shape[1])
     low = np.where(bounded, ordered[rank - 1, pair], -math.inf)

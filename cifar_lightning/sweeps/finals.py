@@ -123,6 +123,6 @@ class _Finals:
         known: int | None = study.user_attrs.get(key)
         if known is None:
             of_one = self._now.trained[-1][number].seconds / rung
-            known = max(rung, int(60 * self._cfg.final_minutes / max(of_one, PERFECT)))
+            known = max(rung, int(60 * self._cfg.final_minutes / max(of_one, 1e-3)))
             study.set_user_attr(key, known)
         return known
