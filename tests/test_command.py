@@ -446,7 +446,7 @@ def test_help_lists_the_groups(forked):
     assert done.returncode == 0
     for word in (
         "model: cifarnet, mobilenetv2",
-        "optim: adamw, sgd",
+        "optim: adamw, muon, sgd",
         "label_smoothing",
         "output_stride",
     ):

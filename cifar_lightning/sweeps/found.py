@@ -124,5 +124,5 @@ class Found:
                 continue
             one = now.trained[place][number] = Trained(**said)
             relative = trials[number].user_attrs[LATENCY]["relative"]
-            now.points[place][number] = Point(relative, one.val_acc, one.images)
+            now.points[place][number] = Point(relative, one.val_acc)
         return now

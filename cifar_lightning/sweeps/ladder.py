@@ -1,21 +1,14 @@
 """Which of the networks tried so far are trained longer: asynchronous successive halving.
 
-Of two objectives, latency and accuracy, as Schmucker et al. 2021 (arXiv:2106.12639) describe it: as
-soon as a rung has a trial among its best that the next rung lacks, that one is trained for the next
-rung. Sorted are trials by non-domination, then by how far neighbours on their front are (Deb et al.
-2002, NSGA-II).
+Of two objectives, latency and accuracy, after Schmucker et al. 2021 (arXiv:2106.12639): as soon as
+a rung has a trial among its best that the next rung lacks, that one is trained for the next rung.
+The best are on the rung's front; of more than go on, those whose neighbours are farthest (Deb et
+al. 2002, NSGA-II). ``python -m perf.search`` replays what that is worth.
 """
 
 import math
-from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-
-from cifar_lightning.runs.paired import one_sided
-
-SURE = one_sided(0.05)
 
 
 @dataclass(frozen=True)
@@ -25,12 +18,10 @@ class Point:
     Attributes:
         latency: Relative to the reference's.
         accuracy: Validation accuracy in percent.
-        images: How many it was found on.
     """
 
     latency: float
     accuracy: float
-    images: int
 
 
 Rung = Mapping[int, Point]  # by the trials' numbers
@@ -43,7 +34,7 @@ def promotion(
 
     Args:
         rungs: The results of each.
-        keep: Which part of each rung but the last goes on.
+        keep: Which part of each rung but the last goes on, at most.
         taken: Rungs and trials that failed there, or that other processes are at work on.
         last: No more trials come: of the few of a rung at least one goes on.
 
@@ -52,81 +43,40 @@ def promotion(
     """
     for place in range(len(rungs) - 1, 0, -1):
         below = rungs[place - 1]
-        count = math.floor(len(below) * keep[place - 1] + 1e-9)
-        if last and below:
-            count = max(1, count)
+        count = max(math.floor(len(below) * keep[place - 1] + 1e-9), int(last))
         for number in best_first(below)[:count]:
             if number not in rungs[place] and (place, number) not in taken:
                 return place, number
     return None
 
 
-def best_first(rung: Rung) -> list[int]:
-    """Sort trials; those that one is surely better than are left out."""
-    worse = _surely_dominated([*rung.values()])
-    kept = {
-        number: point for (number, point), left in zip(rung.items(), worse, strict=True) if not left
-    }
-    return [number for front in _fronts(kept) for number in _by_crowding(front, kept)]
-
-
 def front(rung: Rung) -> list[int]:
     """List the trials that none is better than in both, the fastest first."""
-    return next(iter(_fronts(rung)), [])
-
-
-def _surely_dominated(points: Sequence[Point]) -> list[bool]:
-    """Tell of each whether another one is as fast and more accurate than chance would have it.
-
-    By the binomial standard errors of both; the images are the same, so they are less far off.
-    """
-    latency = np.array([one.latency for one in points])
-    accuracy = np.array([one.accuracy for one in points])
-    variance = accuracy * (100 - accuracy) / np.maximum(1, [one.images for one in points])
-    # [n, n]: whether the one of the column is so of the one of the row
-    as_fast = latency <= latency[:, None]
-    chance = SURE * np.sqrt(variance + variance[:, None])
-    found: list[bool] = (as_fast & (accuracy - accuracy[:, None] > chance)).any(axis=1).tolist()
+    found: list[int] = []
+    for number in sorted(rung, key=lambda number: (rung[number].latency, -rung[number].accuracy)):
+        this, before = rung[number], rung[found[-1]] if found else None
+        # Equal ones dominate neither.
+        if before is None or this.accuracy > before.accuracy or this == before:
+            found.append(number)
     return found
 
 
-def _fronts(rung: Rung) -> list[list[int]]:
-    """List those that none dominates, then those that only these do, and so on.
-
-    Each front has the fastest first. From the fastest to the slowest, a trial belongs to the first
-    front whose last one, which is the most accurate, is less accurate.
-    """
-    fronts: list[list[int]] = []
-    highest: list[float] = []  # accuracy of each front, negative, so that they rise
-    before, place = None, 0
-    for number in sorted(rung, key=lambda number: (rung[number].latency, -rung[number].accuracy)):
-        this = rung[number].latency, rung[number].accuracy
-        if this != before:  # equal ones dominate neither
-            before, place = this, bisect_right(highest, -this[1])
-        if place == len(fronts):
-            fronts.append([])
-            highest.append(0.0)
-        fronts[place].append(number)
-        highest[place] = -this[1]
-    return fronts
-
-
-def _by_crowding(ordered: Sequence[int], rung: Rung) -> list[int]:
-    """Sort a front, the fastest first, by the distance of the neighbours, the loneliest first.
+def best_first(rung: Rung) -> list[int]:
+    """Sort a front by the distance of the neighbours, the loneliest first.
 
     The most accurate one comes first. The fastest one does not come with it, as NSGA-II would have
     it: the fastest networks are those that learn nothing.
     """
+    ordered = front(rung)
     logs = [math.log(rung[number].latency) for number in ordered]
     accuracies = [rung[number].accuracy for number in ordered]
-    width, height = (max(of) - min(of) or 1.0 for of in (logs, accuracies))
     distance = {}
     for place, number in enumerate(ordered):
         if place == len(ordered) - 1:
             distance[number] = math.inf
             continue
         before, after = max(place - 1, 0), place + 1
-        distance[number] = (logs[after] - logs[before]) / width + (
+        distance[number] = (logs[after] - logs[before]) / ((logs[-1] - logs[0]) or 1.0) + (
             accuracies[after] - accuracies[before]
-        ) / height
+        ) / ((accuracies[-1] - accuracies[0]) or 1.0)
     return sorted(ordered, key=lambda number: -distance[number])

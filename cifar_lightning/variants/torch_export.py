@@ -8,6 +8,8 @@ from torch.export import ExportedProgram
 
 from cifar_lightning.variants.context import Call, Format, VariantContext, example_images
 
+MAX_BATCH = 65_535
+
 
 class Called(nn.Module):
     """What a variant calls, as a module that can be exported."""
@@ -44,7 +46,8 @@ def use_torch_export(variant: VariantContext) -> None:
 
 def exported_program(variant: VariantContext) -> ExportedProgram:
     """Export what a variant calls, for any number of images; it names no file of this machine."""
-    shapes = ({0: torch.export.Dim("batch")},)
+    # More images than that are another case of some of a GPU's kernels, which torch 2.11 notices.
+    shapes = ({0: torch.export.Dim("batch", max=MAX_BATCH)},)
     images = example_images(2, variant.device)
     program = torch.export.export(Called(variant).eval(), (images,), dynamic_shapes=shapes)
     for module in program.graph_module.modules():
