@@ -199,16 +199,21 @@ def trained(study: Study) -> str:
     for entry in sorted(study.leaderboard().entries, key=lambda one: one.label):
         if entry.variant != "fp32" or entry.threads > 1:
             continue
-        runs = entry.group.runs
+        runs = [  # those without weights, too, which nothing was measured of
+            one.run
+            for one in study.records.runs
+            if one.run is not None and one.run.status == "finished" and one.run.id == entry.label
+        ]
+        tests = [run.test_acc or math.nan for run in runs]
         minutes = statistics.fmean(run.train_seconds or 0.0 for run in runs) / 60
         rows.append(
             [
                 entry.label,
                 str(len(runs)),
                 str(runs[0].config["epochs"]),
-                number(entry.group.val_acc, 2),
-                f"{entry.accuracy.mean:.2f}",
-                number(entry.accuracy.std, 2),
+                f"{statistics.fmean(run.val_acc or math.nan for run in runs):.2f}",
+                f"{statistics.fmean(tests):.2f}",
+                number(statistics.stdev(tests) if len(tests) > 1 else None, 2),
                 f"{minutes:.0f}",
                 *(COLUMNS[name].shown(study.leaderboard(), entry) for name in ("params", "macs")),
             ]

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 
 from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.entry import Entry
@@ -30,6 +30,7 @@ from cifar_lightning.comparison.plots import (
 )
 from cifar_lightning.runs.paired import two_sided
 from cifar_lightning.system.escaping import visible
+from cifar_lightning.system.formatting import counted
 
 NAMED = 12  # entries of the front that are named
 AN_INCH = 11  # letters
@@ -82,10 +83,11 @@ def accuracy_latency(
     )
     scale_latency(axes, [entry.relative for entry in entries])
     axes.margins(0.12, 0.12)
+    below = _cut_below(axes, entries, exactly)
     low, high = axes.get_ylim()
     if need.max_ms is None and low < need.min_acc < high:
         axes.axhline(need.min_acc, color=GRID, linewidth=1, linestyle=":")
-    axes.set_xlabel("\n".join([LATENCY_LABEL, *_floors(entries, axes)]))
+    axes.set_xlabel("\n".join([LATENCY_LABEL, *_floors(entries, axes), *below]))
     axes.set_ylabel("test accuracy (%)")
     threads_told = f", {threads} threads" if threads > 1 else ""
     axes.set_title(visible(f"{leaderboard.name}{threads_told}"), fontsize=10)
@@ -99,6 +101,18 @@ def accuracy_latency(
     draw_legend(figure, [*named, ("Pareto front", stairs)], "outside lower right")
     _name_front(axes, front, leaderboard.choices[threads].entry)
     return figure
+
+
+def _cut_below(axes: Axes, entries: Sequence[Entry], exactly: Sequence[Entry]) -> list[str]:
+    """Let the axis begin below those drawn exactly; tell how many points that leaves out."""
+    lowest = min(entry.accuracy.mean for entry in exactly)
+    _, high = axes.get_ylim()
+    low = lowest - 0.3 * (high - lowest)
+    lost = sum(entry.accuracy.mean < low for entry in entries)
+    if not lost:
+        return []
+    axes.set_ylim(low, high)
+    return [f"below the axis: {counted(lost, 'row')}"]
 
 
 def draw_points(axes: Axes, entries: Sequence[Entry], marks: Marks) -> None:
@@ -131,12 +145,36 @@ def _floors(entries: Sequence[Entry], axes: Axes) -> list[str]:
 def _name_front(axes: Axes, front: Sequence[Entry], taken: Entry) -> None:
     """Name the points of the front: nothing lies above and left of it.
 
-    Each label begins above the one before, as far as that is in its way, and the axis begins where
-    all fit; that of what is taken is bold.
+    The axes begin and end where all names fit; that of what is taken is bold.
     """
     FigureCanvasAgg(axes.figure).draw()  # type: ignore[no-untyped-call,arg-type]  # final layout
+    for _ in range(3):  # an axis that ends higher has its points nearer to each other
+        texts, begin, top = _names(axes, front, taken)
+        over, height = top - axes.bbox.y1, axes.bbox.height
+        if over <= 0:
+            break
+        for text in texts:
+            text.remove()
+        low, high = axes.get_ylim()
+        over = min(over, height / 2)
+        axes.set_ylim(low, high + (high - low) * over / (height - over))
+    else:
+        _, begin, _ = _names(axes, front, taken)
+    left = axes.transData.inverted().transform((axes.bbox.x0 - begin, 0))[0]
+    axes.set_xlim(left=left)
+
+
+def _names(
+    axes: Axes, front: Sequence[Entry], taken: Entry
+) -> tuple[list[Annotation], float, float]:
+    """Write the names of points, each above the one before, as far as that is in its way.
+
+    Returns:
+        They; how much further left the axis has to begin, and where the highest ends, in pixels.
+    """
     pixel = 72 / axes.figure.dpi
     top, begin, width = -math.inf, 0.0, axes.bbox.width
+    texts = []
     for entry in front:
         x, y = axes.transData.transform((entry.relative, entry.accuracy.mean))
         lift = max(0.0, top - y)
@@ -151,10 +189,10 @@ def _name_front(axes: Axes, front: Sequence[Entry], taken: Entry) -> None:
             fontweight="bold" if entry is taken else "normal",
             arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.6, "shrinkB": 5},
         )
+        texts.append(text)
         # Of the text alone: an annotation's own extent includes its arrow.
         size = Text.get_window_extent(text)
         top = y + lift + 5 / pixel + size.height
         needed = min(size.width + 12 / pixel, width / 2)
         begin = max(begin, width * (needed - (x - axes.bbox.x0)) / (width - needed))
-    left = axes.transData.inverted().transform((axes.bbox.x0 - begin, 0))[0]
-    axes.set_xlim(left=left)
+    return texts, begin, top
