@@ -59,12 +59,14 @@ class Study:
         published: By the networks' ids.
         engines: Some of the networks in every engine, which another benchmark has timed.
         presets: Runs of the fast presets, alone on a CPU.
+        seeds: Further runs of the networks, of which there are neither weights nor measurements.
     """
 
     records: Records
     published: dict[str, Published]
     engines: Records | None = None
     presets: Sequence[Run] = ()
+    seeds: Sequence[Run] = ()
 
     @classmethod
     def read(cls, folder: Path) -> Study:
@@ -75,12 +77,12 @@ class Study:
             for name, row in rows.items()
         }
         engines = folder / "engines"
-        fast = RunResults.read_all(folder / "presets")
         return cls(
             Records.read([folder]),
             published,
             Records.read([engines]) if engines.exists() else None,
-            [one.run for one in fast if one.run is not None],
+            _runs(folder / "presets"),
+            _runs(folder / "seeds"),
         )
 
     def leaderboard(
@@ -94,6 +96,11 @@ class Study:
         found = self.published.get(entry.label)
         short = found is not None and entry.accuracy.mean <= found.accuracy - LIMITED
         return found if short else None
+
+
+def _runs(outputs: Path) -> list[Run]:
+    """Read the runs of an outputs folder."""
+    return [one.run for one in RunResults.read_all(outputs) if one.run is not None]
 
 
 def taken(study: Study) -> str:
@@ -199,11 +206,7 @@ def trained(study: Study) -> str:
     for entry in sorted(study.leaderboard().entries, key=lambda one: one.label):
         if entry.variant != "fp32" or entry.threads > 1:
             continue
-        runs = [  # those without weights, too, which nothing was measured of
-            one.run
-            for one in study.records.runs
-            if one.run is not None and one.run.status == "finished" and one.run.id == entry.label
-        ]
+        runs = [*entry.group.runs, *(one for one in study.seeds if one.id == entry.label)]
         tests = [run.test_acc or math.nan for run in runs]
         minutes = statistics.fmean(run.train_seconds or 0.0 for run in runs) / 60
         rows.append(

@@ -8,7 +8,7 @@ from matplotlib.text import Annotation, Text
 from PIL import Image
 from simulated import NEED, entry, leaderboard
 
-from cifar_lightning.comparison import plots, scatter
+from cifar_lightning.comparison import interactive, plots, scatter
 from cifar_lightning.comparison.drawing import Drawing
 from cifar_lightning.comparison.marks import Marks
 
@@ -30,12 +30,30 @@ def test_labels_cover_neither_each_other_nor_the_points(seed):
     assert [label.get_text() for label in labels] == [one.name for one in found.pareto_front(1)]
     boxes = [Text.get_window_extent(label) for label in labels]
     assert all(box.x0 >= figure.axes[0].bbox.x0 for box in boxes)
+    assert all(box.y1 <= figure.axes[0].bbox.y1 + 1 for box in boxes)
     for number, box in enumerate(boxes):
         assert not box.count_overlaps(boxes[:number])
     places = figure.axes[0].transData.transform(
         [(one.relative, one.accuracy.mean) for one in found.entries]
     )
     assert not any(box.contains(*place) for box in boxes for place in places)
+
+
+def test_a_network_far_below_does_not_squeeze_many_others():
+    entries = [entry(f"n{i}", 88 + i / 10, 1 + i / 10) for i in range(50)]
+    plain, with_bad = leaderboard(*entries), leaderboard(*entries, entry("bad", 20, 1.05))
+    lows = []
+    for found in (plain, with_bad):
+        figure = scatter.accuracy_latency(found, 1, NEED, Marks.of(found.entries))
+        lows.append(figure.axes[0].get_ylim()[0])
+        told = "below the axis: 1 row" in figure.axes[0].get_xlabel()
+        assert told == (found is with_bad)
+    assert lows[1] > 80
+    drawn = interactive.interactive(with_bad, 1, NEED, Marks.of(with_bad.entries), "x")
+    assert "below the axis: 1 row" in drawn
+    few = leaderboard(*entries[:3], entry("bad", 20, 1.05))
+    figure = scatter.accuracy_latency(few, 1, NEED, Marks.of(few.entries))
+    assert figure.axes[0].get_ylim()[0] < 20
 
 
 def test_the_choice_is_bold():

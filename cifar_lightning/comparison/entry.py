@@ -55,6 +55,11 @@ class Group:
         return f"{self.label} {self.variant}{more and f' ({more})'}"
 
     @property
+    def name_among_peers(self) -> str:
+        """The name where all have as many threads."""
+        return f"{self.label} {self.variant}{self.note and f' ({self.note})'}"
+
+    @property
     def seeds_name(self) -> str:
         return group_name(self.runs[0].config, self.runs[0].choices)
 
@@ -147,6 +152,10 @@ class Entry:
     @property
     def name(self) -> str:
         return self.group.name
+
+    @property
+    def name_among_peers(self) -> str:
+        return self.group.name_among_peers
 
     @property
     def variant(self) -> str:

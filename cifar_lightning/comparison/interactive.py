@@ -72,14 +72,17 @@ def interactive(
     logarithmic = plots.wide([entry.relative for entry in peers])
     along = math.log10 if logarithmic else float
     spots = [(along(entry.relative), entry.accuracy.mean) for entry in front]
-    reach = [(e.accuracy.mean, scatter.accuracy_reach(leaderboard, e)) for e in peers]
+    _, shown, below_it = scatter.below_axis(
+        peers, [*exactly], max(entry.accuracy.mean for entry in peers)
+    )
+    reach = [(e.accuracy.mean, scatter.accuracy_reach(leaderboard, e)) for e in shown]
     low, high = min(y - side for y, side in reach), max(y + side for y, side in reach)
     names = [_name(entry, leaderboard.choices[threads].entry) for entry in front]
     lifts, top = _stacked([y for _, y in spots], names, low, high)
     figure.update_layout(
         xaxis=GRID
         | {
-            "title": scatter.LATENCY_LABEL,
+            "title": "<br>".join(filter(None, [scatter.LATENCY_LABEL, below_it])),
             "type": "log" if logarithmic else "linear",
             "tickvals": _ticks([entry.relative for entry in peers]),
         },
@@ -132,7 +135,7 @@ def _ticks(latencies: Sequence[float]) -> list[float] | None:
 
 
 def _name(entry: Entry, taken: Entry) -> str:
-    name, label = escaping.visible(entry.name), escaping.visible(entry.label)
+    name, label = map(escaping.visible, (entry.name_among_peers, entry.label))
     parts = [name] if len(name) <= NAME_LETTERS else [label, name.removeprefix(label)]
     lines = [line for part in parts for line in textwrap.wrap(part, NAME_LETTERS)]
     text = "<br>".join(str(escape(line)) for line in lines)

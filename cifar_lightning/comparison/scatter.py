@@ -83,11 +83,13 @@ def accuracy_latency(
     )
     scale_latency(axes, [entry.relative for entry in entries])
     axes.margins(0.12, 0.12)
-    below = _cut_below(axes, entries, exactly)
     low, high = axes.get_ylim()
+    begin, _, below = below_axis(entries, exactly, high)
+    if below:
+        axes.set_ylim(low := begin, high)
     if need.max_ms is None and low < need.min_acc < high:
         axes.axhline(need.min_acc, color=GRID, linewidth=1, linestyle=":")
-    axes.set_xlabel("\n".join([LATENCY_LABEL, *_floors(entries, axes), *below]))
+    axes.set_xlabel("\n".join([LATENCY_LABEL, *_floors(entries, axes), *filter(None, [below])]))
     axes.set_ylabel("test accuracy (%)")
     threads_told = f", {threads} threads" if threads > 1 else ""
     axes.set_title(visible(f"{leaderboard.name}{threads_told}"), fontsize=10)
@@ -103,16 +105,24 @@ def accuracy_latency(
     return figure
 
 
-def _cut_below(axes: Axes, entries: Sequence[Entry], exactly: Sequence[Entry]) -> list[str]:
-    """Let the axis begin below those drawn exactly; tell how many points that leaves out."""
+def below_axis(
+    entries: Sequence[Entry], exactly: Sequence[Entry], high: float
+) -> tuple[float, list[Entry], str]:
+    """Tell where the axis of accuracies begins, so that one far below does not squeeze the others.
+
+    Args:
+        entries: All that are drawn.
+        exactly: Those that are drawn with their intervals; the axis has room for them.
+        high: Where the axis ends.
+
+    Returns:
+        Where it may begin, which entries that leaves, and a line that tells of the others.
+    """
     lowest = min(entry.accuracy.mean for entry in exactly)
-    _, high = axes.get_ylim()
     low = lowest - 0.3 * (high - lowest)
-    lost = sum(entry.accuracy.mean < low for entry in entries)
-    if not lost:
-        return []
-    axes.set_ylim(low, high)
-    return [f"below the axis: {counted(lost, 'row')}"]
+    kept = [entry for entry in entries if entry.accuracy.mean >= low or entry in exactly]
+    lost = len(entries) - len(kept)
+    return low, kept, f"below the axis: {counted(lost, 'row')}" if lost else ""
 
 
 def draw_points(axes: Axes, entries: Sequence[Entry], marks: Marks) -> None:
@@ -179,7 +189,7 @@ def _names(
         x, y = axes.transData.transform((entry.relative, entry.accuracy.mean))
         lift = max(0.0, top - y)
         text = axes.annotate(
-            visible(entry.name),
+            visible(entry.name_among_peers),
             (entry.relative, entry.accuracy.mean),
             xytext=(-8, 5 + lift * pixel),
             textcoords="offset points",
