@@ -154,7 +154,7 @@ def test_compiled(mode, network, command, outputs, tmp_path, monkeypatch):
     folder, run = train(command, outputs, *settings, f"compile={mode}")
     assert folder.name == eager.name
     assert first_loss(folder) == pytest.approx(first_loss(eager), rel=0.05)
-    assert run.test_acc > 15  # three standard errors above guessing: two epochs gave 24 to 30
+    assert run.test_acc > 25
     assert counters["inductor"]["cudagraph_skips"] == 0
     assert graphs[-1] > 0 or mode == "true"
 
