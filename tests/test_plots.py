@@ -46,11 +46,11 @@ def test_a_network_far_below_does_not_squeeze_many_others():
     for found in (plain, with_bad):
         figure = scatter.accuracy_latency(found, 1, NEED, Marks.of(found.entries))
         lows.append(figure.axes[0].get_ylim()[0])
-        told = "below the axis: 1 row" in figure.axes[0].get_xlabel()
+        told = "not drawn, far below: 1 row" in figure.axes[0].get_xlabel()
         assert told == (found is with_bad)
     assert lows[1] > 80
     drawn = interactive.interactive(with_bad, 1, NEED, Marks.of(with_bad.entries), "x")
-    assert "below the axis: 1 row" in drawn
+    assert "not drawn, far below: 1 row" in drawn
     few = leaderboard(*entries[:3], entry("bad", 20, 1.05))
     figure = scatter.accuracy_latency(few, 1, NEED, Marks.of(few.entries))
     assert figure.axes[0].get_ylim()[0] < 20

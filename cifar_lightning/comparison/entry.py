@@ -50,14 +50,16 @@ class Group:
 
     @property
     def name(self) -> str:
-        threads = f"{self.threads} threads" if self.threads > 1 else ""
-        more = ", ".join(filter(None, (threads, self.note)))
-        return f"{self.label} {self.variant}{more and f' ({more})'}"
+        return self._named(f"{self.threads} threads" if self.threads > 1 else "", self.note)
 
     @property
     def name_among_peers(self) -> str:
         """The name where all have as many threads."""
-        return f"{self.label} {self.variant}{self.note and f' ({self.note})'}"
+        return self._named(self.note)
+
+    def _named(self, *notes: str) -> str:
+        more = ", ".join(filter(None, notes))
+        return f"{self.label} {self.variant}{more and f' ({more})'}"
 
     @property
     def seeds_name(self) -> str:

@@ -28,9 +28,10 @@ def interactive(
     leaderboard: Leaderboard, threads: int, need: Need, marks: Marks, name: str
 ) -> Markup:
     """Draw what is ranked together; the page's script gives the front's names their room."""
-    peers = leaderboard.peers(threads)
+    listed = leaderboard.listed(threads)
+    peers, left_out = scatter.without_far_below(leaderboard.peers(threads), listed)
     front = leaderboard.named_front(threads, scatter.NAMED)
-    exactly = {*leaderboard.listed(threads)}
+    exactly = {*listed}
     figure = go.Figure()
     figure.add_scatter(
         x=[entry.relative for entry in front],
@@ -72,17 +73,14 @@ def interactive(
     logarithmic = plots.wide([entry.relative for entry in peers])
     along = math.log10 if logarithmic else float
     spots = [(along(entry.relative), entry.accuracy.mean) for entry in front]
-    _, shown, below_it = scatter.below_axis(
-        peers, [*exactly], max(entry.accuracy.mean for entry in peers)
-    )
-    reach = [(e.accuracy.mean, scatter.accuracy_reach(leaderboard, e)) for e in shown]
+    reach = [(e.accuracy.mean, scatter.accuracy_reach(leaderboard, e)) for e in peers]
     low, high = min(y - side for y, side in reach), max(y + side for y, side in reach)
     names = [_name(entry, leaderboard.choices[threads].entry) for entry in front]
     lifts, top = _stacked([y for _, y in spots], names, low, high)
     figure.update_layout(
         xaxis=GRID
         | {
-            "title": "<br>".join(filter(None, [scatter.LATENCY_LABEL, below_it])),
+            "title": "<br>".join(filter(None, [scatter.LATENCY_LABEL, left_out])),
             "type": "log" if logarithmic else "linear",
             "tickvals": _ticks([entry.relative for entry in peers]),
         },

@@ -54,8 +54,8 @@ def accuracy_latency(
 ) -> Figure:
     """Draw accuracy against relative latency with 95 % intervals, the front and what is taken."""
     figure, axes = new_figure(5.0, width)
-    entries = leaderboard.peers(threads)
     exactly = leaderboard.listed(threads)
+    entries, left_out = without_far_below(leaderboard.peers(threads), exactly)
     if len(exactly) < len(entries):
         draw_points(axes, entries, marks)
     for entry in exactly:
@@ -84,12 +84,9 @@ def accuracy_latency(
     scale_latency(axes, [entry.relative for entry in entries])
     axes.margins(0.12, 0.12)
     low, high = axes.get_ylim()
-    begin, _, below = below_axis(entries, exactly, high)
-    if below:
-        axes.set_ylim(low := begin, high)
     if need.max_ms is None and low < need.min_acc < high:
         axes.axhline(need.min_acc, color=GRID, linewidth=1, linestyle=":")
-    axes.set_xlabel("\n".join([LATENCY_LABEL, *_floors(entries, axes), *filter(None, [below])]))
+    axes.set_xlabel("\n".join([LATENCY_LABEL, *_floors(entries, axes), *filter(None, [left_out])]))
     axes.set_ylabel("test accuracy (%)")
     threads_told = f", {threads} threads" if threads > 1 else ""
     axes.set_title(visible(f"{leaderboard.name}{threads_told}"), fontsize=10)
@@ -105,24 +102,24 @@ def accuracy_latency(
     return figure
 
 
-def below_axis(
-    entries: Sequence[Entry], exactly: Sequence[Entry], high: float
-) -> tuple[float, list[Entry], str]:
-    """Tell where the axis of accuracies begins, so that one far below does not squeeze the others.
+def without_far_below(
+    entries: Sequence[Entry], exactly: Sequence[Entry]
+) -> tuple[list[Entry], str]:
+    """Leave out of many entries those that are so far below that they would squeeze the others.
 
     Args:
-        entries: All that are drawn.
-        exactly: Those that are drawn with their intervals; the axis has room for them.
-        high: Where the axis ends.
+        entries: All that are ranked.
+        exactly: Those that are drawn with their intervals, and never left out.
 
     Returns:
-        Where it may begin, which entries that leaves, and a line that tells of the others.
+        Those to draw, and a line that tells of the others.
     """
+    highest = max(entry.accuracy.mean for entry in entries)
     lowest = min(entry.accuracy.mean for entry in exactly)
-    low = lowest - 0.3 * (high - lowest)
-    kept = [entry for entry in entries if entry.accuracy.mean >= low or entry in exactly]
+    low = lowest - 0.3 * (highest - lowest)
+    kept = [entry for entry in entries if entry.accuracy.mean >= low]
     lost = len(entries) - len(kept)
-    return low, kept, f"below the axis: {counted(lost, 'row')}" if lost else ""
+    return kept, f"not drawn, far below: {counted(lost, 'row')}" if lost else ""
 
 
 def draw_points(axes: Axes, entries: Sequence[Entry], marks: Marks) -> None:

@@ -37,19 +37,17 @@ class Trained:
     Attributes:
         run: Its name.
         val_acc: In percent.
-        images: In validation.
         seconds: Of training.
     """
 
     run: str
     val_acc: float
-    images: int
     seconds: float
 
     @classmethod
     def of(cls, run: Run) -> "Trained":
         assert run.val_acc is not None
-        return cls(run.name, run.val_acc, run.val_images or 0, run.train_seconds or 0.0)
+        return cls(run.name, run.val_acc, run.train_seconds or 0.0)
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,9 @@ class Found:
             if "failed" in said:
                 now.failed.add((place, number))
                 continue
-            one = now.trained[place][number] = Trained(**said)
+            one = now.trained[place][number] = Trained(
+                said["run"], said["val_acc"], said["seconds"]
+            )
             relative = trials[number].user_attrs[LATENCY]["relative"]
             now.points[place][number] = Point(relative, one.val_acc)
         return now
