@@ -168,7 +168,8 @@ def main() -> None:
     """Print the table."""
     resolve.register()
     choices = sys.argv[1:] or ["experiment=fast85"]
-    overrides = [*choices, "epochs=1", "data.val_fraction=0", "trainer.accelerator=cpu"]
+    same = "epochs=1", "data.val_fraction=0", "trainer.accelerator=cpu", "precision=32-true"
+    overrides = [*choices, *same]
     sides: dict[str, Callable[[], float]] = {
         "airbench's recipe": airbench(overrides, *random_images(IMAGES)),
         "ours": partial(ours, overrides),

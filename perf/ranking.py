@@ -4,7 +4,7 @@
     python -m perf.ranking benchmarks=10       # fewer
     python -m perf.ranking folder=docs/results/ranking benchmarks=0    # only the tables
 
-Every benchmark runs in a fresh process, every second one beside a program that burns a core for
+Every benchmark runs in fresh processes, every second one beside a program that burns a core for
 random stretches, and leaves one file. Six candidates: MobileNetV3-Small with two values of dropout,
 which are two configurations of equal cost, in eager PyTorch and again under ONNX Runtime; and twice
 the same network behind extra element-wise operations that cost about 2 and 3 %. Three pilots find
@@ -26,12 +26,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cifar_lightning.benchmark.candidates import Source, references
+from cifar_lightning.benchmark.processes import time_in_processes
 from cifar_lightning.benchmark.record import record_of
-from cifar_lightning.benchmark.session import time_here
 from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.models.mobilenet import mobilenet_v3_small
 from cifar_lightning.runs.benchmark import BenchmarkRecord
@@ -101,7 +102,7 @@ class Found:
 
 @dataclass(frozen=True)
 class One:
-    """What one benchmark said."""
+    """What one benchmark said; of relative latencies, what each of its processes did."""
 
     number: int
     busy: bool
@@ -112,12 +113,12 @@ class One:
     ended: str
     seconds: float
     noise_floor_percent: float
-    relative: dict[str, float]
+    relative: dict[str, list[float]]
     pairs: dict[str, Found]
 
 
 def benchmark(number: int, busy: bool, operations: dict[str, int]) -> One:
-    """Run one benchmark in this process."""
+    """Run one benchmark, in fresh processes as ever."""
     pairs = {
         EAGER: (source("a", "fp32", 0.2), source("b", "fp32", 0.3)),
         ONNX: (source("a", "onnx", 0.2), source("b", "onnx", 0.3)),
@@ -126,27 +127,31 @@ def benchmark(number: int, busy: bool, operations: dict[str, int]) -> One:
     sources = [one for pair in pairs.values() for one in pair] + [*extra.values()]
     groups = [[one] for one in (*sources, *references(torch.device("cpu")))]
     start, began = time.perf_counter(), datetime.now(UTC)
-    protocol, device = PROTOCOLS["full"], torch.device("cpu")
+    full, device = PROTOCOLS["full"], torch.device("cpu")
+    protocol, seed, nowhere = full.in_each(full.processes), number * full.processes, (None, False)
     with computing(), burner(number) if busy else nullcontext():
-        timed = time_here(groups, device, protocol, number, no_images)
-    assert not timed.failures, timed.failures
-    record = record_of(f"ranking-{number}", began, "full", device, [timed])
+        timed = time_in_processes(full.processes, groups, device, protocol, seed, nowhere)
+    assert not any(one.failures for one in timed), timed[0].failures
+    record = record_of(f"ranking-{number}", began, "full", device, timed)
     numbers = {(one.label, one.variant): index for index, one in enumerate(record.candidates)}
-    plain = numbers["a", "fp32"]
+    plain, reference = numbers["a", "fp32"], record.number("reference")
     return One(
         number=number,
         busy=busy,
         started=record.started,
         processor=record.environment.machine.processor.title,
         operations=operations,
-        rounds=len(record.sessions[0].rounds),
+        rounds=sum(len(one.rounds) for one in record.sessions),
         ended=record.ended,
         seconds=round(time.perf_counter() - start, 1),
         noise_floor_percent=percent(record.noise_floor.centre),
         relative={
-            f"{one.label} {one.variant}": round(math.exp(record.relative(index).centre), 5)
+            f"{one.label} {one.variant}": [
+                round(float(np.median(means[:, index] / means[:, reference])), 5)
+                for means in record.means
+            ]
             for index, one in enumerate(record.candidates)
-            if one.role == "candidate"
+            if one.role != "reference"
         },
         pairs={
             EAGER: found(record, plain, numbers["b", "fp32"]),
@@ -171,11 +176,6 @@ def found(record: BenchmarkRecord, first: int, second: int) -> Found:
 def percent(log: float) -> float:
     """Tell how much slower something is, of the logarithm of the ratio."""
     return round(100 * math.expm1(log), 3)
-
-
-def no_images(folder: Path | None) -> Tensor:
-    """No candidate here is calibrated."""
-    raise AssertionError(folder)
 
 
 @contextmanager
@@ -252,24 +252,24 @@ def tables(ones: list[One]) -> str:
                     f"| {statistics.median(pair.half_width for pair in pairs):.2f} % "
                     f"| {statistics.median(one.rounds for one in some):.0f} |"
                 )
-        lines += ["", *three_processes(here), ""]
+        lines += ["", *(three_processes(one) for one in here if not one.busy), ""]
     return "\n".join(lines)
 
 
-def three_processes(ones: list[One]) -> Iterator[str]:
-    """Say how well the first three quiet processes agree."""
-    three = [one for one in ones if not one.busy][:3]
-    if len(three) < 3:
-        return
-    equal = [abs(one.pairs[name].percent) for one in three for name in (EAGER, ONNX)]
-    yield f"Three fresh processes: equal networks differ by at most {max(equal):.2f} % (goal 3);"
-    spreads = {
-        name: 100 * (max(values) / min(values) - 1)
-        for name in three[0].relative
-        if (values := [one.relative[name] for one in three])
-    }
+def three_processes(one: One) -> str:
+    """Say how well the first three processes of a benchmark agree."""
+    first = {name: values[:3] for name, values in one.relative.items()}
+    pairs = [("a fp32", "b fp32"), ("a onnx", "b onnx")]
+    equal = max(
+        abs(100 * (y / x - 1)) for a, b in pairs for x, y in zip(first[a], first[b], strict=True)
+    )
+    spreads = {name: 100 * (max(values) / min(values) - 1) for name, values in first.items()}
     name, worst = max(spreads.items(), key=lambda item: item[1])
-    yield f"a candidate's three relative latencies by at most {worst:.2f} % ({name}; goal 5)."
+    return (
+        f"Benchmark {one.number}, three fresh processes: equal networks differ by at most "
+        f"{equal:.2f} % (goal 3), a candidate's three relative latencies by at most {worst:.2f} % "
+        f"({name}; goal 5)."
+    )
 
 
 def main(arguments: list[str]) -> None:

@@ -3,10 +3,10 @@
     python -m perf.simulated_machines            # 1,000 streams a kind of machine, about a minute
     python -m perf.simulated_machines plot=docs/latency-coverage.png
 
-Each stream is a whole benchmark: two candidates and the reference, in interleaved rounds or, for
-comparison, one after the other with an interval of each one's mean, which is how this project
-measured before. Only how long a block takes is made up; what is computed from it, and when it
-stops, is the code that measures.
+Each stream is a whole benchmark: two candidates and the reference, in interleaved rounds in several
+processes, or, for comparison, in one, or one after the other with an interval of each one's mean,
+which is how this project measured before. Only how long a block takes is made up; what is computed
+from it, and when it stops, is the code that measures.
 """
 
 from __future__ import annotations
@@ -24,13 +24,19 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from cifar_lightning.benchmark.rounds import rounds_needed
-from cifar_lightning.config.protocols import PROTOCOLS
-from cifar_lightning.runs.paired import CONFIDENCE, Difference, difference
+from cifar_lightning.config.protocols import PROTOCOLS, Protocol
+from cifar_lightning.runs.paired import (
+    CONFIDENCE,
+    Difference,
+    difference,
+    over_processes,
+    two_sided,
+)
 
 Array = NDArray[np.float64]
 # How slow the two candidates are, relative to the reference: as fast, and three times as slow.
 TRUTH = np.log([1.0, 1.0, 3.0])
-STREAMS = 1000
+STREAMS, FULL = 1000, PROTOCOLS["full"]
 OVERHEAD_S = 0.002  # of a block, discarded calls included
 NOISE = 0.01  # of a block's mean, where a machine has no noise of its own
 SEPARATE_S, SEPARATE_TOLERANCE, SEPARATE_GAP_S = (2.0, 30.0), 0.005, 10.0
@@ -45,12 +51,14 @@ class Machine:
             times in seconds, rising, and the numbers of the candidates they are of.
         shift: What it adds to the long-run median of a candidate's logarithm of latency over the
             reference's.
+        placement: Standard deviation of what each process adds to a candidate's logarithm.
         required: Whether the interval must hold the truth.
     """
 
     name: str
     slowdown: Callable[[np.random.Generator, Array, NDArray[np.intp]], Array]
     shift: float = 0.0
+    placement: float = 0.0
     required: bool = True
 
 
@@ -95,6 +103,7 @@ def alike_neighbours(rng: np.random.Generator, times: Array, candidates: NDArray
 MACHINES = (
     Machine("quiet: 1 % noise", noise),
     Machine("drift: a random walk by 10 % a minute", drift),
+    Machine("placement: 0.5 % in each process", noise, placement=0.005),
     Machine("bursts: x1.5 in 20 % of blocks", bursts),
     Machine("heavy tails: Student t, 3 degrees", heavy_tails),
     Machine("neighbours alike: signs' autocorrelation 0.5", alike_neighbours),
@@ -102,31 +111,50 @@ MACHINES = (
 )
 
 
-def interleaved(machine: Machine, rng: np.random.Generator) -> tuple[list[Difference], int]:
-    """Run a benchmark in rounds; return each candidate's relative latency, and the rounds."""
-    protocol = PROTOCOLS["full"]
+def placed(machine: Machine, rng: np.random.Generator) -> Array:
+    """Draw where candidates lie in a process: what that adds to each one's logarithm."""
+    return TRUTH + machine.placement * rng.standard_normal(len(TRUTH))
+
+
+def one_process(machine: Machine, rng: np.random.Generator, protocol: Protocol = FULL) -> Array:
+    """Time blocks in rounds until they are enough; return their means, (rounds, candidates)."""
     most = int(protocol.budget_s / (protocol.block_s + OVERHEAD_S))
     order = np.argsort(rng.random((most, len(TRUTH))), axis=1)
     lengths = protocol.block_s * rng.uniform(0.8, 1.2, order.size) + OVERHEAD_S
     candidates = order.ravel()
-    logs = TRUTH[candidates] + machine.slowdown(rng, np.cumsum(lengths), candidates)
+    logs = placed(machine, rng)[candidates]
+    logs = logs + machine.slowdown(rng, np.cumsum(lengths), candidates)
     means = np.empty(order.shape)
     np.put_along_axis(means, order, np.exp(logs).reshape(order.shape), axis=1)
     enough = [protocol.calls] * len(TRUTH)  # blocks of many calls
     for rounds in (*takewhile(lambda look: look < most, protocol.looks), most):
         if rounds_needed(means[:rounds].T.tolist(), enough, 0, protocol) <= rounds:
             break
-    reference, *others = means[:rounds].T.tolist()
-    return [difference(one, reference) for one in others], rounds
+    return means[:rounds]
+
+
+def in_one_process(machine: Machine, rng: np.random.Generator) -> tuple[list[Difference], int]:
+    """Run a benchmark in rounds; return each candidate's relative latency, and the rounds."""
+    means = one_process(machine, rng)
+    return [difference(means[:, number], means[:, 0]) for number in (1, 2)], len(means)
+
+
+def in_processes(machine: Machine, rng: np.random.Generator) -> tuple[list[Difference], int]:
+    """Run a benchmark as it is run: its rounds are shared by fresh processes."""
+    protocol = FULL.in_each(FULL.processes)
+    each = [one_process(machine, rng, protocol) for _ in range(FULL.processes)]
+    found = [[difference(means[:, number], means[:, 0]) for means in each] for number in (1, 2)]
+    rounds = sum(len(means) for means in each)
+    return [over_processes(one, two_sided()) for one in found], rounds
 
 
 def separate(machine: Machine, rng: np.random.Generator) -> tuple[list[Difference], int]:
     """Measure one after the other, each until its mean is certain; divide the means."""
-    block, (least, most) = PROTOCOLS["full"].block_s, (int(s / 0.02) for s in SEPARATE_S)
+    block, (least, most) = FULL.block_s, (int(s / 0.02) for s in SEPARATE_S)
     starts = np.arange(len(TRUTH)) * (SEPARATE_S[1] + SEPARATE_GAP_S)
     times = (starts[:, None] + np.arange(most) * block).ravel()
     candidates = np.repeat(np.arange(len(TRUTH)), most)
-    logs = TRUTH[candidates] + machine.slowdown(rng, times, candidates)
+    logs = placed(machine, rng)[candidates] + machine.slowdown(rng, times, candidates)
     means, widths = [], []
     for samples in np.exp(logs).reshape(len(TRUTH), most):
         for n in range(least, most + 1, 10):
@@ -169,44 +197,46 @@ class Coverage:
         return cls(100 * statistics.fmean(held), half, round(statistics.median(lengths)))
 
 
-def plot(rows: dict[str, tuple[Coverage, Coverage]], streams: int, path: Path) -> None:
-    """Draw both ways' coverage of each kind of machine."""
+WAYS = {
+    "eight processes": (in_processes, "#0072b2"),
+    "one process": (in_one_process, "#56b4e9"),
+    "one after the other, as before": (separate, "#d55e00"),
+}
+
+
+def plot(rows: dict[str, list[Coverage]], streams: int, path: Path) -> None:
+    """Draw each way's coverage of each kind of machine."""
     from matplotlib.figure import Figure
 
-    figure = Figure((8, 3.6), layout="constrained")
+    figure = Figure((8, 4.6), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(rows))[::-1]
-    for shift, label, colour, index in (
-        (0.19, "interleaved rounds", "#0072b2", 0),
-        (-0.19, "one after the other, as before", "#d55e00", 1),
-    ):
-        held = [row[index].held for row in rows.values()]
-        axes.barh(places + shift, held, 0.36, label=label, color=colour)
+    for index, (label, (_, colour)) in enumerate(WAYS.items()):
+        held, shift = [row[index].held for row in rows.values()], 0.27 * (1 - index)
+        axes.barh(places + shift, held, 0.26, label=label, color=colour)
         for place, value in zip(places + shift, held, strict=True):
-            axes.text(value + 0.8, place, f"{value:.1f}", va="center", fontsize=9)
+            axes.text(value + 0.8, place, f"{value:.1f}", va="center", fontsize=8)
     axes.axvline(92, color="black", linestyle="--", linewidth=1)
     axes.set_yticks(places, list(rows))
     axes.set_xlim(0, 112)
     axes.set_xlabel(f"95 % intervals that hold the truth (%); {streams:,} streams a kind; goal 92")
-    figure.legend(loc="outside upper right", ncols=2, fontsize=9, frameon=False)
+    figure.legend(loc="outside upper right", ncols=3, fontsize=9, frameon=False)
     figure.savefig(path, dpi=150)
 
 
 def main(streams: int, picture: str | None) -> None:
     """Print the table, and draw it if a file is named."""
-    print("| machine | in rounds: holds the truth | half width | rounds | separate: holds | half |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    rows = {}
+    told = "".join(f" {name}: holds the truth | half width | rounds |" for name in WAYS)
+    print(f"| machine |{told}")
+    print(f"| --- |{' ---: |' * 3 * len(WAYS)}")
+    rows = dict[str, list[Coverage]]()
     for machine in MACHINES:
-        new = Coverage.of(machine, interleaved, streams)
-        old = Coverage.of(machine, separate, streams)
-        rows[machine.name] = new, old
-        star = "" if machine.required else " (not required)"
-        print(
-            f"| {machine.name} | {new.held:.1f} %{star} | {new.half_width:.2f} % | {new.rounds} "
-            f"| {old.held:.1f} % | {old.half_width:.2f} % |",
-            flush=True,
+        rows[machine.name] = [Coverage.of(machine, way, streams) for way, _ in WAYS.values()]
+        told = "".join(
+            f" {one.held:.1f} % | {one.half_width:.2f} % | {one.rounds} |"
+            for one in rows[machine.name]
         )
+        print(f"| {machine.name} |{told}", flush=True)
     if picture is not None:
         plot(rows, streams, Path(picture))
 

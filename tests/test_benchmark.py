@@ -22,7 +22,6 @@ from cifar_lightning.runs.candidate import REFERENCES, Candidate, candidate_key
 from cifar_lightning.runs.environment import Environment
 from cifar_lightning.runs.interleaved import BenchmarkHead
 from cifar_lightning.runs.latency import Relative
-from cifar_lightning.runs.paired import Difference, over_processes
 from cifar_lightning.system.environment import Code
 
 MODEL = {"_target_": "cifar_lightning.models.resnet.resnet_cifar", "depth": 8, "dropout": 0.2}
@@ -159,30 +158,25 @@ def test_a_record_that_contradicts_itself_is_refused(how):
         BenchmarkRecord.decoded(BROKEN[how](made).to_json())
 
 
-def test_processes_are_combined_by_students_interval():
-    """Of two candidates; by hand: pooled variance of both, 2 * 2 degrees of freedom."""
-    centres = [[0.00, 0.03, 0.06], [0.50, 0.50, 0.53]]
-    sessions = [
-        steady(math.exp(first), math.exp(second), 1.0, 1.0, 4.0)
-        for first, second in zip(*centres, strict=True)
-    ]
+@given(st.lists(st.floats(-0.5, 0.5), min_size=3, max_size=3))
+def test_processes_are_combined_by_students_interval(centres):
+    sessions = [steady(math.exp(one), 2.0, 1.0, 1.0, 4.0) for one in centres]
     made = record(candidate(), candidate(variant="fused"), sessions=sessions)
     found = made.relative(0)
-    assert found.centre == pytest.approx(0.03)
-    variance = statistics.fmean([statistics.variance(one) for one in centres])
-    reach = stats.t.ppf(0.975, 4) * math.sqrt(variance / 3)
-    assert (found.low, found.high) == pytest.approx((0.03 - reach, 0.03 + reach))
-    assert found.n == 120
-    assert made.timing(0).rounds == 120
-    # The difference of both: pooled over all that are ranked against the second.
-    assert made.difference(1, 0).centre == pytest.approx(0.48)
-
-
-@given(st.lists(st.floats(-1, 1), min_size=3, max_size=3))
-def test_a_pool_of_one_is_students_own(centres):
-    found = over_processes([Difference(one, -9, 9, 30, 1.0) for one in centres], [], 1.959964)
-    expected = stats.t.interval(0.95, 2, statistics.fmean(centres), stats.sem(centres) or 1e-300)
+    mean, error = statistics.fmean(centres), stats.sem(centres)
+    expected = stats.t.interval(0.95, 2, mean, error) if error > 1e-9 else (mean, mean)
     assert (found.low, found.high) == pytest.approx(expected, abs=1e-6)
+    assert found.centre == pytest.approx(mean, abs=1e-9)
+    assert found.n == made.timing(0).rounds == 120
+    assert made.difference(1, 0).centre == pytest.approx(math.log(2) - mean)
+
+
+def test_only_a_pairs_own_processes_tell_it_apart():
+    """A third candidate that each process finds elsewhere says nothing of the other two."""
+    sessions = [steady(1.0, 1.02, 1 + 0.3 * (-1) ** n, 1.0, 1.0, 4.0) for n in range(8)]
+    made = record(candidate(), candidate(label="b"), candidate(label="c"), sessions=sessions)
+    assert made.slower(1, 0)
+    assert not made.differ(2, 0)
 
 
 def test_what_failed_in_one_process_is_in_no_record():
@@ -223,8 +217,11 @@ def test_who_has_not_converged_is_told_for_each_candidate():
     made = record(wide, narrow, sessions=[session(*rounds, ended="time")])
     assert [made.timing(number).converged for number in (0, 1)] == [False, True]
     assert {made.timing(number).ended for number in (0, 1)} == {"time"}
-    short = record(wide, narrow, sessions=[session(*rounds), session(*rounds[:20])])
+    short = record(wide, narrow, sessions=[session(*rounds[:20]), session(*rounds[:9])])
     assert not short.timing(1).converged
+    # Each of two processes is certain, and they contradict each other.
+    other = [(2.0, 3.2, 1.0, 1.0, 2.0)] * 300
+    assert not record(wide, narrow, sessions=[session(*rounds), session(*other)]).converged(1)
 
 
 def test_one_id_of_two_runs_is_told_apart():

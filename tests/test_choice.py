@@ -137,7 +137,7 @@ def test_threads_are_ranked_by_themselves():
 def test_ties_of_one_benchmark_are_measured_in_fresh_processes():
     found = leaderboard(entry("a", 90, 1.0), entry("b", 91, 1.0, variant="fused"))
     assert verdict(found, 1, Need(85)).command == (
-        "python -m cifar_lightning.measure run=a,b 'variants=[fp32,fused]' processes=3"
+        "python -m cifar_lightning.measure run=a,b 'variants=[fp32,fused]'"
     )
 
 

@@ -10,6 +10,7 @@ from cifar_lightning.cli.arguments import rename
 from cifar_lightning.config import components, rules, schema, texts
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs import identity, resolve
+from cifar_lightning.system import processor
 from cifar_lightning.training.build import build
 
 OPTIONS = {
@@ -53,6 +54,16 @@ def test_any_preset_is_trained_on_a_gpu(resolved):
     same = resolved("experiment=fast94", "precision=bf16-mixed")
     assert identity.run_name(both, choices) == identity.run_name(*same)
     assert both["optim"] == alone["optim"] | {"fused": True}
+
+
+@pytest.mark.parametrize(
+    ("features", "precision"), [({"avx512f"}, "32-true"), ({"avx512_bf16"}, "bf16-mixed")]
+)
+def test_short_presets_train_in_what_the_cpu_has(features, precision, resolved, monkeypatch):
+    monkeypatch.setattr(processor, "cpu_features", lambda: frozenset(features))
+    assert resolved("experiment=fast94")[0]["precision"] == precision
+    assert resolved("experiment=fast94", "precision=32-true")[0]["precision"] == "32-true"
+    assert resolved("experiment=b1")[0]["precision"] == "32-true"
 
 
 @pytest.mark.parametrize("path", sorted((schema.CONF_DIR / "experiment").glob("*.yaml")), ids=str)

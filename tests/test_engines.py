@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -134,8 +135,7 @@ def test_a_program_is_loaded_again_only_for_another_pool(monkeypatch, tmp_path):
     monkeypatch.setattr(executorch, "_pool", (0, object()))
 
     def part(variant):
-        (path,) = variant.ship(executorch.EXECUTORCH)
-        path.touch()
+        variant.ship(executorch.EXECUTORCH, Path.touch)
         executorch._run(variant)
 
     monkeypatch.setitem(PARTS, "executorch", (PARTS["executorch"][0], part))

@@ -35,7 +35,7 @@ from cifar_lightning.benchmark.measurements import new_measurement
 from cifar_lightning.benchmark.network import load_backbone
 from cifar_lightning.cli import measure as measure_command
 from cifar_lightning.config import protocols
-from cifar_lightning.errors import DeviceLost
+from cifar_lightning.errors import DeviceLost, RunFailed
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.candidate import RECIPE_VERSIONS, REFERENCES, recipe
 from cifar_lightning.runs.identity import run_name
@@ -409,12 +409,27 @@ def test_runs_of_other_data_are_ranked_apart(again, outputs, image_folder):
     assert ended.out.count(told) == 1
 
 
+def test_a_full_benchmark_is_shared_by_fresh_processes(again, monkeypatch):
+    asked = []
+
+    def time_in_processes(count, groups, device, protocol, *_):
+        asked.append((count, protocol.budget_s))
+        raise RunFailed("enough")
+
+    monkeypatch.setattr(measuring, "time_in_processes", time_in_processes)
+    assert again("run=A", "protocol=full").err == "error: enough\n"
+    assert again("run=A", "protocol=full", "processes=2").status == 1
+    assert asked == [(8, 2.5), (2, 10.0)]
+    assert again("run=A").status == 0  # `quick` is of this process alone
+
+
 def test_fresh_processes_make_one_record(again, outputs, forked):
     ended = again("run=A,B", "processes=2")
     assert ended.status == 0, ended.err
     record = records(outputs)[-1]
     assert len(record.sessions) == 2
     assert record.sessions[0].rounds != record.sessions[1].rounds
+    assert all(one.first_call_ms for one in record.candidates)  # what only the first finds out
     measurement = only_measurement(folder_of(outputs, "A"))
     assert measurement.benchmark == record.id
     assert measurement.rounds == sum(len(one.rounds) for one in record.sessions)

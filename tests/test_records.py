@@ -108,7 +108,7 @@ def test_a_row_can_be_made_again(outputs):
     (found,) = compare(Records.read([outputs]), NEED).leaderboards
     a, b = found.entries
     assert train_command(a.group) == (
-        "python train.py experiment=b1 id=a 'augment=[crop,flip]' seed=0"
+        "python train.py experiment=b1 id=a 'augment=[crop,flip]' precision=32-true seed=0"
     )
     assert "was not recorded" in train_command(b.group)
     assert measure_command([a, b]) == (

@@ -14,11 +14,11 @@ from torch import nn
 from cifar_lightning import models
 from cifar_lightning.errors import UserError
 from cifar_lightning.models.interfaces import reparameterized
-from cifar_lightning.variants import compiled, context, precision, registry, tensorrt
+from cifar_lightning.variants import compiled, context, onnx, precision, registry, tensorrt
 from cifar_lightning.variants.context import Kind, Unsupported
 from cifar_lightning.variants.cuda_graph import CapturedGraph, capture
 from cifar_lightning.variants.precision import flags
-from cifar_lightning.variants.registry import PARTS, check, prepare
+from cifar_lightning.variants.registry import FORMATS, PARTS, check, prepare
 
 CPU = torch.device("cpu")
 COMMON = {"output_stride": 16, "dropout": 0.1, "bn_momentum": 0.1, "bn_eps": 1e-5}
@@ -730,3 +730,46 @@ def test_adding_a_variant_takes_one_line(monkeypatch):
         expected = 2 * network()(images)
     (found,), _ = logits_of("doubled", network(), [images])
     assert_close(found, expected, 1e-6)
+
+
+# --- What is shipped, in several processes -----------------------------------------------------
+
+
+def small(seed):
+    torch.manual_seed(seed)
+    pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), *pooled).eval()
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(name, marks=pytest.mark.slow if name == "aot" else ()) for name in FORMATS],
+)
+def test_what_one_process_has_shipped_another_loads(variant, tmp_path):
+    """It neither exports nor calibrates."""
+    logits = []
+    for seed, images in ((0, calibration), (1, None)):
+        try:
+            with (
+                prepare(variant, small(seed), CPU, images, kept=tmp_path / "kept") as prepared,
+                prepared.switched(),
+                torch.inference_mode(),
+            ):
+                logits.append(prepared.forward(IMAGES[0][:1]).clone())
+        except Unsupported as error:
+            pytest.skip(str(error))
+    assert torch.equal(*logits)
+
+
+def test_a_failed_export_leaves_nothing_for_other_processes(tmp_path, monkeypatch):
+    def fail(variant, path):
+        path.write_bytes(b"half")
+        raise RuntimeError
+
+    monkeypatch.setattr(onnx, "export_onnx", fail)
+    with (
+        pytest.raises(RuntimeError),
+        prepare("onnx", small(0), CPU, calibration, kept=tmp_path / "kept"),
+    ):
+        pass
+    assert not [*tmp_path.iterdir()]

@@ -26,6 +26,7 @@ from cifar_lightning.benchmark.measurements import write_measurements
 from cifar_lightning.benchmark.prepare import Failure
 from cifar_lightning.benchmark.processes import time_in_processes
 from cifar_lightning.benchmark.record import record_of, told_apart
+from cifar_lightning.benchmark.rounds import DISCARDED
 from cifar_lightning.benchmark.session import time_here
 from cifar_lightning.config.protocols import MIN_ROUNDS, PROTOCOLS
 from cifar_lightning.errors import Interrupted
@@ -137,7 +138,7 @@ def measure(
     device: torch.device,
     outputs: Path,
     data: RunData,
-    processes: int = 1,
+    processes: int | None = None,
 ) -> Measured:
     """Time candidates beside each other, evaluate their accuracy, and record both.
 
@@ -150,7 +151,7 @@ def measure(
         device: Where.
         outputs: Where the benchmark is recorded.
         data: Of the runs.
-        processes: How many fresh ones; 1 is this one.
+        processes: How many fresh ones share the rounds; 1 is this one; None: the protocol's.
 
     Raises:
         Interrupted: If a signal came before there was anything to keep.
@@ -158,6 +159,7 @@ def measure(
     """
     if not sources:
         return Measured()
+    processes = processes or PROTOCOLS[spec.protocol].processes
     groups = grouped(sources)
     accuracies = Accuracies(data, device)
     # The first of a group is evaluated when it is ready to be timed, unless that is elsewhere.
@@ -205,15 +207,17 @@ def _benchmark(
     accuracies: Accuracies,
 ) -> tuple[BenchmarkRecord, list[Failure]]:
     """Time candidates and the references beside each other, and record it."""
-    protocol, started, tail = PROTOCOLS[spec.protocol], datetime.now(UTC), secrets.token_hex(3)
+    whole, started, tail = PROTOCOLS[spec.protocol], datetime.now(UTC), secrets.token_hex(3)
+    protocol = whole.in_each(processes)
     everyone = [*groups, *([source] for source in [*references(device), *floors(groups)])]
-    shortest = protocol.warmup_s + protocol.expected_rounds * protocol.block_s
+    blocks_s = protocol.expected_rounds * protocol.block_s * (1 + DISCARDED)
     log.info(
-        "%s and 3 references in interleaved rounds (%s protocol): about %s and what "
+        "%s and 3 references in interleaved rounds (%s protocol%s): about %s and what "
         "their preparation takes, at most %s",
         counted(sum(group[0].candidate.role == "candidate" for group in groups), "candidate"),
         protocol.name,
-        duration(processes * len(everyone) * shortest),
+        f", {processes} processes" if processes > 1 else "",
+        duration(processes * len(everyone) * (protocol.warmup_s + blocks_s)),
         duration(processes * len(everyone) * (protocol.warmup_max_s + protocol.budget_s)),
     )
     seed = int(tail, 16)
@@ -228,12 +232,12 @@ def _benchmark(
     for place in {outputs.resolve(), *(_outputs_of(folder, outputs) for folder in folders)}:
         check_inside(place, path := BenchmarkRecord.path(place, record.id))
         write_atomically(path, record.to_json())
-    rounds = min(len(one.rounds) for one in record.sessions)
+    rounds = sum(len(one.rounds) for one in record.sessions)
     if record.ended == "time" and rounds < MIN_ROUNDS:
         log.warning(
             "only %d rounds in %g s for each candidate, %d are needed: kept, but not converged",
             rounds,
-            protocol.budget_s,
+            whole.budget_s,
             MIN_ROUNDS,
         )
     failures = [failure for one in timed for failure in one.failures]

@@ -38,6 +38,23 @@ Look = Callable[[Source, VariantContext], None]
 
 
 @dataclass(frozen=True)
+class Share:
+    """What one of several processes does of a benchmark.
+
+    Attributes:
+        number: Its own, from 0; the first also finds out what is the same in all of them.
+        folder: Where it keeps what candidates are shipped as, for those after it.
+    """
+
+    number: int = 0
+    folder: Path | None = None
+
+    def kept(self, candidate: int) -> Path | None:
+        """Tell where that is kept for one of the candidates, by its number."""
+        return self.folder and self.folder / str(candidate)
+
+
+@dataclass(frozen=True)
 class Failure:
     """A candidate without figures.
 
@@ -107,18 +124,27 @@ def prepare(
     protocol: Protocol,
     calibration: Calibration,
     look: Look,
+    share: Share,
+    number: int,
     source: Source,
 ) -> Ready:
     """Bring one candidate to where only the rounds are left.
 
-    Unless it fails, it lives as long as the stack. The other arguments are those of `time_here`.
+    Unless it fails, it lives as long as the stack. Number is the candidate's; the other arguments
+    are those of `time_here`.
     """
     candidate, memory = source.candidate, Memory(device)
     with ExitStack() as own:
         with torch_threads(candidate.threads):
-            images = partial(source.calibration, calibration)
             prepared = own.enter_context(
-                registry.prepare(candidate.variant, source.build(), device, images, source.metadata)
+                registry.prepare(
+                    candidate.variant,
+                    source.build(),
+                    device,
+                    partial(source.calibration, calibration),
+                    source.metadata,
+                    kept=share.kept(number),
+                )
             )
         image, on_gpu = example_images(1, device), device.type == "cuda"
 
@@ -143,6 +169,10 @@ def prepare(
         (first_call_ms,) = take(1)
         warm_up(take, protocol)
         peak = memory.growth
+        typical_ms = statistics.median(latest)
+        if share.number > 0:
+            stack.push(own.pop_all())
+            return Ready(candidate, call, conditions, typical_ms)
         with conditions():
             launches = time_launches(call, image, prepared) if on_gpu else Launches()
             flags = precision.flags()
@@ -167,7 +197,7 @@ def prepare(
         ),
         call,
         conditions,
-        statistics.median(latest),
+        typical_ms,
     )
 
 

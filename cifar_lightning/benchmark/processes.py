@@ -3,14 +3,17 @@
 import logging
 import multiprocessing
 import os
+import tempfile
 import threading
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 
 from cifar_lightning.benchmark.candidates import Source
 from cifar_lightning.benchmark.load import RunData
+from cifar_lightning.benchmark.prepare import Share
 from cifar_lightning.benchmark.session import Timed, time_here
 from cifar_lightning.config.protocols import Protocol
 from cifar_lightning.errors import CifarLightningError, Interrupted, RunFailed
@@ -47,16 +50,18 @@ def time_in_processes(
         RunFailed: If a process failed.
     """
     found: list[Timed] = []
-    for number in range(count):
-        if signals.received() is not None and found:
-            return found
-        signals.check()
-        log.info("process %d of %d", number + 1, count)
-        try:
-            found.append(_apart(groups, device, protocol, seed + number, where))
-        except Interrupted:
-            if not found:
-                raise
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(count):
+            if signals.received() is not None and found:
+                return found
+            signals.check()
+            log.info("process %d of %d", number + 1, count)
+            share = Share(number, Path(folder))
+            try:
+                found.append(_apart(groups, device, protocol, seed + number, where, share))
+            except Interrupted:
+                if not found:
+                    raise
     return found
 
 
@@ -66,10 +71,11 @@ def _apart(
     protocol: Protocol,
     seed: int,
     where: tuple[str | None, bool],
+    share: Share,
 ) -> Timed:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    told = groups, device, protocol, seed, where
+    told = groups, device, protocol, seed, where, share
     process = context.Process(target=_measure, args=(sender, *told))
     process.start()
     sender.close()
@@ -98,6 +104,7 @@ def _measure(
     protocol: Protocol,
     seed: int,
     where: tuple[str | None, bool],
+    share: Share,
 ) -> None:
     """Measure in a process of its own, and send what was found."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -107,7 +114,7 @@ def _measure(
         try:
             root, check = where
             calibration = RunData(root, check=check).calibration
-            answer = time_here(groups, device, protocol, seed, calibration)
+            answer = time_here(groups, device, protocol, seed, calibration, share=share)
         except CifarLightningError as error:
             answer = error
         sender.send(answer)

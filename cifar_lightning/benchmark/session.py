@@ -20,6 +20,7 @@ from cifar_lightning.benchmark.prepare import (
     Failure,
     Look,
     Ready,
+    Share,
     failed,
     first_that_works,
     prepare,
@@ -37,6 +38,7 @@ from cifar_lightning.system.progress import Progress, tracked
 
 FLOOR_MS = 0.2  # for which a floor's blocks are laid out
 MIN_KEPT = 2  # rounds; one says nothing
+NO_OTHERS = Share()
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def time_here(
     seed: int,
     calibration: Calibration,
     look: Look = lambda source, prepared: None,
+    share: Share = NO_OTHERS,
 ) -> Timed:
     """Build, prepare and time candidates in this process.
 
@@ -74,6 +77,7 @@ def time_here(
         seed: Of all that is drawn.
         calibration: Gives training images to calibrate with.
         look: Called with each candidate that is ready.
+        share: What this process does of a benchmark of several.
 
     Raises:
         RunFailed: If a reference can't be timed.
@@ -93,11 +97,11 @@ def time_here(
         failures: list[Failure] = []
         order = [*range(len(groups))]
         generator.shuffle(order)
-        build = partial(prepare, stack, watch, device, protocol, calibration, look)
+        build = partial(prepare, stack, watch, device, protocol, calibration, look, share)
         asked = "preparing", "networks", lambda one: groups[one][0].title
         for number in tracked(order, *asked, slow_steps=True):
             with signals.immediate():  # exporting and compiling take their time
-                found = first_that_works(groups[number], device, build)
+                found = first_that_works(groups[number], device, partial(build, number))
             if isinstance(found, Ready):
                 ready[number] = found
             else:

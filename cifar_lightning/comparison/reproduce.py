@@ -12,6 +12,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from cifar_lightning.comparison.entry import Entry, Group
 from cifar_lightning.comparison.provenance import commit
 from cifar_lightning.config.components import MACHINE
+from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Versions
 from cifar_lightning.system import environment, escaping
@@ -56,7 +57,10 @@ def train_command(group: Group) -> str:
             # without quotes that a shell has no use for
             plain = re.sub(r"='([\w.+-]*)'$", r"=\1", override)
             kept.append(escaping.without_secrets(plain))
-    if init := group.runs[0].config.get("init"):
+    config, keys = group.runs[0].config, [one.partition("=")[0] for one in kept]
+    if "experiment" in keys and "precision" not in keys and "precision" in config:
+        kept.append(f"precision={config['precision']}")  # a preset may leave it to the machine
+    if init := config.get("init"):
         kept.append(f"init={init['run']}")  # whatever the file was called
     several = ["-m"] if len(group.runs) > 1 else []
     said = _said_outputs(_outputs(group))
@@ -64,11 +68,13 @@ def train_command(group: Group) -> str:
 
 
 def measure_command(entries: Sequence[Entry]) -> str:
-    """Write the command that measures entries together: in fresh processes if they were before."""
+    """Write the command that measures entries together: in more processes if they were before."""
     first, outputs = entries[0].measurement, _outputs(entries[0].group)
     threads = sorted({entry.measurement.threads for entry in entries})
-    there = [{one.benchmark.id for one in entry.timings.timed} for entry in entries]
-    again = len(entries) > 1 and set.intersection(*there)
+    there = [{one.benchmark.id: one.benchmark for one in e.timings.timed} for e in entries]
+    common = set.intersection(*map(set, there)) if len(entries) > 1 else set()
+    usual = PROTOCOLS["full"].processes
+    more = max((max(usual, 2 * len(there[0][id].means)) for id in common), default=0)
     return _written(
         [
             "python",
@@ -78,7 +84,7 @@ def measure_command(entries: Sequence[Entry]) -> str:
             f"variants=[{_listed(entry.variant for entry in entries)}]",
             *([f"threads=[{_listed(map(str, threads))}]"] if threads != [1] else []),
             *([f"protocol={first.protocol}"] if first.protocol != "full" else []),
-            *(["processes=3"] if again else []),
+            *([f"processes={more}"] if more > PROTOCOLS[first.protocol].processes else []),
             *_said_outputs(outputs),
         ]
     )

@@ -1,8 +1,10 @@
 """When a measurement starts counting and when it stops."""
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
+from typing import Self
 
 PROTOCOL_VERSION = 2
 BENCH = "bench"  # that of an export's bench.py, which is ranked with no other
@@ -24,6 +26,7 @@ class Protocol:
         independent_rounds: At least so many, where neighbouring ones that are alike count less.
         tolerance: How far the interval of a relative latency may reach, over its centre.
         budget_s: In rounds, for each candidate, even if intervals are still wider.
+        processes: Fresh ones that share the rounds; 1 is the one that asks.
     """
 
     name: str
@@ -38,6 +41,24 @@ class Protocol:
     # About 900 rounds of light networks. 126 are enough on a quiet machine and 220 beside a busy
     # program; where speeds come and go for seconds, eight rounds say as much as one independent.
     budget_s: float = 20.0
+    # Together they say by how much they differ: Student's quantile of 8 is 3.0 (99 %, one-sided).
+    processes: int = 8
+
+    def in_each(self, processes: int) -> Self:
+        """Share what is asked for among processes.
+
+        Their centres' errors are independent, so each one's may be larger by the square root of
+        their number; and what one of them found does not hang on how warm it was.
+        """
+        return replace(
+            self,
+            warmup_s=self.warmup_s / processes,
+            warmup_max_s=self.warmup_max_s / processes,
+            calls=math.ceil(self.calls / processes),
+            independent_rounds=math.ceil(self.independent_rounds / processes),
+            tolerance=self.tolerance * math.sqrt(processes),
+            budget_s=self.budget_s / processes,
+        )
 
     @property
     def looks(self) -> Iterator[int]:
@@ -62,5 +83,6 @@ PROTOCOLS = {
         independent_rounds=MIN_ROUNDS,
         tolerance=0.05,
         budget_s=2.0,
+        processes=1,
     ),
 }

@@ -82,7 +82,7 @@ class MeasureConfig:
     threads: list[int] = MISSING
     protocol: str = MISSING
     device: str = MISSING
-    processes: int = MISSING
+    processes: int | None = MISSING
     rerun: bool = MISSING
     outputs: PathText = MISSING
     data_root: PathText | None = MISSING

@@ -119,7 +119,7 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "min_acc": (_number(lambda v: 0 <= v <= 100), "0 to 100, percent"),
     "max_ms": (lambda v: v is None or _POSITIVE[0](v), "a number above 0"),
     "stat": (lambda v: v in ("mean", "p95"), "mean, p95"),
-    "processes": _at_least(1),
+    "processes": (lambda v: v is None or _at_least(1)[0](v), f"null or {_at_least(1)[1]}"),
     "opset": (
         lambda v: v is None or (is_integer(v) and v in OPSETS),
         f"{OPSETS[0]} to {OPSETS[-1]}",

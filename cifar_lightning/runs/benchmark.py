@@ -14,7 +14,6 @@ from cifar_lightning.runs.candidate import floor_of
 from cifar_lightning.runs.gpu import GPUActivity
 from cifar_lightning.runs.interleaved import BenchmarkHead, Interleaved
 from cifar_lightning.runs.latency import Ended, LatencyStats, Relative
-from cifar_lightning.runs.paired import difference
 from cifar_lightning.system import untrusted
 
 if TYPE_CHECKING:
@@ -89,14 +88,9 @@ class BenchmarkRecord(Interleaved):
 
     def converged(self, number: int) -> bool:
         """Tell whether a candidate got what the protocol asks for, whatever others lacked."""
-        protocol, reference = PROTOCOLS[self.protocol], self.number("reference")
-        return all(
-            difference(means[:, number], means[:, reference]).rounds_needed(
-                one.calls(number), protocol
-            )
-            <= len(one.rounds)
-            for one, means in zip(self.sessions, self.means, strict=True)
-        )
+        calls = sum(session.calls(number) for session in self.sessions)
+        found = self.relative(number)
+        return found.rounds_needed(calls, PROTOCOLS[self.protocol]) <= found.n
 
     @property
     def gpu(self) -> GPUActivity:

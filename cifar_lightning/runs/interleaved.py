@@ -115,16 +115,10 @@ class Interleaved(BenchmarkHead):
             second: The other.
             z: Normal quantile of the interval's ends; None is that of 95 %.
         """
-        found = [_within(first, second, means, z) for means in self.means]
+        found = [difference(means[:, first], means[:, second], z) for means in self.means]
         if len(found) == 1:
             return found[0]
-        # What processes differ by is pooled over all that are ranked.
-        others = [number for number in self.ranked if number not in (first, second)]
-        groups = [
-            [_within(number, second, means, None).centre for means in self.means]
-            for number in others
-        ]
-        return over_processes(found, groups, two_sided() if z is None else z)
+        return over_processes(found, two_sided() if z is None else z)
 
     def relative(self, number: int, z: float | None = None) -> Difference:
         """Tell how much slower a candidate is than the reference."""
@@ -161,7 +155,3 @@ class Interleaved(BenchmarkHead):
     def noise_floor(self) -> Difference:
         """What is called a difference here where there is none: the reference's double."""
         return self.relative(self.number("double"))
-
-
-def _within(first: int, second: int, means: "NDArray[np.float64]", z: float | None) -> Difference:
-    return difference(means[:, first], means[:, second], z)

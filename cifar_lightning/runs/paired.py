@@ -158,26 +158,22 @@ def autocorrelation_time(x: "NDArray[np.float64]") -> "NDArray[np.float64]":
     return np.maximum(1.0, 1 + 2 * total)
 
 
-def over_processes(
-    found: Sequence[Difference], others: Sequence[Sequence[float]], z: float
-) -> Difference:
-    """Combine what several processes say of two candidates.
+def over_processes(found: Sequence[Difference], z: float) -> Difference:
+    """Combine what several processes say of two candidates: Student's interval of their centres.
 
-    The centre is the mean of the processes' centres. How much processes differ is pooled over all
-    candidates, since three of them say little; Student's interval.
+    Where a candidate lies in memory is drawn once a process and moves its latency throughout, and a
+    machine's state changes in minutes, which no interval of rounds knows. Two networks that are
+    alike are moved alike, so each pair's own differences count, and not what others scatter by.
 
     Args:
-        found: One a process.
-        others: For each further candidate its difference to the same second one, one a process.
+        found: One a process, of two or more.
         z: Normal quantile of the interval's ends.
     """
     from scipy.special import stdtrit  # heavy, and reading records needs none of it
 
-    centres = [one.centre for one in found]
-    groups = [centres, *others]
-    variance = statistics.fmean(statistics.variance(group) for group in groups)
-    freedom = (len(found) - 1) * len(groups)
-    reach = float(stdtrit(freedom, NormalDist().cdf(z))) * math.sqrt(variance / len(found))
+    centres, n = [one.centre for one in found], len(found)
     centre = statistics.fmean(centres)
+    quantile = float(stdtrit(n - 1, NormalDist().cdf(z)))
+    reach = quantile * statistics.stdev(centres, centre) / math.sqrt(n)
     rounds, tau = sum(one.n for one in found), max(one.tau for one in found)
     return Difference(centre, centre - reach, centre + reach, rounds, tau)

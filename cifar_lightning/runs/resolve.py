@@ -22,6 +22,7 @@ from cifar_lightning.runs.folder import RUNS, RunFolder
 from cifar_lightning.runs.identity import run_name
 from cifar_lightning.runs.ownership import check_ours
 from cifar_lightning.runs.weights import initial_weights
+from cifar_lightning.system.processor import fastest_precision
 
 
 def resolve(composed: DictConfig) -> dict[str, Any]:
@@ -98,6 +99,7 @@ def register() -> None:
         store.store(name=name, node=schema)
     OmegaConf.register_new_resolver("run_name", _resolve_run_name, replace=True)
     OmegaConf.register_new_resolver("home", expand_home, replace=True)
+    OmegaConf.register_new_resolver("fastest_precision", fastest_precision, replace=True)
     OmegaConf.register_new_resolver("checked_places", _check_places, replace=True)
 
 

@@ -32,15 +32,18 @@ AOT = Format(("model-aot.pt2",), load_aot, ("torch",))
 
 def use_aot(variant: VariantContext) -> None:
     """Compile a package for one image, and call what is loaded of it."""
-    (path,) = variant.ship(AOT)
-    images = example_images(1, variant.device)
-    settings = {"aot_inductor.metadata": dict(variant.metadata)}
-    with silenced(), needing_a_compiler(variant), torch.no_grad():
-        program = torch.export.export(Called(variant).eval(), (images,))
-        torch._inductor.aoti_compile_and_package(
-            program, package_path=str(path), inductor_configs=settings
-        )
-    _forget_places(path)
+
+    def write(path: Path) -> None:
+        images = example_images(1, variant.device)
+        settings = {"aot_inductor.metadata": dict(variant.metadata)}
+        with silenced(), needing_a_compiler(variant), torch.no_grad():
+            program = torch.export.export(Called(variant).eval(), (images,))
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(path), inductor_configs=settings
+            )
+        _forget_places(path)
+
+    (path,) = variant.ship(AOT, write)
     network = torch._inductor.aoti_load_package(str(path))
     variant.forward = lambda batch: (
         network(batch) if len(batch) == 1 else torch.cat([network(one) for one in batch.split(1)])

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -81,6 +82,7 @@ class VariantContext:
         exact: Whether it computes in fp32: then its logits are the network's but for rounding.
         metadata: What files that are shipped say of themselves, where they can.
         opset: Of ONNX, if not the exporter's own.
+        kept: A folder where another process keeps what is shipped, or where this one is to.
         files: What is shipped; none where that is the weights.
         size_bytes: Of what is shipped.
         delegated: The fraction of operations that a delegate takes, where an engine has one.
@@ -100,6 +102,7 @@ class VariantContext:
     exact: bool = True
     metadata: Mapping[str, str] = field(default_factory=dict)
     opset: int | None = None
+    kept: Path | None = None
     files: list[Path] = field(default_factory=list)
     size_bytes: int = 0
     delegated: float | None = None
@@ -151,9 +154,19 @@ class VariantContext:
         """Make a folder that ends with the variant."""
         return Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
 
-    def ship(self, form: Format) -> list[Path]:
-        """Say that files are shipped; return where the part has to write them, and run them."""
-        folder = self.folder()
+    def ship(self, form: Format, write: Callable[..., None]) -> list[Path]:
+        """Have files written that are shipped, unless they are kept; return them to be run.
+
+        Args:
+            form: Names them.
+            write: Writes them where it is told.
+        """
+        folder = self.kept
+        if folder is None or not folder.exists():
+            folder = self.folder()
+            write(*(folder / name for name in form.files))
+            if self.kept is not None:
+                shutil.copytree(folder, self.kept)
         self.files = [folder / name for name in form.files]
         return self.files
 

@@ -3,12 +3,15 @@
 import operator
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
 from tempfile import TemporaryFile
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from cifar_lightning.variants.context import (
     Array,
@@ -52,9 +55,12 @@ def use_executorch(variant: VariantContext) -> None:
     variant.need_cpu()
     with needing("executorch"), silenced():
         import executorch.exir  # noqa: F401
-    network = folded_where_traceable(variant.network)
-    with silenced():
-        _lower(variant, EXECUTORCH, torch.export.export(network, (example_images(1),)))
+
+    def program() -> ExportedProgram:
+        network = folded_where_traceable(variant.network)
+        return torch.export.export(network, (example_images(1),))
+
+    variant.ship(EXECUTORCH, partial(_lower, variant, program))
     _run(variant)
 
 
@@ -65,33 +71,38 @@ def use_executorch_int8(variant: VariantContext) -> None:
         from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    network, images = folded_where_traceable(variant.network), (example_images(1),)
-    quantizer = xnnpack_quantizer.XNNPACKQuantizer()
-    quantizer.set_global(xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=True))
-    with silenced(), torch.no_grad():
-        observed = prepare_pt2e(torch.export.export(network, images).module(), quantizer)
-        for image in variant.calibration().split(1):
-            observed(image)
-        _lower(variant, EXECUTORCH_INT8, torch.export.export(convert_pt2e(observed), images))
+    def program() -> ExportedProgram:
+        network, images = folded_where_traceable(variant.network), (example_images(1),)
+        quantizer = xnnpack_quantizer.XNNPACKQuantizer()
+        to_8_bits = xnnpack_quantizer.get_symmetric_quantization_config(is_per_channel=True)
+        quantizer.set_global(to_8_bits)
+        with torch.no_grad():
+            observed = prepare_pt2e(torch.export.export(network, images).module(), quantizer)
+            for image in variant.calibration().split(1):
+                observed(image)
+            return torch.export.export(convert_pt2e(observed), images)
+
+    variant.ship(EXECUTORCH_INT8, partial(_lower, variant, program))
     _run(variant)
 
 
-def _lower(variant: VariantContext, form: Format, program: torch.export.ExportedProgram) -> None:
+def _lower(variant: VariantContext, make: Callable[[], ExportedProgram], path: Path) -> None:
     """Write a program, and tell which fraction of its operations the delegate takes."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
     from executorch.exir.lowered_backend_module import get_lowered_submodules
 
     # torch's own decomposition has integer constants, whose casts the delegate leaves outside.
-    program = program.run_decompositions({torch.ops.aten.hardsigmoid.default: _hardsigmoid})
-    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    decompositions = {torch.ops.aten.hardsigmoid.default: _hardsigmoid}
+    with silenced():
+        program = make().run_decompositions(decompositions)
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
     graph = lowered.exported_program().graph_module
     inside = sum(
         _count_operations(module.original_module.graph_module)
         for _, module, _ in get_lowered_submodules(graph)
     )
     variant.delegated = inside / (inside + _count_operations(graph))
-    (path,) = variant.ship(form)
     path.write_bytes(lowered.to_executorch().buffer)
 
 

@@ -1,5 +1,7 @@
 """LiteRT, which was TensorFlow Lite."""
 
+from pathlib import Path
+
 import torch
 
 from cifar_lightning.variants.context import (
@@ -43,9 +45,12 @@ def use_litert(variant: VariantContext) -> None:
     with needing("litert"), silenced():
         import ai_edge_litert.interpreter  # noqa: F401
         import litert_torch
-    (path,) = variant.ship(LITERT)
-    with silenced():
-        network = folded_where_traceable(variant.network)
-        litert_torch.convert(network, (example_images(1),)).export(str(path))
+
+    def write(path: Path) -> None:
+        with silenced():
+            network = folded_where_traceable(variant.network)
+            litert_torch.convert(network, (example_images(1),)).export(str(path))
+
+    (path,) = variant.ship(LITERT, write)
     variant.forward = on_arrays(load_litert(str(path), torch.get_num_threads()))
     variant.first_calls()

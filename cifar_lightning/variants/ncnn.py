@@ -1,6 +1,8 @@
 """ncnn, converted by pnnx."""
 
 import subprocess
+from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -46,8 +48,15 @@ def use_ncnn(variant: VariantContext) -> None:
     variant.need_cpu()
     with needing("ncnn"):
         import ncnn  # noqa: F401
-        import pnnx
-    param, weights = variant.ship(NCNN)
+        import pnnx  # noqa: F401
+    param, _ = variant.ship(NCNN, partial(_convert, variant))
+    variant.forward = on_arrays(load_ncnn(str(param), torch.get_num_threads()))
+    variant.first_calls()
+
+
+def _convert(variant: VariantContext, param: Path, weights: Path) -> None:
+    import pnnx
+
     traced = variant.folder() / "traced.pt"
     with silenced(), torch.no_grad():
         network = folded_where_traceable(variant.network)
@@ -68,5 +77,3 @@ def use_ncnn(variant: VariantContext) -> None:
     if converted.returncode or not weights.exists():
         said = (converted.stderr or converted.stdout).strip().splitlines()
         raise RuntimeError(f"pnnx: {said[-1] if said else f'status {converted.returncode}'}")
-    variant.forward = on_arrays(load_ncnn(str(param), torch.get_num_threads()))
-    variant.first_calls()

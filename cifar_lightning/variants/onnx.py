@@ -53,8 +53,7 @@ INT8 = Format(("model-int8.onnx",), load_onnx, ("onnxruntime",))
 def use_onnx(variant: VariantContext) -> None:
     """Export to ONNX and run with ONNX Runtime."""
     ort = import_onnxruntime(variant.device)
-    (path,) = variant.ship(ONNX)
-    export_onnx(variant, path)
+    (path,) = variant.ship(ONNX, partial(export_onnx, variant))
     run_onnx(variant, ort, path)
 
 
@@ -68,12 +67,17 @@ def use_int8(variant: VariantContext) -> None:
     """
     quantized(variant)
     ort = import_onnxruntime(variant.device)
+    (path,) = variant.ship(INT8, partial(_quantize, variant))
+    run_onnx(variant, ort, path)
+
+
+def _quantize(variant: VariantContext, path: Path) -> None:
     import onnx
     from onnx.helper import set_model_props
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    folder, (path,) = variant.folder(), variant.ship(INT8)
+    folder = variant.folder()
     export_onnx(variant, folder / "fp32.onnx")
     feeds = ({"images": batch.numpy()} for batch in variant.calibration().split(64))
     with silenced():
@@ -93,7 +97,6 @@ def use_int8(variant: VariantContext) -> None:
         model = onnx.load(path)
         set_model_props(model, dict(variant.metadata))
         onnx.save(model, path)
-    run_onnx(variant, ort, path)
 
 
 def _kept_in_fp32(graph: Any) -> list[str]:

@@ -1,6 +1,9 @@
 """OpenVINO on the CPU, in fp32, bf16 and int8."""
 
 import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,7 +60,7 @@ OPENVINO_INT8 = _format("model-openvino-int8")
 def use_openvino(variant: VariantContext) -> None:
     """Run with OpenVINO in fp32."""
     ov = _import_openvino(variant)
-    _run(variant, ov, OPENVINO, _converted(variant, ov), "f32")
+    _run(variant, ov, OPENVINO, partial(_converted, variant, ov), "f32")
 
 
 def use_openvino_bf16(variant: VariantContext) -> None:
@@ -66,7 +69,7 @@ def use_openvino_bf16(variant: VariantContext) -> None:
     if not BF16 & cpu_features():
         raise Unsupported("needs a processor with bf16 (avx512_bf16, amx_bf16, or ARM's bf16)")
     variant.exact = False
-    _run(variant, ov, OPENVINO_BF16, _converted(variant, ov), "bf16")
+    _run(variant, ov, OPENVINO_BF16, partial(_converted, variant, ov), "bf16")
 
 
 def use_openvino_int8(variant: VariantContext) -> None:
@@ -76,13 +79,16 @@ def use_openvino_int8(variant: VariantContext) -> None:
     with needing("openvino"), silenced():
         import nncf
 
-    images = variant.calibration()
-    given = nncf.Dataset([image.numpy() for image in images.split(1)])
-    before = logging.getLogger("nncf").level
-    with silenced():
-        model = nncf.quantize(_converted(variant, ov), given, subset_size=len(images))
-    logging.getLogger("nncf").setLevel(before)
-    _run(variant, ov, OPENVINO_INT8, model, "f32")
+    def quantized_model() -> Any:
+        images = variant.calibration()
+        given = nncf.Dataset([image.numpy() for image in images.split(1)])
+        before = logging.getLogger("nncf").level
+        with silenced():
+            model = nncf.quantize(_converted(variant, ov), given, subset_size=len(images))
+        logging.getLogger("nncf").setLevel(before)
+        return model
+
+    _run(variant, ov, OPENVINO_INT8, quantized_model, "f32")
 
 
 def _import_openvino(variant: VariantContext) -> Any:
@@ -128,18 +134,24 @@ def _keep_behind_max_pools(model: Any) -> None:
                 one.replace_source_output(kept)
 
 
-def _run(variant: VariantContext, ov: Any, form: Format, model: Any, precision: str) -> None:
+def _run(
+    variant: VariantContext, ov: Any, form: Format, make: Callable[[], Any], precision: str
+) -> None:
     """Write a model as it is shipped, and let OpenVINO run that with torch's number of threads.
 
     The file says in which precision to compute what is not quantized: nothing else in it does.
     """
-    path, _ = variant.ship(form)
-    for number, operation in enumerate(model.get_ordered_ops()):
-        if operation.get_type_name() not in ("Parameter", "Result"):
-            # Else by a counter of the process: equal networks would give unequal files.
-            operation.set_friendly_name(f"{operation.get_type_name()}_{number}")
-    for key, value in {**variant.metadata, "precision": precision}.items():
-        model.set_rt_info(value, ["model_info", key])
-    ov.save_model(model, path, compress_to_fp16=False)
+
+    def write(path: Path, _: Path) -> None:
+        model = make()
+        for number, operation in enumerate(model.get_ordered_ops()):
+            if operation.get_type_name() not in ("Parameter", "Result"):
+                # Else by a counter of the process: equal networks would give unequal files.
+                operation.set_friendly_name(f"{operation.get_type_name()}_{number}")
+        for key, value in {**variant.metadata, "precision": precision}.items():
+            model.set_rt_info(value, ["model_info", key])
+        ov.save_model(model, path, compress_to_fp16=False)
+
+    path, _ = variant.ship(form, write)
     variant.forward = on_arrays(load_openvino(str(path), torch.get_num_threads()))
     variant.first_calls()

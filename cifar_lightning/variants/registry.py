@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain, pairwise
+from pathlib import Path
 
 import torch
 from safetensors.torch import save
@@ -137,6 +138,7 @@ def prepare(
     calibration: Callable[[], Tensor],
     metadata: Mapping[str, str] | None = None,
     opset: int | None = None,
+    kept: Path | None = None,
 ) -> Iterator[VariantContext]:
     """Make a variant ready; every flag is as before as soon as it is.
 
@@ -150,6 +152,8 @@ def prepare(
             variants that need them.
         metadata: What files that are shipped say of themselves, where they can.
         opset: Of ONNX, if not the exporter's own.
+        kept: A folder with what is shipped, if another process has kept it there; else it is kept
+            there for others.
 
     Raises:
         Unsupported: If this device or installation can't run it.
@@ -163,7 +167,7 @@ def prepare(
         with ExitStack() as preparing:
             variant = VariantContext(
                 network, network, device, calibration, stack, preparing, eager, subnormals,
-                metadata=metadata or {}, opset=opset,
+                metadata=metadata or {}, opset=opset, kept=kept,
             )  # fmt: skip
             variant.switch(partial(matmul_precision, "ieee"))
             variant.switch(fastest_algorithms)

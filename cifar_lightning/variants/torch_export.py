@@ -1,6 +1,7 @@
 """Programs of torch.export: what a variant calls, in a file that torch loads without its code."""
 
 import json
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +38,12 @@ TORCH_EXPORT = Format(("model.pt2",), load_torch_export, ("torch",))
 
 def use_torch_export(variant: VariantContext) -> None:
     """Save what is called as a program, and call what is loaded of it."""
-    (path,) = variant.ship(TORCH_EXPORT)
-    metadata = {"metadata.json": json.dumps(dict(variant.metadata))}
-    torch.export.save(exported_program(variant), path, extra_files=metadata)
+
+    def write(path: Path) -> None:
+        metadata = {"metadata.json": json.dumps(dict(variant.metadata))}
+        torch.export.save(exported_program(variant), path, extra_files=metadata)
+
+    (path,) = variant.ship(TORCH_EXPORT, write)
     variant.forward = torch.export.load(path).module()
     variant.first_calls()
 
