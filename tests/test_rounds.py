@@ -116,7 +116,8 @@ def test_what_every_round_says_is_no_tie_at_a_strict_level():
 def test_it_looks_now_and_then_only():
     assert list(islice(FULL.looks, 7)) == [30, 40, 53, 71, 95, 126, 169]
     assert FULL.expected_rounds == 126
-    assert PROTOCOL_VERSION == 2
+    assert PROTOCOL_VERSION == 3
+    assert FULL.in_each(FULL.processes).expected_rounds == 30
 
 
 def test_a_quiet_machine_is_done_after_126_rounds():

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,6 +19,7 @@ from cifar_lightning.benchmark.session import Timed, time_here
 from cifar_lightning.config.protocols import Protocol
 from cifar_lightning.errors import CifarLightningError, Interrupted, RunFailed
 from cifar_lightning.system import signals
+from cifar_lightning.system.formatting import duration
 
 log = logging.getLogger(__name__)
 
@@ -49,19 +51,21 @@ def time_in_processes(
         Interrupted: If a signal came before there was anything to keep.
         RunFailed: If a process failed.
     """
-    found: list[Timed] = []
+    found, left = list[Timed](), ""
     with tempfile.TemporaryDirectory() as folder:
         for number in range(count):
             if signals.received() is not None and found:
                 return found
             signals.check()
-            log.info("process %d of %d", number + 1, count)
-            share = Share(number, Path(folder))
+            log.info("process %d of %d%s", number + 1, count, left)
+            share, start = Share(number, Path(folder)), time.monotonic()
             try:
                 found.append(_apart(groups, device, protocol, seed + number, where, share))
             except Interrupted:
                 if not found:
                     raise
+            seconds = (count - number - 1) * (time.monotonic() - start)
+            left = f", at most {duration(seconds)} left"  # the first one exports, too
     return found
 
 
@@ -108,7 +112,8 @@ def _measure(
 ) -> None:
     """Measure in a process of its own, and send what was found."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # Whatever the imports have set up: the lines of progress are of level INFO.
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     answer: Timed | CifarLightningError
     with signals.handled(), signals.deferred():
         try:
