@@ -120,6 +120,15 @@ def test_it_looks_now_and_then_only():
     assert FULL.in_each(FULL.processes).expected_rounds == 30
 
 
+def test_one_of_several_processes_stops_after_30_rounds_whatever_they_say():
+    """Here an interval has no bounds, since neighbouring rounds are all alike."""
+    slow = [1.0 + n / 100 for n in range(30)]
+    found = difference(slow, [1.0] * 30)
+    assert math.isinf(found.high)
+    assert found.rounds_needed(30, FULL.in_each(8)) == 30
+    assert found.rounds_needed(30, FULL) > 60
+
+
 def test_a_quiet_machine_is_done_after_126_rounds():
     rounds, ended = Machine(1.0, 1.0, 4.0).measure()
     assert (len(rounds), ended) == (126, "converged")

@@ -69,10 +69,9 @@ class Difference:
             protocol.independent_rounds * self.tau,
         )
         reach = max(self.high - self.centre, self.centre - self.low)
-        if math.isinf(reach):
-            needed = max(needed, 2 * self.n)
-        elif reach > (narrow := math.log1p(protocol.tolerance)):
-            needed = max(needed, self.n * (reach / narrow) ** 2)
+        if reach > (narrow := math.log1p(protocol.tolerance)):
+            more = 2 if math.isinf(reach) else (reach / narrow) ** 2
+            needed = max(needed, self.n * more)
         return math.ceil(needed)
 
 

@@ -83,7 +83,8 @@ def encode(record: Any, indent: int | None = 1) -> str:
     # UTF-8, and are written so that two names stay two.
     text = _BYTE.sub(lambda half: rf"\\x{ord(half.group()) - 0xDC00:02x}", text)
     plain = json.loads(text.encode(errors="replace"), parse_constant=lambda _: None)
-    return json.dumps(plain, indent=indent, ensure_ascii=False) + "\n"
+    separators = (",", ":") if indent is None else None  # no spaces where nobody reads
+    return json.dumps(plain, indent=indent, separators=separators, ensure_ascii=False) + "\n"
 
 
 def check_plain(value: object, components: Sequence[str] = (), place: tuple[str, ...] = ()) -> None:
