@@ -19,7 +19,6 @@ from cifar_lightning.comparison.choice import Need, choose
 from cifar_lightning.comparison.collect import compare
 from cifar_lightning.comparison.records import Records
 from cifar_lightning.runs.benchmark import BenchmarkMeans, BenchmarkRecord
-from cifar_lightning.runs.blocks import Block
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import MEGA, Run
 
@@ -72,19 +71,15 @@ def _worth_measuring(records: Records) -> Iterator[str]:
 
 
 def with_means_only(record: BenchmarkRecord) -> BenchmarkRecord:
-    """Leave of each block the mean of its calls, in five digits: what ranks needs no more."""
-
-    def short(block: Block) -> Block:
-        mean, wall_s, cpu_s = (
-            float(f"{one:.5g}") for one in (block.mean_ms, block.wall_s, block.cpu_s)
-        )
-        return replace(block, calls_ms=[mean], walls_ms=[], wall_s=wall_s, cpu_s=cpu_s)
-
+    """Leave of each block the mean of its calls: what ranks needs no more."""
     sessions = [
         replace(
             session,
             rounds=[
-                replace(one, blocks=[short(block) for block in one.blocks])
+                replace(
+                    one,
+                    blocks=[replace(b, calls_ms=[b.mean_ms], walls_ms=[]) for b in one.blocks],
+                )
                 for one in session.rounds
             ],
         )

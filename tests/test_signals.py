@@ -90,7 +90,7 @@ def test_what_is_inside_can_defer_again(handlers):
 def test_preparing_a_network_ends_at_once(finished_run, call, monkeypatch):
     """Exporting and compiling take up to a minute; nothing is measured yet."""
     before = sorted(finished_run.rglob("*"))
-    monkeypatch.setattr(registry, "prepare", lambda *_: press())
+    monkeypatch.setattr(registry, "prepare", lambda *_, **__: press())
     ended = call(
         measure.main, f"outputs={finished_run}", "run=tiny", "protocol=quick", "device=cpu"
     )

@@ -211,21 +211,20 @@ def _benchmark(
     protocol = whole.in_each(processes)
     everyone = [*groups, *([source] for source in [*references(device), *floors(groups)])]
     blocks_s = protocol.expected_rounds * protocol.block_s * (1 + DISCARDED)
+    prepared = processes * len(everyone)
     log.info(
         "%s and 3 references in interleaved rounds (%s protocol%s): about %s and what "
         "their preparation takes, at most %s",
         counted(sum(group[0].candidate.role == "candidate" for group in groups), "candidate"),
         protocol.name,
         f", {processes} processes" if processes > 1 else "",
-        duration(processes * len(everyone) * (protocol.warmup_s + blocks_s)),
-        duration(processes * len(everyone) * (protocol.warmup_max_s + protocol.budget_s)),
+        duration(prepared * (protocol.warmup_s + blocks_s)),
+        duration(prepared * (protocol.warmup_max_s + protocol.budget_s)),
     )
-    seed = int(tail, 16)
+    seed, where = int(tail, 16), (data.root, data.check)
     if processes == 1:
-        calibration, look = data.calibration, accuracies.look
-        timed = [time_here(everyone, device, protocol, seed, calibration, look)]
+        timed = [time_here(everyone, device, protocol, seed, data.calibration, accuracies.look)]
     else:
-        where = (data.root, data.check)
         timed = time_in_processes(processes, everyone, device, protocol, seed, where)
     record = record_of(f"{started:%Y%m%d-%H%M%S}-{tail}", started, spec.protocol, device, timed)
     folders = [source.folder for group in groups for source in group if source.folder]
@@ -234,16 +233,13 @@ def _benchmark(
         write_atomically(path, record.to_json())
     rounds = sum(len(one.rounds) for one in record.sessions)
     if record.ended == "time" and rounds < MIN_ROUNDS:
-        log.warning(
-            "only %d rounds in %g s for each candidate, %d are needed: kept, but not converged",
-            rounds,
-            whole.budget_s,
-            MIN_ROUNDS,
-        )
+        said = "only %d rounds in %g s for each candidate, %d are needed: kept, but not converged"
+        log.warning(said, rounds, whole.budget_s, MIN_ROUNDS)
     failures = [failure for one in timed for failure in one.failures]
     asked = [one for one in failures if one.candidate.role != "floor"]
+    told = {one.reason for one in asked}
     for one in failures:
-        if one not in asked and not any(one.reason == other.reason for other in asked):
+        if one.candidate.role == "floor" and one.reason not in told:
             log.info("%s: no floor: %s", one.candidate.variant, one.reason)
     return record, asked
 

@@ -174,5 +174,5 @@ def over_processes(found: Sequence[Difference], z: float) -> Difference:
     centre = statistics.fmean(centres)
     quantile = float(stdtrit(n - 1, NormalDist().cdf(z)))
     reach = quantile * statistics.stdev(centres, centre) / math.sqrt(n)
-    rounds, tau = sum(one.n for one in found), max(one.tau for one in found)
-    return Difference(centre, centre - reach, centre + reach, rounds, tau)
+    # However alike a process's rounds are: their number is in no interval here.
+    return Difference(centre, centre - reach, centre + reach, sum(one.n for one in found), tau=1.0)
