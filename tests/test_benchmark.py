@@ -1,6 +1,7 @@
 """The records of benchmarks."""
 
 import math
+import signal
 import statistics
 from dataclasses import replace
 from datetime import datetime
@@ -12,16 +13,20 @@ from hypothesis import strategies as st
 from scipy import stats
 from test_results import MACHINE
 
+from cifar_lightning.benchmark import processes
 from cifar_lightning.benchmark.prepare import Failure
+from cifar_lightning.benchmark.processes import time_in_processes
 from cifar_lightning.benchmark.record import record_of, told_apart
 from cifar_lightning.benchmark.session import Timed
 from cifar_lightning.benchmark.summary import summary
+from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.blocks import Block, Round, Session
 from cifar_lightning.runs.candidate import REFERENCES, Candidate, candidate_key
 from cifar_lightning.runs.environment import Environment
 from cifar_lightning.runs.interleaved import BenchmarkHead
 from cifar_lightning.runs.latency import Relative
+from cifar_lightning.system import signals
 from cifar_lightning.system.environment import Code
 
 MODEL = {"_target_": "cifar_lightning.models.resnet.resnet_cifar", "depth": 8, "dropout": 0.2}
@@ -177,6 +182,26 @@ def test_only_a_pairs_own_processes_tell_it_apart():
     made = record(candidate(), candidate(label="b"), candidate(label="c"), sessions=sessions)
     assert made.slower(1, 0)
     assert not made.differ(2, 0)
+
+
+@pytest.mark.parametrize(("interrupted", "ended"), [(None, "converged"), (2, "stopped")])
+def test_a_benchmark_of_fewer_processes_than_asked_was_stopped(interrupted, ended, monkeypatch):
+    """Though each of them got to its end."""
+    begun = []
+
+    def apart(*_):
+        begun.append(len(begun))
+        if len(begun) == interrupted:
+            signals._handle(signal.SIGTERM, None)
+        everyone = [candidate(), *(candidate(role, role) for role in REFERENCES)]
+        return Timed(everyone, steady(1.0, 2.0, 2.0, 9.0), [], {"before": {}, "after": {}})
+
+    monkeypatch.setattr(processes, "_apart", apart)
+    device = torch.device("cpu")
+    with signals.handled(), signals.deferred():
+        found = time_in_processes(3, [], device, PROTOCOLS["full"], 0, (None, True))
+    assert len(found) == len(begun) == (interrupted or 3)
+    assert record_of("a", datetime(2026, 1, 1), "full", device, found).ended == ended
 
 
 def test_what_failed_in_one_process_is_in_no_record():

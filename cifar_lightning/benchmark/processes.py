@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def time_in_processes(
         where: The runs' data lie here, and whether they are checked; see `RunData`.
 
     Returns:
-        What each measured; fewer where a signal came.
+        What each measured; where a signal came it is of fewer, and stopped.
 
     Raises:
         Interrupted: If a signal came before there was anything to keep.
@@ -55,7 +56,7 @@ def time_in_processes(
     with tempfile.TemporaryDirectory() as folder:
         for number in range(count):
             if signals.received() is not None and found:
-                return found
+                break
             signals.check()
             log.info("process %d of %d%s", number + 1, count, left)
             share, start = Share(number, Path(folder)), time.monotonic()
@@ -66,6 +67,9 @@ def time_in_processes(
                     raise
             seconds = (count - number - 1) * (time.monotonic() - start)
             left = f", at most {duration(seconds)} left"  # the first one exports, too
+    if len(found) < count:
+        *earlier, last = found
+        return [*earlier, replace(last, session=replace(last.session, ended="stopped"))]
     return found
 
 
