@@ -14,6 +14,7 @@ from scipy import stats
 from test_results import MACHINE
 
 from cifar_lightning.benchmark import processes
+from cifar_lightning.benchmark.candidates import Source
 from cifar_lightning.benchmark.prepare import Failure
 from cifar_lightning.benchmark.processes import time_in_processes
 from cifar_lightning.benchmark.record import record_of, told_apart
@@ -202,6 +203,24 @@ def test_a_benchmark_of_fewer_processes_than_asked_was_stopped(interrupted, ende
         found = time_in_processes(3, [], device, PROTOCOLS["full"], 0, (None, True))
     assert len(found) == len(begun) == (interrupted or 3)
     assert record_of("a", datetime(2026, 1, 1), "full", device, found).ended == ended
+
+
+def test_what_failed_in_one_process_is_not_tried_in_the_next(monkeypatch):
+    tried = []
+    failing, other = candidate(), candidate(variant="fused")
+    sources = [Source(one) for one in (failing, other)]
+
+    def apart(groups, *_):
+        tried.append([group[0].candidate.variant for group in groups])
+        everyone = [other, *(candidate(role, role) for role in REFERENCES)]
+        failures = [Failure(failing, "failed", "no memory")] * (len(tried) == 1)
+        return Timed(everyone, steady(1.0, 2.0, 2.0, 9.0), failures, {"before": {}, "after": {}})
+
+    monkeypatch.setattr(processes, "_apart", apart)
+    device, groups = torch.device("cpu"), [[source] for source in sources]
+    found = time_in_processes(3, groups, device, PROTOCOLS["full"], 0, (None, True))
+    assert tried == [["fp32", "fused"], ["fused"], ["fused"]]
+    assert sum(len(one.failures) for one in found) == 1
 
 
 def test_what_failed_in_one_process_is_in_no_record():

@@ -49,9 +49,9 @@ class Share:
     number: int = 0
     folder: Path | None = None
 
-    def kept(self, candidate: int) -> Path | None:
-        """Tell where that is kept for one of the candidates, by its number."""
-        return self.folder and self.folder / str(candidate)
+    def kept(self, candidate: Candidate) -> Path | None:
+        """Tell where that is kept for one of the candidates."""
+        return self.folder and self.folder / f"{candidate.role}-{candidate.key}"
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,11 @@ def prepare(
     calibration: Calibration,
     look: Look,
     share: Share,
-    number: int,
     source: Source,
 ) -> Ready:
     """Bring one candidate to where only the rounds are left.
 
-    Unless it fails, it lives as long as the stack. Number is the candidate's; the other arguments
-    are those of `time_here`.
+    Unless it fails, it lives as long as the stack. The other arguments are those of `time_here`.
     """
     candidate, memory = source.candidate, Memory(device)
     with ExitStack() as own:
@@ -143,7 +141,7 @@ def prepare(
                     device,
                     partial(source.calibration, calibration),
                     source.metadata,
-                    kept=share.kept(number),
+                    kept=share.kept(candidate),
                 )
             )
         image, on_gpu = example_images(1, device), device.type == "cuda"

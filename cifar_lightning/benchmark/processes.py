@@ -65,6 +65,10 @@ def time_in_processes(
             except Interrupted:
                 if not found:
                     raise
+            # What failed once is in no record: the others have no use for it.
+            lost = {(one.candidate.role, one.candidate.key) for one in found[-1].failures}
+            named = [(group[0].candidate.role, group[0].candidate.key) for group in groups]
+            groups = [one for one, name in zip(groups, named, strict=True) if name not in lost]
             seconds = (count - number - 1) * (time.monotonic() - start)
             left = f", at most {duration(seconds)} left"  # the first one exports, too
     if len(found) < count:

@@ -101,7 +101,7 @@ def time_here(
         asked = "preparing", "networks", lambda one: groups[one][0].title
         for number in tracked(order, *asked, slow_steps=True):
             with signals.immediate():  # exporting and compiling take their time
-                found = first_that_works(groups[number], device, partial(build, number))
+                found = first_that_works(groups[number], device, build)
             if isinstance(found, Ready):
                 ready[number] = found
             else:

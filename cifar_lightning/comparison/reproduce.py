@@ -57,7 +57,8 @@ def train_command(group: Group) -> str:
             # without quotes that a shell has no use for
             plain = re.sub(r"='([\w.+-]*)'$", r"=\1", override)
             kept.append(escaping.without_secrets(plain))
-    config, keys = group.runs[0].config, [one.partition("=")[0] for one in kept]
+    config = group.runs[0].config
+    keys = {one.lstrip("+~").partition("=")[0] for one in kept}
     if "experiment" in keys and "precision" not in keys and "precision" in config:
         kept.append(f"precision={config['precision']}")  # a preset may leave it to the machine
     if init := config.get("init"):

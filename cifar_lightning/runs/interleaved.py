@@ -104,8 +104,8 @@ class Interleaved(BenchmarkHead):
 
     @property
     def rounds(self) -> int:
-        """Of the process with the fewest."""
-        return min(len(means) for means in self.means)
+        """Of all processes."""
+        return sum(len(means) for means in self.means)
 
     def difference(self, first: int, second: int, z: float | None = None) -> Difference:
         """Tell how much slower one candidate is than another, by their numbers.

@@ -78,7 +78,7 @@ def fastest_precision() -> str:
     """Tell in which precision networks of dense convolutions train fastest on this CPU.
 
     With AVX512-BF16, PyTorch's convolutions in bf16 do nearly twice as many operations a second as
-    in fp32 (docs/recipes.md); without it they are emulated, and slow.
+    in fp32, and without it less than half as many (docs/recipes.md).
     """
     return "bf16-mixed" if "avx512_bf16" in cpu_features() else "32-true"
 
