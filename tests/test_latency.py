@@ -87,6 +87,14 @@ def test_warm_up_ends_at_its_longest():
     assert stream.seconds >= FULL.warmup_max_s
 
 
+def test_one_of_several_processes_waits_for_no_two_medians_to_agree():
+    restless = Stream(lambda index: 0.2 * (1 + index % 50))
+    in_each = FULL.in_each(FULL.processes)
+    assert warm_up(restless.take, in_each, restless.now) == 50
+    short = Stream(lambda index: 0.1)
+    assert warm_up(short.take, in_each, short.now) * 0.1e-3 == pytest.approx(0.125, rel=0.05)
+
+
 def test_known_sleeps_give_known_statistics():
     pauses = itertools.cycle([0.001] * 19 + [0.004])
     block = Stopwatch(CPU).block(lambda: time.sleep(next(pauses)), 200, discarded=2)

@@ -120,13 +120,17 @@ def test_it_looks_now_and_then_only():
     assert FULL.in_each(FULL.processes).expected_rounds == 30
 
 
-def test_one_of_several_processes_stops_after_30_rounds_whatever_they_say():
-    """Here an interval has no bounds, since neighbouring rounds are all alike."""
-    slow = [1.0 + n / 100 for n in range(30)]
-    found = difference(slow, [1.0] * 30)
-    assert math.isinf(found.high)
-    assert found.rounds_needed(30, FULL.in_each(8)) == 30
-    assert found.rounds_needed(30, FULL) > 60
+def test_one_of_several_processes_stops_when_most_candidates_are_certain():
+    """A slow drift makes one of four uncertain, and more rounds would not."""
+    generator, in_each = random.Random(0), FULL.in_each(FULL.processes)
+    quiet = [[1 + generator.gauss(0, 0.01) for _ in range(30)] for _ in range(4)]
+    noisy = [[1 + generator.gauss(0, 0.2) for _ in range(30)] for _ in range(2)]
+    drifting = [1.0 + n / 100 for n in range(30)]
+    assert math.isinf(difference(drifting, [1.0] * 30).high)
+    assert rounds_needed([*quiet, drifting], [99] * 5, 0, in_each) == 30
+    assert rounds_needed([*quiet[:3], *noisy], [99] * 5, 0, in_each) > 200
+    assert rounds_needed([*quiet[:1], noisy[0]], [99] * 2, 0, in_each) > 200
+    assert rounds_needed([*quiet, drifting], [999] * 5, 0, FULL) > 100
 
 
 def test_a_quiet_machine_is_done_after_126_rounds():

@@ -8,14 +8,14 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 
 from cifar_lightning.benchmark.candidates import Source
-from cifar_lightning.benchmark.load import RunData
-from cifar_lightning.benchmark.prepare import Share
+from cifar_lightning.benchmark.prepare import Calibration, Share
 from cifar_lightning.benchmark.session import Timed, time_here
 from cifar_lightning.config.protocols import Protocol
 from cifar_lightning.errors import CifarLightningError, Interrupted, RunFailed
@@ -125,12 +125,19 @@ def _measure(
     answer: Timed | CifarLightningError
     with signals.handled(), signals.deferred():
         try:
-            root, check = where
-            calibration = RunData(root, check=check).calibration
+            calibration: Calibration = lambda folder: _calibration(*where)(folder)
             answer = time_here(groups, device, protocol, seed, calibration, share=share)
         except CifarLightningError as error:
             answer = error
         sender.send(answer)
+
+
+@cache
+def _calibration(root: str | None, check: bool) -> Calibration:
+    # Imported by those alone that calibrate: Lightning takes seconds, in each process.
+    from cifar_lightning.benchmark.load import RunData
+
+    return RunData(root, check=check).calibration
 
 
 def _end_with_parent() -> None:

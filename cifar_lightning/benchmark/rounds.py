@@ -70,7 +70,7 @@ def interleave(
     look: Callable[[], DeviceState | None] = lambda: None,
     now: Callable[[], float] = time.perf_counter,
 ) -> tuple[list[Round], Ended]:
-    """Time candidates in rounds until every relative latency is certain enough, or time is up.
+    """Time candidates in rounds until relative latencies are certain enough, or time is up.
 
     Args:
         take: One a candidate.
@@ -141,7 +141,7 @@ def rounds_needed(
     protocol: Protocol,
     exempt: Container[int] = (),
 ) -> int:
-    """Estimate how many rounds it takes until the protocol is content; those done if it is.
+    """Estimate how many rounds it takes until the protocol is content; those done, if it is.
 
     Args:
         means: Each candidate's block means in milliseconds, one a round.
@@ -150,8 +150,10 @@ def rounds_needed(
         protocol: What it asks for.
         exempt: See `interleave`.
     """
-    return max(
+    needed = sorted(
         difference(of_one, means[reference]).rounds_needed(calls[number], protocol)
         for number, of_one in enumerate(means)
         if number not in exempt
     )
+    # The reference, which is certain of itself, is one of them and counts for none.
+    return needed[math.ceil(protocol.certain * (len(needed) - 1))]

@@ -25,6 +25,7 @@ class Protocol:
         calls: At least so many of each candidate.
         independent_rounds: At least so many, where neighbouring ones that are alike count less.
         tolerance: How far the interval of a relative latency may reach, over its centre.
+        certain: Of so large a part of the candidates before it stops.
         budget_s: In rounds, for each candidate, even if intervals are still wider.
         processes: Fresh ones that share the rounds; 1 is the one that asks.
     """
@@ -38,6 +39,7 @@ class Protocol:
     calls: int = 200
     independent_rounds: int = 100
     tolerance: float = 0.01
+    certain: float = 1.0
     # About 900 rounds of light networks. 126 are enough on a quiet machine and 220 beside a busy
     # program; where speeds come and go for seconds, eight rounds say as much as one independent.
     budget_s: float = 20.0
@@ -47,18 +49,23 @@ class Protocol:
     def in_each(self, processes: int) -> Self:
         """Share what is asked for among processes.
 
-        None of them needs to be certain by itself: of 52 candidates, intervals over processes of 95
-        rounds were as wide as of 30 (docs/latency.md).
+        Most candidates have to be as certain in each as makes them certain over all. For the others
+        more rounds help little: they differ between processes, or from minute to minute.
+        Nor do two medians have to agree before rounds begin. On a quiet machine that is 30 rounds,
+        and on a noisy one as many as the budget has (docs/latency.md).
         """
         if processes == 1:
             return self
         return replace(
             self,
+            warmup_block=self.warmup_block // 2,
             warmup_s=self.warmup_s / processes,
             warmup_max_s=self.warmup_max_s / processes,
+            warmup_tolerance=math.inf,
             calls=math.ceil(self.calls / processes),
             independent_rounds=0,
-            tolerance=math.inf,
+            tolerance=self.tolerance * math.sqrt(processes),
+            certain=0.75,
             budget_s=self.budget_s / processes,
         )
 
