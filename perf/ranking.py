@@ -5,10 +5,10 @@
     python -m perf.ranking folder=docs/results/ranking benchmarks=0    # only the tables
 
 Every benchmark runs in fresh processes, every second one beside a program that burns a core for
-random stretches, and leaves one file. Six candidates: MobileNetV3-Small with two values of dropout,
-which are two configurations of equal cost, in eager PyTorch and again under ONNX Runtime; and twice
-the same network behind extra element-wise operations that cost about 2 and 3 %. Three pilots find
-how many those are.
+random stretches, and leaves one file in the processor's folder. Six candidates: MobileNetV3-Small
+with two values of dropout, which are two configurations of equal cost, in eager PyTorch and again
+under ONNX Runtime; and twice the same network behind extra element-wise operations that cost about
+2 and 3 %. Three pilots find how many those are.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.candidate import Candidate, recipe
 from cifar_lightning.system.files import write_atomically
 from cifar_lightning.system.openmp_waiting import computing
+from cifar_lightning.system.processor import processor
 from cifar_lightning.variants import registry
 
 FOLDER = Path("outputs/ranking")
@@ -200,7 +201,7 @@ def burner(seed: int) -> Iterator[None]:
 def read(folder: Path) -> list[One]:
     """Read what has been measured so far."""
     ones = []
-    for path in sorted(folder.glob("[0-9]*.json")):
+    for path in sorted(folder.rglob("[0-9]*.json")):
         content: dict[str, Any] = json.loads(path.read_text())
         content["pairs"] = {name: Found(**pair) for name, pair in content["pairs"].items()}
         ones.append(One(**content))
@@ -228,48 +229,54 @@ def pilot(folder: Path) -> dict[str, int]:
 def tables(ones: list[One]) -> str:
     """Draw what was found, the quiet benchmarks and the others apart, for each processor."""
     lines = []
-    for processor in sorted({one.processor for one in ones}):
-        here = [one for one in ones if one.processor == processor]
+    for name in sorted({one.processor for one in ones}):
+        here = [one for one in ones if one.processor == name]
         kinds = {"quiet": [one for one in here if not one.busy]}
         kinds |= {"beside a burner": [one for one in here if one.busy], "all": here}
         counts = sorted({tuple(one.operations.items()) for one in here})
-        lines += [f"{processor}; extra operations: {counts}", ""]
+        lines += [f"{name}; extra operations: {counts}", ""]
         lines += [
             "| pair | machine | benchmarks | told apart | found slower | difference: mean "
             "| std between processes | half width, median | rounds, median |",
             "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
-        for name in (EAGER, ONNX, *EXTRA):
+        for pair_name in (EAGER, ONNX, *EXTRA):
             for kind, some in kinds.items():
-                pairs = [one.pairs[name] for one in some if name in one.pairs]
+                pairs = [one.pairs[pair_name] for one in some if pair_name in one.pairs]
                 if len(pairs) < 2:
                     continue
                 values = [pair.percent for pair in pairs]
                 lines.append(
-                    f"| {name} | {kind} | {len(pairs)} | {sum(pair.apart for pair in pairs)} "
+                    f"| {pair_name} | {kind} | {len(pairs)} | {sum(pair.apart for pair in pairs)} "
                     f"| {sum(pair.slower for pair in pairs)} | {statistics.fmean(values):+.2f} % "
                     f"| {statistics.stdev(values):.2f} % "
                     f"| {statistics.median(pair.half_width for pair in pairs):.2f} % "
                     f"| {statistics.median(one.rounds for one in some):.0f} |"
                 )
-        lines += ["", *(three_processes(one) for one in here if not one.busy), ""]
+        lines += ["", *three_processes(kinds["quiet"]), ""]
     return "\n".join(lines)
 
 
-def three_processes(one: One) -> str:
-    """Say how well the first three processes of a benchmark agree."""
-    first = {name: values[:3] for name, values in one.relative.items()}
+def three_processes(ones: list[One]) -> list[str]:
+    """Say how well the first three processes of each benchmark agree."""
+    if not ones:
+        return []
     pairs = [("a fp32", "b fp32"), ("a onnx", "b onnx")]
-    equal = max(
-        abs(100 * (y / x - 1)) for a, b in pairs for x, y in zip(first[a], first[b], strict=True)
-    )
-    spreads = {name: 100 * (max(values) / min(values) - 1) for name, values in first.items()}
-    name, worst = max(spreads.items(), key=lambda item: item[1])
-    return (
-        f"Benchmark {one.number}, three fresh processes: equal networks differ by at most "
-        f"{equal:.2f} % (goal 3), a candidate's three relative latencies by at most {worst:.2f} % "
-        f"({name}; goal 5)."
-    )
+    equal, spread = list[float](), list[float]()
+    for one in ones:
+        first = {name: values[:3] for name, values in one.relative.items()}
+        ratios = [y / x for a, b in pairs for x, y in zip(first[a], first[b], strict=True)]
+        equal.append(max(abs(100 * (ratio - 1)) for ratio in ratios))
+        spread.append(max(100 * (max(some) / min(some) - 1) for some in first.values()))
+    return [
+        f"Three fresh processes, {len(ones)} times: {what} within {goal} % in "
+        f"{sum(value <= goal for value in seen)} (median {statistics.median(seen):.1f} %, "
+        f"at most {max(seen):.1f} %)."
+        for what, goal, seen in (
+            ("equal networks are in each", 3, equal),
+            ("all candidates' three relative latencies are", 5, spread),
+        )
+    ]
 
 
 def main(arguments: list[str]) -> None:
@@ -281,11 +288,12 @@ def main(arguments: list[str]) -> None:
         write_atomically(Path(given["one"]), json.dumps(asdict(one), indent=1) + "\n")
         return
     folder, wanted = Path(given.get("folder", FOLDER)), int(given.get("benchmarks", BENCHMARKS))
-    folder.mkdir(parents=True, exist_ok=True)
+    here = folder / processor().slug
     if wanted:
-        operations = json.dumps(pilot(folder))
+        here.mkdir(parents=True, exist_ok=True)
+        operations = json.dumps(pilot(here))
     for number in range(1, wanted + 1):
-        if not (path := folder / f"{number:03}.json").exists():
+        if not (path := here / f"{number:03}.json").exists():
             fresh(
                 f"one={path}", f"number={number}", f"busy={number % 2}", f"operations={operations}"
             )

@@ -210,6 +210,20 @@ def test_the_same_runs_give_the_same_report(reported, outputs):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_long_report_is_summed_up_in_a_terminal(reported, outputs, monkeypatch):
+    whole = reported("min_acc=85").out
+    monkeypatch.setattr(report_command, "MOST_LINES", 20)
+    short = reported("min_acc=85").out
+    assert len(short) < 2 / 3 * len(whole)
+    assert "Take good int8 (88.00 ± " in short
+    assert "| good " in short
+    assert "rough tf32 on A | CPU is unsupported: needs a GPU" in short
+    assert not re.search(r"cifar_lightning\.measure run=good|is dominated", short)
+    assert f"commands for each row: {outputs / 'report' / 'report.md'}\n" in short
+    assert "rough fp32 is dominated: " in (outputs / "report" / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_several_outputs_are_one_report(call, outputs, tmp_path):
     run = a_run("far")
     place(tmp_path / "other", run, measured(run, device="Another CPU", hardware="x"))
@@ -235,7 +249,7 @@ def test_commands_say_where_the_runs_are(call, outputs, tmp_path, monkeypatch):
     folder = place(here, near := a_run("near", epochs=5), measured(near, acc=95, truth=0.5))
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "overrides.yaml").write_text("[model=resnet8, outputs=elsewhere]")
-    told = "the commands above need outputs="
+    told = "the commands need outputs="
     for said, where in (("my outputs", tmp_path), (here, tmp_path), (here, tmp_path.parent)):
         monkeypatch.chdir(where)
         ended = call(report_command.main, f"outputs=[{said},{other}]", f"to={tmp_path / 'to'}")

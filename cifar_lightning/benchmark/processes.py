@@ -7,20 +7,25 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from cifar_lightning.benchmark.candidates import Source
-from cifar_lightning.benchmark.prepare import Calibration, Share
+from cifar_lightning.benchmark.prepare import Share
 from cifar_lightning.benchmark.session import Timed, time_here
 from cifar_lightning.config.protocols import Protocol
 from cifar_lightning.errors import CifarLightningError, Interrupted, RunFailed
 from cifar_lightning.system import signals
 from cifar_lightning.system.formatting import duration
+
+if TYPE_CHECKING:
+    from cifar_lightning.benchmark.load import RunData
 
 log = logging.getLogger(__name__)
 
@@ -125,19 +130,27 @@ def _measure(
     answer: Timed | CifarLightningError
     with signals.handled(), signals.deferred():
         try:
-            calibration: Calibration = lambda folder: _calibration(*where)(folder)
-            answer = time_here(groups, device, protocol, seed, calibration, share=share)
+            answer = time_here(groups, device, protocol, seed, _Images(*where), share=share)
         except CifarLightningError as error:
             answer = error
         sender.send(answer)
 
 
-@cache
-def _calibration(root: str | None, check: bool) -> Calibration:
-    # Imported by those alone that calibrate: Lightning takes seconds, in each process.
-    from cifar_lightning.benchmark.load import RunData
+@dataclass(frozen=True)
+class _Images:
+    """Gives images to calibrate with, read when one asks: Lightning takes seconds to import."""
 
-    return RunData(root, check=check).calibration
+    root: str | None
+    check: bool
+
+    @cached_property
+    def _data(self) -> "RunData":
+        from cifar_lightning.benchmark.load import RunData
+
+        return RunData(self.root, check=self.check)
+
+    def __call__(self, folder: Path | None) -> Tensor:
+        return self._data.calibration(folder)
 
 
 def _end_with_parent() -> None:

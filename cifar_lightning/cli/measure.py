@@ -21,7 +21,7 @@ from cifar_lightning.errors import DeviceLost, RunFailed, UserError
 from cifar_lightning.runs.find import is_weights
 from cifar_lightning.runs.ownership import check_measurable
 from cifar_lightning.system import signals
-from cifar_lightning.system.devices import find_device
+from cifar_lightning.system.devices import find_device, hardware_slug
 from cifar_lightning.system.openmp_waiting import computing
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def main(config: MeasureConfig) -> None:
         except DeviceLost as error:
             measured, failed = Measured(), [str(error)]
         if folders:
-            failed += publish(outputs, folders, draw=True)
+            failed += publish(outputs, folders, draw=True, hardware=hardware_slug(device))
         if measured.record is not None:
             log.info("\n%s", summary(measured.record, measured.failures))
     signals.check()

@@ -13,7 +13,7 @@ from cifar_lightning.cli.command import command
 from cifar_lightning.comparison.choice import Need
 from cifar_lightning.comparison.collect import compare
 from cifar_lightning.comparison.filters import make_filter
-from cifar_lightning.comparison.markdown import markdown, overall
+from cifar_lightning.comparison.markdown import markdown, overall, summary
 from cifar_lightning.comparison.marks import Marks
 from cifar_lightning.comparison.records import Records
 from cifar_lightning.comparison.report import draw_details, write_report
@@ -26,10 +26,12 @@ from cifar_lightning.system.formatting import relative
 
 log = logging.getLogger(__name__)
 
+MOST_LINES = 200  # in a terminal, which the study's 500 would fill several times
+
 
 @command("report", ReportConfig)
 def main(config: ReportConfig) -> None:
-    """Write the report and print its tables and verdicts."""
+    """Write the report and print its verdicts."""
     check_sort(config.sort)
     keep = make_filter(config.filter)
     need = Need(config.min_acc, config.max_ms, config.stat)
@@ -58,10 +60,15 @@ def main(config: ReportConfig) -> None:
         if is_disk_full(error):
             raise
         raise UserError(f"to={to}: {error.strerror}: {error.filename}") from error
-    log.info("\n%s", text)
+    if len(text.splitlines()) <= MOST_LINES:
+        log.info("\n%s", text)
+    else:
+        log.info("\n%s", summary(sections, comparison))
+        whole = relative((to / "report.md").absolute())
+        log.info("Why not the others, what was changed, commands for each row: %s", whole)
     if answer := overall(sections):
         log.info("%s", answer)  # again, where a long text has left it out of sight
     if elsewhere := [str(path) for path in outputs if relative(path).is_absolute()]:
-        log.info("the commands above need outputs=%s", " or outputs=".join(elsewhere))
+        log.info("the commands need outputs=%s", " or outputs=".join(elsewhere))
     left_out = f"; {len(records.damaged)} damaged, left out" if records.damaged else ""
     log.info("%s%s", relative((to / "index.html").absolute()), left_out)

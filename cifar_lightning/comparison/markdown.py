@@ -36,47 +36,67 @@ def overall(sections: Sequence[Section]) -> str | None:
     return f"Overall answer ({name}): {ranking.verdict.advice}"
 
 
+def summary(sections: Sequence[Section], comparison: Comparison) -> str:
+    """Write what a terminal shows: verdicts, the first table, and what is not ranked."""
+    parts = _answer(sections)
+    for number, section in enumerate(sections):
+        parts += _verdicts(section)
+        parts += _table(section) if number == 0 else []
+    return "\n".join([*parts, *_titled("## Not ranked", unranked_lines(comparison))])
+
+
 def markdown(sections: Sequence[Section], comparison: Comparison) -> str:
     """Write everything that can be said without plots."""
-    answer = overall(sections)
-    parts = [escaping.markdown(answer), ""] if answer else []
+    parts = _answer(sections)
     for section in sections:
-        parts += [f"## {escaping.markdown(section.leaderboard.name)}", ""]
-        for ranking in section.rankings:
-            told = ranking.verdict
-            if len(section.rankings) > 1:
-                parts += [f"### {ranking.name}", ""]
-            parts += [escaping.markdown(told.advice), escaping.markdown(told.pareto_front), ""]
-            if told.command:
-                parts += [f"To know more: {escaping.markdown_code(told.command)}", ""]
-        parts += [table(section.leaderboard, section.listed), LEGEND, ""]
-        parts += [section.more, ""] if section.more else []
-        parts += [escaping.markdown(provenance(section.leaderboard)), ""]
-        slower = COLUMNS["slower_pct"]
-        parts += _titled(
-            "Slower than what is taken (%, with the interval that decides):",
-            [
-                f"{entry.name}: {slower.shown(section.leaderboard, entry)}"
-                for entry in section.listed
-            ],
-        )
-        parts += _titled("", section.notes)
-        dominated = [line for one in section.rankings for line in one.verdict.dominated]
-        parts += _titled("Why not the others:", dominated)
-        parts += _titled(f"Against {section.leaderboard.baseline[1].name}:", section.changes)
-        parts += ["To make them again:", ""]
-        for one in section.reproductions:
-            commands = [
-                f"{escaping.markdown_code(command)} ({escaping.markdown(made)})"
-                for command, made in (
-                    (one.train, one.trained_with),
-                    (one.measure, one.measured_with),
-                )
-            ]
-            parts.append(f"- {escaping.markdown(one.name)}: {', then '.join(commands)}")
-        parts.append("")
-    parts += _titled("## Not ranked", unranked_lines(comparison))
-    return "\n".join(parts)
+        parts += [*_verdicts(section), *_table(section), *_reasons(section)]
+    return "\n".join([*parts, *_titled("## Not ranked", unranked_lines(comparison))])
+
+
+def _answer(sections: Sequence[Section]) -> list[str]:
+    answer = overall(sections)
+    return [escaping.markdown(answer), ""] if answer else []
+
+
+def _verdicts(section: Section) -> list[str]:
+    parts = [f"## {escaping.markdown(section.leaderboard.name)}", ""]
+    for ranking in section.rankings:
+        told = ranking.verdict
+        if len(section.rankings) > 1:
+            parts += [f"### {ranking.name}", ""]
+        parts += [escaping.markdown(told.advice), escaping.markdown(told.pareto_front), ""]
+        if told.command:
+            parts += [f"To know more: {escaping.markdown_code(told.command)}", ""]
+    return parts
+
+
+def _table(section: Section) -> list[str]:
+    parts = [table(section.leaderboard, section.listed), LEGEND, ""]
+    parts += [section.more, ""] if section.more else []
+    parts += [escaping.markdown(provenance(section.leaderboard)), ""]
+    return [*parts, *_titled("", section.notes)]
+
+
+def _reasons(section: Section) -> list[str]:
+    slower = COLUMNS["slower_pct"]
+    parts = _titled(
+        "Slower than what is taken (%, with the interval that decides):",
+        [f"{entry.name}: {slower.shown(section.leaderboard, entry)}" for entry in section.listed],
+    )
+    dominated = [line for one in section.rankings for line in one.verdict.dominated]
+    parts += _titled("Why not the others:", dominated)
+    parts += _titled(f"Against {section.leaderboard.baseline[1].name}:", section.changes)
+    parts += ["To make them again:", ""]
+    for one in section.reproductions:
+        commands = [
+            f"{escaping.markdown_code(command)} ({escaping.markdown(made)})"
+            for command, made in (
+                (one.train, one.trained_with),
+                (one.measure, one.measured_with),
+            )
+        ]
+        parts.append(f"- {escaping.markdown(one.name)}: {', then '.join(commands)}")
+    return [*parts, ""]
 
 
 def _titled(title: str, lines: Sequence[str]) -> list[str]:

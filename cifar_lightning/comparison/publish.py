@@ -29,6 +29,7 @@ def publish(
     folders: Sequence[Path] = (),
     draw: bool = False,
     varied: Varied | None = None,
+    hardware: str | None = None,
 ) -> list[str]:
     """Renew what is derived from the records, and show rows.
 
@@ -37,6 +38,7 @@ def publish(
         folders: Of the runs whose rows are shown.
         draw: Whether TensorBoard is to show what is new of these runs.
         varied: What varies among them, if they are of a sweep.
+        hardware: Only rows of it are shown; None for all.
 
     Returns:
         What went wrong, a line for each step; the other steps are done.
@@ -54,7 +56,8 @@ def publish(
             write_table(outputs)
     if folders:
         with attempt("showing the rows", failures):
-            if rows := [row for folder in folders for row in rows_of(folder)]:
+            rows = [row for folder in folders for row in rows_of(folder)]
+            if rows := [row for row in rows if hardware in (None, row.hardware)]:
                 log.info("\n%s", markdown(rows) if varied is None else sweep_table(rows, varied))
     return failures
 
