@@ -67,7 +67,7 @@ rank: setup ## the study's networks on your machine: no training, no data; goes 
 	@mkdir -p outputs/rank/runs
 	@for run in docs/results/runs/*; do \
 		test -e outputs/rank/runs/$${run##*/} || cp -R $$run outputs/rank/runs || exit 1; done
-	$(BIN)/python -m cifar_lightning.measure outputs=outputs/rank run=all 'variants=[fp32,fused,onnx]' rerun=false $(ARGS)
+	$(BIN)/python -m cifar_lightning.measure outputs=outputs/rank run=all 'variants=[fused,onnx,int8]' rerun=false $(ARGS)
 	$(BIN)/python -m cifar_lightning.report outputs=outputs/rank
 
 results: setup ## write the study's tables and plot in README.md and docs/ anew from docs/results

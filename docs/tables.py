@@ -60,6 +60,7 @@ class Study:
         engines: Some of the networks in every engine, which another benchmark has timed.
         presets: Runs of the fast presets, alone on a CPU.
         seeds: Further runs of the networks, of which there are neither weights nor measurements.
+        elsewhere: The networks on other processors, a benchmark each.
     """
 
     records: Records
@@ -67,6 +68,7 @@ class Study:
     engines: Records | None = None
     presets: Sequence[Run] = ()
     seeds: Sequence[Run] = ()
+    elsewhere: Sequence[Records] = ()
 
     @classmethod
     def read(cls, folder: Path) -> Study:
@@ -83,6 +85,7 @@ class Study:
             Records.read([engines]) if engines.exists() else None,
             _runs(folder / "presets"),
             _runs(folder / "seeds"),
+            [Records.read([one]) for one in sorted(folder.glob("processors/*"))],
         )
 
     def leaderboard(
@@ -176,6 +179,37 @@ def engines(study: Study) -> str:
     return "" if study.engines is None else _rows(_ranked(study.engines), most=LISTED)
 
 
+def processors(study: Study) -> str:
+    """Draw what is taken on each processor, and each row's relative latency, on one thread."""
+    records = [study.records, *study.elsewhere]
+    boards = [*map(_ranked, records)]
+    taken = []
+    for least in NEEDED:
+        cells = [f"at least {least} %"]
+        for board in (_ranked(one, least) for one in records):
+            choice = _choice(board)
+            ms = COLUMNS["lat_mean_ms"].shown(board, choice.entry)
+            cells.append(f"{choice.entry.name}, {ms} ms" if choice.eligible else "none")
+        taken.append(cells)
+    shown = [
+        {one.name: COLUMNS["lat_rel"].shown(board, one) for one in board.peers(board.threads[0])}
+        for board in boards
+    ]
+    ranked = sorted(boards[0].peers(boards[0].threads[0]), key=speed)
+    rows = [
+        [one.name, *(cells[one.name] for cells in shown)]
+        for one in ranked
+        if all(one.name in cells for cells in shown)
+    ]
+    names = [board.conditions.device for board in boards]
+    figures = draw_table(["Relative latency", *names], rows, range(1, len(names) + 1))
+    others = "\n\n".join(
+        escaping.markdown(f"{provenance(board)} Benchmark {_benchmarks(board)}.")
+        for board in boards[1:]
+    )
+    return f"{draw_table(['Test accuracy', *names], taken, ())}\n{figures}\n{others}\n"
+
+
 def _rows(leaderboard: Leaderboard, most: int = sys.maxsize) -> str:
     near = {one for threads in leaderboard.threads for one in leaderboard.listed(threads, most)}
     listed = [entry for entry in in_order(leaderboard, "lat_rel") if entry in near]
@@ -259,6 +293,7 @@ TABLES = {
     "ranked": ranked,
     "trained": trained,
     "engines": engines,
+    "processors": processors,
     "presets": presets,
 }
 

@@ -390,7 +390,7 @@ def test_all_runs(again, outputs):
     assert {one.label for one in records(outputs)[-1].candidates if one.run} == {"A", "B"}
     folder = folder_of(outputs, "B")
     replace(Run.load(folder), status="interrupted").save(folder)
-    (folder_of(outputs, "A") / "weights.safetensors").unlink()
+    (folder_of(outputs, "A") / "weights.safetensors").write_bytes(b"damaged")
     ended = again("run=all")
     assert ended.status == 2
     assert ended.err == (

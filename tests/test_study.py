@@ -131,6 +131,24 @@ def test_what_to_take_with_every_engine_is_of_a_benchmark_of_its_own(study, tmp_
     assert floor.split("|")[-2].strip() == "0.010"
 
 
+def test_processors_stand_beside_each_other(study, tmp_path):
+    """With what is taken on each; a row that one of them lacks is in no comparison."""
+    run = next(one.run for one in study.records.runs if one.run.label == "fast")
+    record = benchmark([(of_run(run, variant="fp32"), 0.25)], number=7)
+    keep(tmp_path, record)
+    there = replace(measured(run, record, 86.5), device="Another CPU", hardware="other")
+    place(tmp_path, run, there)
+    drawn = tables.processors(replace(study, elsewhere=[Records.read([tmp_path])]))
+    lines = [[cell.strip() for cell in line.split("|")] for line in drawn.splitlines()]
+    assert lines[0][-2] == "Another CPU"
+    assert lines[2][1].startswith("at least 85 %")
+    assert lines[2][-2].startswith("fast fp32, ")
+    assert lines[3][-2] == "none"
+    rows = [line for line in lines if len(line) > 2 and line[1].startswith(("fast", "slow"))]
+    assert [line[1] for line in rows] == ["fast fp32"]
+    assert f"Benchmark {record.id}." in drawn
+
+
 def test_verdicts_that_the_budget_decides_are_named(study):
     """The fast one is limited, and would be taken for 90 %; the slow one is near enough."""
     told = tables.budget(study)
@@ -221,7 +239,7 @@ def test_make_rank_copies_each_run_once_and_says_what_is_missing(tmp_path):
     (tmp_path / "docs" / "results" / "runs" / "a" / "run.json").write_text("theirs")
     ended = make()
     assert ended.returncode == 0, ended.stderr
-    assert "run=all variants=[fp32,fused,onnx] rerun=false" in ended.stdout
+    assert "run=all variants=[fused,onnx,int8] rerun=false" in ended.stdout
     copy = tmp_path / "outputs" / "rank" / "runs" / "a" / "run.json"
     assert copy.read_text() == "theirs"
     copy.write_text("mine")

@@ -68,6 +68,12 @@ class RunData:
             )
             return None
 
+    def for_timing(self, folder: Path | None) -> Tensor:
+        """Give images to calibrate what is only timed: noise, where the run's are not here."""
+        if folder is not None and self(folder) is None:
+            return example_images(64)
+        return self.calibration(folder)
+
     def calibration(self, folder: Path | None) -> Tensor:
         """Give images to calibrate a run's network with; noise where it is no run's.
 
@@ -112,36 +118,44 @@ def find_measurable(outputs: Path, queries: Sequence[str], data: RunData) -> lis
 def _all_measurable(outputs: Path, data: RunData) -> list[Path]:
     """Find what ``run=all`` means.
 
-    A run whose weights are not here has the latency of those with the same network, and comes last.
+    A run whose weights are not here has the latency of those with the same network, or of random
+    weights, and comes last.
     """
     whole: dict[Path, str] = {}
-    lacking: list[tuple[Path, str, str, UserError]] = []
+    lacking: list[tuple[Path, Run, UserError]] = []
     for folder, run in tracked([*runs_of(outputs)], "looking at", "runs", slow_steps=True):
         if isinstance(run, str):
             log.warning("%s", run)
         elif run.status == "finished":
-            network = candidate_key(run.config["model"], "fp32", {}, {}, 1)
             try:
                 load_backbone(folder)
                 data(folder)
-                whole[folder] = network
+                whole[folder] = _network(run)
             except UserError as error:
-                lacking.append((folder, run.label, network, error))
-    timed_with_others, without_weights = [], []
-    for folder, label, network, reason in lacking:
-        if RunFolder(folder).weights.exists():
-            log.warning("left out: %s", reason)
-        elif network in whole.values():
-            timed_with_others.append(folder)
-        else:
-            without_weights.append(label)
-    if without_weights:
-        log.warning("left out, as their weights are not here: %s", ", ".join(without_weights))
-    if not whole:
+                lacking.append((folder, run, error))
+    without_weights, untrained = [], []
+    for folder, run, reason in lacking:
+        try:
+            if RunFolder(folder).weights.exists():
+                raise reason
+            if _network(run) not in whole.values():
+                components.construct("model", run.config["model"])
+                untrained.append(run.label)
+            without_weights.append(folder)
+        except UserError as error:
+            log.warning("left out: %s", error)
+    if untrained:
+        told = ", ".join(dict.fromkeys(untrained))
+        log.warning("timed with random weights, as theirs are not here: %s", told)
+    if not whole and not without_weights:
         none = "none that can be measured here" if lacking else "no finished run"
         allowed = f"used where there are finished runs; {outputs} has {none}"
         raise bad_value("run", "all", allowed)
-    return [*whole, *timed_with_others]
+    return [*whole, *without_weights]
+
+
+def _network(run: Run) -> str:
+    return candidate_key(run.config["model"], "fp32", {}, {}, 1)
 
 
 def load_data(

@@ -160,7 +160,7 @@ def measure(
     if not sources:
         return Measured()
     processes = processes or PROTOCOLS[spec.protocol].processes
-    groups = grouped(sources)
+    groups = [[*group, *_untrained(group)] for group in grouped(sources)]
     accuracies = Accuracies(data, device)
     # The first of a group is evaluated when it is ready to be timed, unless that is elsewhere.
     now = [source for group in groups for source in (group if processes > 1 else group[1:])]
@@ -197,6 +197,13 @@ def measure(
     return Measured(written, record, [*of_networks.values()])
 
 
+def _untrained(group: Sequence[Source]) -> list[Source]:
+    """Give a candidate's network with random weights, where no run's weights are here."""
+    if any(source.folder is None or source.has_weights for source in group):
+        return []
+    return [replace(group[0], folder=None)]
+
+
 def _benchmark(
     groups: Groups,
     spec: BenchmarkSpec,
@@ -223,7 +230,7 @@ def _benchmark(
     )
     seed, where = int(tail, 16), (data.root, data.check)
     if processes == 1:
-        timed = [time_here(everyone, device, protocol, seed, data.calibration, accuracies.look)]
+        timed = [time_here(everyone, device, protocol, seed, data.for_timing, accuracies.look)]
     else:
         timed = time_in_processes(processes, everyone, device, protocol, seed, where)
     record = record_of(f"{started:%Y%m%d-%H%M%S}-{tail}", started, spec.protocol, device, timed)

@@ -150,7 +150,7 @@ class _Images:
         return RunData(self.root, check=self.check)
 
     def __call__(self, folder: Path | None) -> Tensor:
-        return self._data.calibration(folder)
+        return self._data.for_timing(folder)
 
 
 def _end_with_parent() -> None:
