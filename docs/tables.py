@@ -181,12 +181,11 @@ def engines(study: Study) -> str:
 
 def processors(study: Study) -> str:
     """Draw what is taken on each processor, and each row's relative latency, on one thread."""
-    records = [study.records, *study.elsewhere]
-    boards = [*map(_ranked, records)]
+    boards = _by_processor(study, NEEDED[0])
     taken = []
     for least in NEEDED:
         cells = [f"at least {least} %"]
-        for board in (_ranked(one, least) for one in records):
+        for board in _by_processor(study, least):
             choice = _choice(board)
             ms = COLUMNS["lat_mean_ms"].shown(board, choice.entry)
             cells.append(f"{choice.entry.name}, {ms} ms" if choice.eligible else "none")
@@ -208,6 +207,17 @@ def processors(study: Study) -> str:
         for board in boards[1:]
     )
     return f"{draw_table(['Test accuracy', *names], taken, ())}\n{figures}\n{others}\n"
+
+
+def _by_processor(study: Study, least: float) -> list[Leaderboard]:
+    """Rank what was timed on each processor; of the others' folders, what is not the study's."""
+    here = study.leaderboard(least)
+    boards = [here]
+    for records in study.elsewhere:
+        found = compare(records, Need(least)).leaderboards
+        (there,) = [one for one in found if one.conditions.hardware != here.conditions.hardware]
+        boards.append(there)
+    return boards
 
 
 def _rows(leaderboard: Leaderboard, most: int = sys.maxsize) -> str:

@@ -133,6 +133,11 @@ def test_what_is_light_imports_nothing_heavy(module):
     assert loaded_by(module) == "[]"
 
 
+def test_a_measuring_process_begins_without_lightning():
+    """Eight of them begin for each benchmark; only calibration reads data."""
+    assert "'lightning'" not in loaded_by("cifar_lightning.benchmark.processes")
+
+
 def test_timing_needs_no_hydra():
     """`make gpu-check` runs where nothing was installed."""
     modules = "cifar_lightning.benchmark.rounds, cifar_lightning.benchmark.contention, sys"

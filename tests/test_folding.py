@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from cifar_lightning.models.mobilenet import mobilenet_v3_small
 from cifar_lightning.variants.context import Unsupported
-from cifar_lightning.variants.folding import fold_batchnorms
+from cifar_lightning.variants.folding import fold_batchnorms, folded_where_traceable
 
 
 def norm(channels, least):
@@ -83,3 +84,16 @@ class Branching(nn.Module):
 def test_what_can_not_be_traced_is_unsupported():
     with pytest.raises(Unsupported, match=r"can't be traced: symbolically traced variables"):
         fold_batchnorms(Branching())
+
+
+def test_exporters_get_a_network_that_overwrites_nothing():
+    """And which means the same; the network itself stays as it is."""
+    network = mobilenet_v3_small(10, 16, 1.0, 0.2, 0.1, 1e-5).eval()
+    before = [name for name, one in network.named_modules() if getattr(one, "inplace", False)]
+    assert before
+    images = torch.randn(2, 3, 32, 32)
+    exported = folded_where_traceable(network)
+    assert not any(getattr(layer, "inplace", False) for layer in exported.modules())
+    assert torch.allclose(exported(images), network(images), atol=1e-5)
+    after = [name for name, one in network.named_modules() if getattr(one, "inplace", False)]
+    assert after == before

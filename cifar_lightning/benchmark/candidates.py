@@ -1,6 +1,6 @@
 """What a benchmark times: each distinct candidate of the runs once, and the references."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -214,35 +214,3 @@ def references(device: torch.device) -> list[Source]:
         of_network(REFERENCE, variant, 1, "double"),
         of_network(SECOND_REFERENCE, variant, 1, "second_reference"),
     ]
-
-
-def grouped(sources: Iterable[Source]) -> list[list[Source]]:
-    """Put together what executes alike, in the order of the first ones."""
-    groups: dict[str, list[Source]] = {}
-    for source in sources:
-        groups.setdefault(source.candidate.key, []).append(source)
-    return list(groups.values())
-
-
-def keyed(groups: Iterable[list[Source]]) -> Iterator[tuple[str, list[Source]]]:
-    """Yield each group with the key that its candidates share."""
-    for group in groups:
-        yield group[0].candidate.key, group
-
-
-def by_weights(group: Sequence[Source]) -> list[list[Source]]:
-    """Make of a candidate one for each file of weights, as they change its latency."""
-    return grouped(
-        replace(source, candidate=replace(source.candidate, by_weights=True)) for source in group
-    )
-
-
-def checks(groups: Sequence[Sequence[Source]]) -> list[list[Source]]:
-    """Choose another run's weights for each candidate that has any, to be timed beside it."""
-    chosen = []
-    for first, *others in groups:
-        for other in others:
-            if other.has_weights and other.candidate.weights != first.candidate.weights:
-                chosen.append([replace(other, candidate=replace(other.candidate, role="check"))])
-                break
-    return chosen

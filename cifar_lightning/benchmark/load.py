@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cifar_lightning.benchmark.data_check import difference
 from cifar_lightning.benchmark.evaluate import calibration
-from cifar_lightning.benchmark.network import load_backbone
+from cifar_lightning.benchmark.network import check_buildable, load_backbone
 from cifar_lightning.config import components
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.errors import UserError, bad_value
@@ -133,20 +133,16 @@ def _all_measurable(outputs: Path, data: RunData) -> list[Path]:
                 whole[folder] = _network(run)
             except UserError as error:
                 lacking.append((folder, run, error))
-    without_weights, untrained = [], []
+    without_weights = []
     for folder, run, reason in lacking:
         try:
             if RunFolder(folder).weights.exists():
                 raise reason
             if _network(run) not in whole.values():
-                components.construct("model", run.config["model"])
-                untrained.append(run.label)
+                check_buildable(run)
             without_weights.append(folder)
         except UserError as error:
             log.warning("left out: %s", error)
-    if untrained:
-        told = ", ".join(dict.fromkeys(untrained))
-        log.warning("timed with random weights, as theirs are not here: %s", told)
     if not whole and not without_weights:
         none = "none that can be measured here" if lacking else "no finished run"
         allowed = f"used where there are finished runs; {outputs} has {none}"

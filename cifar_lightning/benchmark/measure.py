@@ -10,16 +10,8 @@ from pathlib import Path
 import torch
 
 from cifar_lightning.benchmark.accuracy import Accuracies, evaluated
-from cifar_lightning.benchmark.candidates import (
-    BenchmarkSpec,
-    Source,
-    by_weights,
-    checks,
-    grouped,
-    keyed,
-    of_run,
-    references,
-)
+from cifar_lightning.benchmark.alike import by_weights, checks, grouped, keyed, timeable
+from cifar_lightning.benchmark.candidates import BenchmarkSpec, Source, of_run, references
 from cifar_lightning.benchmark.floors import floors
 from cifar_lightning.benchmark.load import RunData
 from cifar_lightning.benchmark.measurements import write_measurements
@@ -160,7 +152,7 @@ def measure(
     if not sources:
         return Measured()
     processes = processes or PROTOCOLS[spec.protocol].processes
-    groups = [[*group, *_untrained(group)] for group in grouped(sources)]
+    groups = timeable(grouped(sources))
     accuracies = Accuracies(data, device)
     # The first of a group is evaluated when it is ready to be timed, unless that is elsewhere.
     now = [source for group in groups for source in (group if processes > 1 else group[1:])]
@@ -195,13 +187,6 @@ def measure(
     told = {source.candidate.key for source in everyone if source.folder is not None}
     of_networks = {one.candidate.key: one for one in failures if one.candidate.key not in told}
     return Measured(written, record, [*of_networks.values()])
-
-
-def _untrained(group: Sequence[Source]) -> list[Source]:
-    """Give a candidate's network with random weights, where no run's weights are here."""
-    if any(source.folder is None or source.has_weights for source in group):
-        return []
-    return [replace(group[0], folder=None)]
 
 
 def _benchmark(

@@ -14,8 +14,10 @@ from cifar_lightning.errors import UserError
 from cifar_lightning.models.interfaces import reparameterized
 from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.run import Network
+from cifar_lightning.runs.run import Network, Run
 from cifar_lightning.runs.weights import read_weights
+
+MOST_PARAMETERS = 500_000_000  # 2 GB
 
 
 def load_backbone(folder: Path) -> nn.Module:
@@ -66,6 +68,20 @@ def trained_network(record: Network, content: bytes, path: Path) -> nn.Module:
     except (RuntimeError, MemoryError, SafetensorError, ValueError) as error:
         raise other from error
     return network
+
+
+def check_buildable(run: Run) -> None:
+    """Build a run's network without memory: a record can ask for one of any size.
+
+    Raises:
+        UserError: If it can't be built, or is too large.
+    """
+    with suppress(NotImplementedError, RuntimeError), torch.device("meta"):
+        network: nn.Module = components.construct("model", run.config["model"])
+        count = sum(parameter.numel() for parameter in network.parameters())
+        if count > MOST_PARAMETERS:
+            told = f"{count:.1e} parameters, {MOST_PARAMETERS:.0e} are the most without weights"
+            raise UserError(f"{run.label}: its network has {told}")
 
 
 def _layout(weights: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:

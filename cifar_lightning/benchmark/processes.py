@@ -75,7 +75,7 @@ def time_in_processes(
             named = [(group[0].candidate.role, group[0].candidate.key) for group in groups]
             groups = [one for one, name in zip(groups, named, strict=True) if name not in lost]
             seconds = (count - number - 1) * (time.monotonic() - start)
-            left = f", at most {duration(seconds)} left"  # the first one exports, too
+            left = f", about {duration(seconds)} left"  # the first one exports, too
     if len(found) < count:
         *earlier, last = found
         return [*earlier, replace(last, session=replace(last.session, ended="stopped"))]

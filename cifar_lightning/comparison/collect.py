@@ -96,11 +96,11 @@ def compare(
 
 
 def _weight(leaderboard: Leaderboard) -> tuple[object, ...]:
-    """Sort first what answers the question: on this machine, where it was measured there."""
+    """Sort first what answers the question: real data, this machine, the full protocol."""
     conditions, entries = leaderboard.conditions, leaderboard.entries
     machines = [one.measurement.environment.machine.processor for one in entries]
     elsewhere = processor() not in machines
-    return conditions.weight, elsewhere, -len(entries), conditions
+    return conditions.is_toy, elsewhere, not conditions.is_full, -len(entries), conditions
 
 
 def _entries(groups: Groups, records: Records, where: Mapping[str, Sequence[Timed]]) -> list[Entry]:

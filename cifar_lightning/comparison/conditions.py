@@ -49,9 +49,14 @@ class Conditions:
         return there == here and protocol == (self.protocol, self.protocol_version)
 
     @property
-    def weight(self) -> tuple[bool, bool]:
-        """Sort what answers the question first: real data before toys, full before quick."""
-        return self.dataset in TOYS, self.protocol != "full"
+    def is_toy(self) -> bool:
+        """Whether nobody asks which network is best on these data."""
+        return self.dataset in TOYS
+
+    @property
+    def is_full(self) -> bool:
+        """Whether its latencies are more than a look."""
+        return self.protocol == "full"
 
     @property
     def name(self) -> str:
