@@ -12,9 +12,10 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from cifar_lightning.comparison.choice import Need
+from cifar_lightning.comparison.choice import Need, choose
 from cifar_lightning.comparison.collect import compare
 from cifar_lightning.comparison.columns import COLUMNS
 from cifar_lightning.comparison.entry import Entry
@@ -88,11 +89,10 @@ class Study:
             [Records.read([one]) for one in sorted(folder.glob("processors/*"))],
         )
 
-    def leaderboard(
-        self, least: float = NEEDED[0], keep: Callable[[Entry], bool] = lambda entry: True
-    ) -> Leaderboard:
-        """Rank entries, on the machine that the overall answer is of."""
-        return _ranked(self.records, least, keep)
+    @cached_property
+    def leaderboard(self) -> Leaderboard:
+        """All rows, on the machine that the overall answer is of."""
+        return _ranked(self.records)
 
     def limited(self, entry: Entry) -> Published | None:
         """Give what is published of a network, if that is a point or more above the accuracy."""
@@ -108,22 +108,21 @@ def _runs(outputs: Path) -> list[Run]:
 
 def taken(study: Study) -> str:
     """Draw what to take for each accuracy, eager and with an engine, on one thread."""
-    ways = {name: (study.records, keep) for name, keep in WAYS.items()}
-    lines = [f"Timed in benchmark {_benchmarks(study.leaderboard())}"]
+    ways = {name: _ranked(study.records, keep) for name, keep in WAYS.items()}
+    lines = [f"Timed in benchmark {_benchmarks(study.leaderboard)}"]
     if study.engines is not None:
         every = _ranked(study.engines)
         number, all_of = (
-            len({entry.label for entry in one.entries}) for one in (every, study.leaderboard())
+            len({entry.label for entry in one.entries}) for one in (every, study.leaderboard)
         )
         some = f", {number} of the networks" if number < all_of else ""
-        ways[f"with every engine{some}"] = study.engines, lambda _: True
+        ways[f"with every engine{some}"] = every
         lines.append(f"; with every engine in {_benchmarks(every)}")
     rows = []
     for least in NEEDED:
         cells = [f"at least {least} %"]
-        for records, keep in ways.values():
-            leaderboard = _ranked(records, least, keep)
-            choice = _choice(leaderboard)
+        for leaderboard in ways.values():
+            choice = _choice(leaderboard, least)
             cells.append(_told(leaderboard, choice.entry) if choice.eligible else "none")
         rows.append(cells)
     return f"{draw_table(['Test accuracy', *ways], rows, ())}\n{''.join(lines)}.\n"
@@ -131,7 +130,7 @@ def taken(study: Study) -> str:
 
 def budget(study: Study) -> str:
     """Draw accuracies beside published ones; say which verdicts depend on the budget."""
-    plain = [one for one in study.leaderboard().entries if one.variant == "fp32"]
+    plain = [one for one in study.leaderboard.entries if one.variant == "fp32"]
     rows = [
         [
             entry.label,
@@ -151,10 +150,10 @@ def budget(study: Study) -> str:
 
 def dependent(study: Study) -> Iterator[str]:
     """Say which verdicts another budget could turn, by what is published."""
+    boards = {way: _ranked(study.records, keep) for way, keep in WAYS.items()}
     for least in NEEDED:
-        for way, keep in WAYS.items():
-            leaderboard = study.leaderboard(least, keep)
-            choice = _choice(leaderboard)
+        for way, leaderboard in boards.items():
+            choice = _choice(leaderboard, least)
             told = set()
             for entry in sorted(leaderboard.peers(choice.entry.threads), key=speed):
                 limit = None if entry.label in told else study.limited(entry)
@@ -171,7 +170,7 @@ def dependent(study: Study) -> Iterator[str]:
 
 def ranked(study: Study) -> str:
     """Draw all rows, as the report does."""
-    return _rows(study.leaderboard())
+    return _rows(study.leaderboard)
 
 
 def engines(study: Study) -> str:
@@ -181,12 +180,12 @@ def engines(study: Study) -> str:
 
 def processors(study: Study) -> str:
     """Draw what is taken on each processor, and each row's relative latency, on one thread."""
-    boards = _by_processor(study, NEEDED[0])
+    boards = [study.leaderboard, *(_there(one, study.leaderboard) for one in study.elsewhere)]
     taken = []
     for least in NEEDED:
         cells = [f"at least {least} %"]
-        for board in _by_processor(study, least):
-            choice = _choice(board)
+        for board in boards:
+            choice = _choice(board, least)
             ms = COLUMNS["lat_mean_ms"].shown(board, choice.entry)
             cells.append(f"{choice.entry.name}, {ms} ms" if choice.eligible else "none")
         taken.append(cells)
@@ -209,15 +208,11 @@ def processors(study: Study) -> str:
     return f"{draw_table(['Test accuracy', *names], taken, ())}\n{figures}\n{others}\n"
 
 
-def _by_processor(study: Study, least: float) -> list[Leaderboard]:
-    """Rank what was timed on each processor; of the others' folders, what is not the study's."""
-    here = study.leaderboard(least)
-    boards = [here]
-    for records in study.elsewhere:
-        found = compare(records, Need(least)).leaderboards
-        (there,) = [one for one in found if one.conditions.hardware != here.conditions.hardware]
-        boards.append(there)
-    return boards
+def _there(records: Records, here: Leaderboard) -> Leaderboard:
+    """Take of another processor's folder what the study itself has not timed."""
+    found = compare(records, Need(NEEDED[0])).leaderboards
+    (there,) = [one for one in found if one.conditions.hardware != here.conditions.hardware]
+    return there
 
 
 def _rows(leaderboard: Leaderboard, most: int = sys.maxsize) -> str:
@@ -247,7 +242,7 @@ def _benchmarks(leaderboard: Leaderboard) -> str:
 def trained(study: Study) -> str:
     """Draw what was trained: one row a network."""
     rows = []
-    for entry in sorted(study.leaderboard().entries, key=lambda one: one.label):
+    for entry in sorted(study.leaderboard.entries, key=lambda one: one.label):
         if entry.variant != "fp32" or entry.threads > 1:
             continue
         runs = [*entry.group.runs, *(one for one in study.seeds if one.id == entry.label)]
@@ -262,7 +257,7 @@ def trained(study: Study) -> str:
                 f"{statistics.fmean(tests):.2f}",
                 number(statistics.stdev(tests) if len(tests) > 1 else None, 2),
                 f"{minutes:.0f}",
-                *(COLUMNS[name].shown(study.leaderboard(), entry) for name in ("params", "macs")),
+                *(COLUMNS[name].shown(study.leaderboard, entry) for name in ("params", "macs")),
             ]
         )
     header = ["Network", "Seeds", "Epochs", "Val. (%)", "Test (%)", "Std", "Minutes"]
@@ -308,14 +303,12 @@ TABLES = {
 }
 
 
-def _ranked(
-    records: Records, least: float = NEEDED[0], keep: Callable[[Entry], bool] = lambda entry: True
-) -> Leaderboard:
-    return compare(records, Need(least), keep=lambda _, entry: keep(entry)).leaderboards[0]
+def _ranked(records: Records, keep: Callable[[Entry], bool] = lambda entry: True) -> Leaderboard:
+    return compare(records, Need(NEEDED[0]), keep=lambda _, entry: keep(entry)).leaderboards[0]
 
 
-def _choice(leaderboard: Leaderboard) -> Choice:
-    return leaderboard.choices[leaderboard.threads[0]]
+def _choice(leaderboard: Leaderboard, least: float) -> Choice:
+    return choose(leaderboard, leaderboard.threads[0], Need(least))
 
 
 def _told(leaderboard: Leaderboard, entry: Entry) -> str:

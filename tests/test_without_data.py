@@ -152,13 +152,14 @@ def test_runs_without_any_weights_are_timed_with_random_ones(again, outputs):
     """Their accuracy is what was evaluated elsewhere; a network that can't be built is left out."""
     for folder in folders(outputs):
         (folder / "weights.safetensors").unlink()
+        replace(found(folder, "fp32")[1], size_bytes=12345).save(folder)
     ended = again("run=all", "variants=[fp32,onnx]")
     assert ended.status == 0, ended.err
     assert "timed with random weights, as theirs are not here: net\n" in ended.out
     for folder in folders(outputs):
         ours, theirs = found(folder, "fp32")
         assert ours.has_figures
-        assert ours.test_acc == theirs.test_acc
+        assert (ours.test_acc, ours.size_bytes) == (theirs.test_acc, 12345)
     assert ours.latency == found(folders(outputs)[0], "fp32")[0].latency
     assert again(f"run={folder}").status == 2  # which was asked for, and can't be had
     run = Run.load(folder)

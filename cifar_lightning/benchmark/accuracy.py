@@ -35,13 +35,14 @@ class Accuracy:
     """What a run's network gets right under a variant; see `Measurement`.
 
     Attributes:
-        files: See `Measurement`.
+        files: See `Measurement`, like `size_bytes`: both are of what was evaluated.
         missing: Why there is none.
     """
 
     test_acc: float | None
     confusion: list[list[int]] | None
     files: dict[str, str] = field(default_factory=dict)
+    size_bytes: int | None = None
     carried_over: CarriedOver | None = None
     missing: str | None = None
 
@@ -77,7 +78,8 @@ class Accuracies:
             predictions.save(source.folder, source.candidate.variant)
         else:
             other = CarriedOver(device_name(self._device), engines, data=fingerprint)
-        found = Accuracy(predictions.accuracy, confusion, prepared.digests, other)
+        made = prepared.digests, prepared.size_bytes
+        found = Accuracy(predictions.accuracy, confusion, *made, other)
         self._found[source.folder, source.candidate.variant] = found
 
     def of(self, source: Source) -> Accuracy | str:
@@ -155,7 +157,7 @@ class Accuracies:
         origin = one.carried_over
         if origin is None and (one.hardware, one.engines) != (here, candidate.engines):
             origin = CarriedOver(one.device, one.engines, one.benchmark)
-        return Accuracy(one.test_acc, one.confusion, one.files, origin)
+        return Accuracy(one.test_acc, one.confusion, one.files, one.size_bytes, origin)
 
     def _lacking(self, folder: Path) -> str | None:
         """Tell why a run can't be evaluated here; None if it can."""

@@ -118,7 +118,8 @@ def _of(
         confusion=found.confusion,
         carried_over=found.carried_over,
         files=found.files,
-        size_bytes=candidate.size_bytes,
+        # What was timed may have had random weights, of which an exporter keeps equal ones once.
+        size_bytes=found.size_bytes or candidate.size_bytes,
         delegated=candidate.delegated,
         environment=replace(
             record.environment,
