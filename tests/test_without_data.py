@@ -8,7 +8,7 @@ import pytest
 from conftest import TINY, call_once, write_and_read
 
 import cifar_lightning.benchmark.measure as measuring
-from cifar_lightning.benchmark import accuracy
+from cifar_lightning.benchmark import accuracy, processes
 from cifar_lightning.benchmark.load import load_data
 from cifar_lightning.cli import export
 from cifar_lightning.cli import report as report_command
@@ -163,12 +163,12 @@ def test_runs_without_any_weights_are_timed_with_random_ones(again, outputs):
     assert ours.latency == found(folders(outputs)[0], "fp32")[0].latency
     assert again(f"run={folder}").status == 2  # which was asked for, and can't be had
     run = Run.load(folder)
-    model = run.config["model"] | {"width": -1.0}
+    model = run.config["model"] | {"depth": 0}
     replace(run, config=run.config | {"model": model}).save(folder)
     ended = again("run=all")
     assert ended.status == 0, ended.err
     assert "left out: " in ended.out
-    assert "width" in ended.out
+    assert "depth" in ended.out
 
 
 def test_int8_without_images_to_calibrate_is_only_timed(again, outputs):
@@ -179,6 +179,23 @@ def test_int8_without_images_to_calibrate_is_only_timed(again, outputs):
     ours, _ = found(folder, "int8")
     assert (ours.has_figures, ours.test_acc) == (True, None)
     assert "accuracy not checked: the run's data are not here" in ours.reason
+
+
+def test_a_process_of_its_own_calibrates_with_noise_where_the_images_are_gone(outputs):
+    images = processes._Images(None, True)
+    assert images(None).shape == images(folders(outputs)[0]).shape == (64, 3, 32, 32)
+
+
+def test_a_network_without_weights_is_not_built_in_any_size(again, outputs):
+    for folder in folders(outputs):
+        (folder / "weights.safetensors").unlink()
+        run = Run.load(folder)
+        model = run.config["model"] | {"channels": [4096] * 2, "depth": 3}
+        replace(run, config=run.config | {"model": model}).save(folder)
+    ended = again("run=all")
+    assert ended.status == 2
+    assert "left out: net: its network has " in ended.out
+    assert "are the most without weights" in ended.out
 
 
 def test_data_that_are_here_are_used(again, outputs, image_folder, monkeypatch):

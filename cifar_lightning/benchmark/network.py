@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -53,11 +54,9 @@ def trained_network(record: Network, content: bytes, path: Path) -> nn.Module:
     other = UserError(f"{path}: not the weights of this run's network")
     try:
         weights = from_bytes(content)
-        # First without memory: a record can ask for a network of any size.
-        with suppress(NotImplementedError, RuntimeError), torch.device("meta"):
-            without_memory: nn.Module = components.construct("model", record.model)
-            if _layout(without_memory.state_dict()) != _layout(weights):
-                raise other
+        empty = _without_memory(record.model)
+        if empty is not None and _layout(empty.state_dict()) != _layout(weights):
+            raise other
         network: nn.Module = components.construct("model", record.model)
         if _layout(network.state_dict()) != _layout(weights):
             raise other
@@ -71,17 +70,24 @@ def trained_network(record: Network, content: bytes, path: Path) -> nn.Module:
 
 
 def check_buildable(run: Run) -> None:
-    """Build a run's network without memory: a record can ask for one of any size.
+    """See that a run's network can be built without its weights, which would bound its size.
 
     Raises:
         UserError: If it can't be built, or is too large.
     """
+    empty = _without_memory(run.config["model"])
+    count = 0 if empty is None else sum(one.numel() for one in empty.parameters())
+    if count > MOST_PARAMETERS:
+        told = f"{count:.1e} parameters, {MOST_PARAMETERS:.0e} are the most without weights"
+        raise UserError(f"{run.label}: its network has {told}")
+
+
+def _without_memory(model: Mapping[str, Any]) -> nn.Module | None:
+    """Build a network without memory, as a record can ask for any size; None if that can't be."""
     with suppress(NotImplementedError, RuntimeError), torch.device("meta"):
-        network: nn.Module = components.construct("model", run.config["model"])
-        count = sum(parameter.numel() for parameter in network.parameters())
-        if count > MOST_PARAMETERS:
-            told = f"{count:.1e} parameters, {MOST_PARAMETERS:.0e} are the most without weights"
-            raise UserError(f"{run.label}: its network has {told}")
+        network: nn.Module = components.construct("model", model)
+        return network
+    return None
 
 
 def _layout(weights: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:

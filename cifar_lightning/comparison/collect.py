@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cifar_lightning.comparison.choice import Need, choose
-from cifar_lightning.comparison.conditions import Conditions
+from cifar_lightning.comparison.conditions import TOYS, Conditions
 from cifar_lightning.comparison.entry import Entry, Group, by_weights
 from cifar_lightning.comparison.leaderboard import Leaderboard, Place
 from cifar_lightning.comparison.records import Records
@@ -100,7 +100,8 @@ def _weight(leaderboard: Leaderboard) -> tuple[object, ...]:
     conditions, entries = leaderboard.conditions, leaderboard.entries
     machines = [one.measurement.environment.machine.processor for one in entries]
     elsewhere = processor() not in machines
-    return conditions.is_toy, elsewhere, not conditions.is_full, -len(entries), conditions
+    toy, look = conditions.dataset in TOYS, conditions.protocol != "full"
+    return toy, elsewhere, look, -len(entries), conditions
 
 
 def _entries(groups: Groups, records: Records, where: Mapping[str, Sequence[Timed]]) -> list[Entry]:

@@ -49,16 +49,6 @@ class Conditions:
         return there == here and protocol == (self.protocol, self.protocol_version)
 
     @property
-    def is_toy(self) -> bool:
-        """Whether nobody asks which network is best on these data."""
-        return self.dataset in TOYS
-
-    @property
-    def is_full(self) -> bool:
-        """Whether its latencies are more than a look."""
-        return self.protocol == "full"
-
-    @property
     def name(self) -> str:
         return f"{self.device}{self._rest}"
 

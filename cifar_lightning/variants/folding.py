@@ -23,7 +23,7 @@ def folded_where_traceable(network: nn.Module) -> nn.Module:
     """Fold BatchNorms for an exporter, which may trace what can't be traced here.
 
     Layers that overwrite what they are given don't do so in what is returned: they mean the same,
-    and ``torch.export`` takes twice as long for a network that is full of them.
+    and ``torch.export`` takes nearly twice as long for a network that is full of them.
     """
     network = deepcopy(network)
     for layer in network.modules():
