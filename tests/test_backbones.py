@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
@@ -64,6 +65,33 @@ def test_last_feature_map_has_the_output_stride(build, widths, halved):
     network(torch.zeros(1, 3, 32, 32))
     # Squeeze-excitation works on 1x1 maps; the features are the last map larger than that.
     assert [size for size in sizes if size > 1][-1] == 32 // output_stride
+
+
+@pytest.mark.parametrize(("build", "widths"), NETWORKS)
+def test_no_convolution_brings_features_into_another_order(build, widths):
+    network = build(num_classes=10, output_stride=STRIDE.get(build, 8), **widths, **COMMON)
+    network = network.to(memory_format=torch.channels_last)
+    others = []
+
+    def look(layer, inputs):
+        (features,) = inputs
+        if features.shape[2:].numel() > 1 and features.stride(1) != 1:
+            others.append(layer)
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(look)
+    network(torch.zeros(2, 3, 32, 32).contiguous(memory_format=torch.channels_last))
+    assert not others
+
+
+def test_shufflenet_computes_what_torchvision_computes():
+    network = shufflenet.shufflenet_v2(num_classes=10, output_stride=32, width=0.5, **COMMON).eval()
+    images = torch.randn(2, 3, 32, 32)
+    theirs = torchvision.models.shufflenet_v2_x0_5(num_classes=10)
+    theirs.fc = network.fc
+    theirs.load_state_dict(network.state_dict())
+    assert torch.equal(network(images), theirs.eval()(images))
 
 
 @pytest.mark.parametrize(("build", "widths"), NETWORKS)
