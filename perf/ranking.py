@@ -131,7 +131,8 @@ def benchmark(number: int, busy: bool, operations: dict[str, int]) -> One:
     full, device = PROTOCOLS["full"], torch.device("cpu")
     protocol, seed, nowhere = full.in_each(full.processes), number * full.processes, (None, False)
     with computing(), burner(number) if busy else nullcontext():
-        timed = time_in_processes(full.processes, groups, device, protocol, seed, nowhere)
+        timed, failed = time_in_processes(full.processes, groups, device, protocol, seed, nowhere)
+    assert not failed, failed
     assert not any(one.failures for one in timed), timed[0].failures
     record = record_of(f"ranking-{number}", began, "full", device, timed)
     numbers = {(one.label, one.variant): index for index, one in enumerate(record.candidates)}

@@ -25,13 +25,7 @@ from scipy.special import stdtrit
 
 from cifar_lightning.benchmark.rounds import rounds_needed
 from cifar_lightning.config.protocols import PROTOCOLS, Protocol
-from cifar_lightning.runs.paired import (
-    CONFIDENCE,
-    Difference,
-    difference,
-    over_processes,
-    two_sided,
-)
+from cifar_lightning.runs.paired import CONFIDENCE, Difference, difference, difference_of
 
 Array = NDArray[np.float64]
 # How slow the two candidates are, relative to the reference: as fast, and three times as slow.
@@ -143,9 +137,9 @@ def in_processes(machine: Machine, rng: np.random.Generator) -> tuple[list[Diffe
     """Run a benchmark as it is run: its rounds are shared by fresh processes."""
     protocol = FULL.in_each(FULL.processes)
     each = [one_process(machine, rng, protocol) for _ in range(FULL.processes)]
-    found = [[difference(means[:, number], means[:, 0]) for means in each] for number in (1, 2)]
-    rounds = sum(len(means) for means in each)
-    return [over_processes(one, two_sided()) for one in found], rounds
+    logs = [np.log(means) for means in each]
+    found = [difference_of([one[:, number] - one[:, 0] for one in logs]) for number in (1, 2)]
+    return found, sum(len(means) for means in each)
 
 
 def separate(machine: Machine, rng: np.random.Generator) -> tuple[list[Difference], int]:

@@ -123,6 +123,12 @@ def benchmark(
     return BenchmarkRecord(**fields | changed)
 
 
+def stop(record):
+    """Let its last process have been stopped."""
+    *earlier, last = record.sessions
+    return replace(record, sessions=[*earlier, replace(last, ended="stopped")])
+
+
 def a_run(label, seed=0, fingerprint="f" * 16, **config):
     """Make a finished run; its network is its label's unless a model is given."""
     config = with_seed(seed) | {"model": {"name": label}} | config

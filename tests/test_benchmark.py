@@ -21,12 +21,14 @@ from cifar_lightning.benchmark.record import record_of, told_apart
 from cifar_lightning.benchmark.session import Timed
 from cifar_lightning.benchmark.summary import summary
 from cifar_lightning.config.protocols import PROTOCOLS
+from cifar_lightning.errors import RunFailed
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.blocks import Block, Round, Session
 from cifar_lightning.runs.candidate import REFERENCES, Candidate, candidate_key
 from cifar_lightning.runs.environment import Environment
 from cifar_lightning.runs.interleaved import BenchmarkHead
 from cifar_lightning.runs.latency import Relative
+from cifar_lightning.runs.paired import one_sided
 from cifar_lightning.system import signals
 from cifar_lightning.system.environment import Code
 
@@ -177,6 +179,36 @@ def test_processes_are_combined_by_students_interval(centres):
     assert made.difference(1, 0).centre == pytest.approx(math.log(2) - mean)
 
 
+@given(st.lists(st.floats(-0.02, 0.02), min_size=2, max_size=2))
+def test_of_two_processes_what_either_says_is_possible(centres):
+    """Student's interval of two would hold nearly everything at a level of many candidates."""
+    made = record(candidate(), sessions=[steady(math.exp(one), 1.0, 1.0, 4.0) for one in centres])
+    found = made.relative(0, one_sided(0.05 / 20))
+    assert found.low == pytest.approx(min(centres), abs=1e-3)
+    assert found.high == pytest.approx(max(centres), abs=1e-3)
+
+
+@pytest.mark.parametrize("whole", [1, 2, 7])
+def test_a_process_that_was_stopped_early_takes_nothing_away(whole):
+    """It would count as much as each of the others."""
+    others = [steady(1.0 + n / 1000, 1.0, 1.0, 4.0) for n in range(whole)]
+    short = session([1.5, 1.0, 1.0, 4.0], [1.5, 1.0, 1.0, 4.0], ended="stopped")
+    found = record(candidate(), sessions=[*others, short])
+    assert found.relative(0) == record(candidate(), sessions=others).relative(0)
+    assert found.ended == "stopped"
+    assert found.timing(0).latency.n == 40 * whole + 2
+    halfway = steady(1.5, 1.0, 1.0, 4.0, rounds=20)
+    assert record(candidate(), sessions=[*others, halfway]).relative(0).high > 0.02
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4, 8])
+def test_a_quiet_benchmark_converges_in_any_number_of_processes(processes):
+    rounds = PROTOCOLS["full"].in_each(processes).expected_rounds
+    blocks = [[Block([ms] * 20, 1, 1) for ms in (1, 1, 1, 4)]] * rounds
+    one = Session([*range(4)], [Round([*range(4)], row) for row in blocks], "converged")
+    assert record(candidate(), sessions=[one] * processes).converged(0)
+
+
 def test_only_a_pairs_own_processes_tell_it_apart():
     """A third candidate that each process finds elsewhere says nothing of the other two."""
     sessions = [steady(1.0, 1.02, 1 + 0.3 * (-1) ** n, 1.0, 1.0, 4.0) for n in range(8)]
@@ -200,9 +232,33 @@ def test_a_benchmark_of_fewer_processes_than_asked_was_stopped(interrupted, ende
     monkeypatch.setattr(processes, "_apart", apart)
     device = torch.device("cpu")
     with signals.handled(), signals.deferred():
-        found = time_in_processes(3, [], device, PROTOCOLS["full"], 0, (None, True))
+        found, _ = time_in_processes(3, [], device, PROTOCOLS["full"], 0, (None, True))
     assert len(found) == len(begun) == (interrupted or 3)
     assert record_of("a", datetime(2026, 1, 1), "full", device, found).ended == ended
+
+
+@pytest.mark.parametrize("dying", [1, 3])
+def test_a_process_that_dies_costs_nothing_that_others_measured(dying, monkeypatch):
+    """As where memory runs short in the end."""
+    begun = []
+
+    def apart(*_):
+        begun.append(len(begun))
+        if len(begun) == dying:
+            raise RunFailed("it ended with status -9")
+        everyone = [candidate(), *(candidate(role, role) for role in REFERENCES)]
+        return Timed(everyone, steady(1.0, 2.0, 2.0, 9.0), [], {"before": {}, "after": {}})
+
+    monkeypatch.setattr(processes, "_apart", apart)
+    asked = 8, [], torch.device("cpu"), PROTOCOLS["full"], 0, (None, True)
+    if dying == 1:
+        with pytest.raises(RunFailed, match="-9"):
+            time_in_processes(*asked)
+        return
+    found, failed = time_in_processes(*asked)
+    assert failed == "measuring process 3 of 8: it ended with status -9"
+    made = record_of("a", datetime(2026, 1, 1), "full", torch.device("cpu"), found)
+    assert (len(made.sessions), made.ended) == (2, "stopped")
 
 
 def test_what_failed_in_one_process_is_not_tried_in_the_next(monkeypatch):
@@ -218,7 +274,7 @@ def test_what_failed_in_one_process_is_not_tried_in_the_next(monkeypatch):
 
     monkeypatch.setattr(processes, "_apart", apart)
     device, groups = torch.device("cpu"), [[source] for source in sources]
-    found = time_in_processes(3, groups, device, PROTOCOLS["full"], 0, (None, True))
+    found, _ = time_in_processes(3, groups, device, PROTOCOLS["full"], 0, (None, True))
     assert tried == [["fp32", "fused"], ["fused"], ["fused"]]
     assert sum(len(one.failures) for one in found) == 1
 

@@ -3,7 +3,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from simulated import a_run, benchmark, candidate, entry, leaderboard, measured, named, of_run
+from simulated import (
+    a_run,
+    benchmark,
+    candidate,
+    comparison,
+    entry,
+    leaderboard,
+    measured,
+    named,
+    of_run,
+    stop,
+)
 
 from cifar_lightning.comparison.bootstrap import upper_end_ms
 from cifar_lightning.comparison.choice import Need, at_most_slower, bound_ms, choose
@@ -60,6 +71,18 @@ def test_alone_among_the_fastest():
     assert (labels(choice.best), at_most_slower(found, choice)) == ({"a"}, 0.0)
     assert "of 2 rows with at least 85 % it is the fastest." in advice(found)
     assert verdict(found, 1, Need(85)).command is None
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_a_benchmark_that_was_stopped_turns_no_verdict(later):
+    """In a few rounds nothing is told apart, and the slowest is the most accurate."""
+    plans = [entry("a", 86, 1.0), entry("b", 92, 3.0)]
+    timed = [(of_run(one.run), one.truth) for one in plans]
+    records = [benchmark(timed, number=0), stop(benchmark(timed, number=1, rounds=6))]
+    found = comparison(*plans, records=records if later else records[::-1]).leaderboards[0]
+    assert choose(found, 1, Need(85)).entry.label == "a"
+    alone = comparison(*plans, records=records[1:]).leaderboards[0]  # all that is known
+    assert choose(alone, 1, Need(85)).entry.label == "b"
 
 
 def test_a_circle_leaves_the_least_relative_latency(monkeypatch):
@@ -163,6 +186,21 @@ def test_benchmarks_that_can_not_be_related_are_named():
     assert choose(related, 1, Need(85)).entry.label == "a"
 
 
+def test_rows_that_can_not_be_related_to_each_other_are_named():
+    """Though both can be to what is taken, which lies between them."""
+    plans = [entry(name, acc, 1.0) for name, acc in (("a", 90), ("b", 95), ("c", 91))]
+    records = [
+        benchmark([(of_run(one.run), 1.0)], number=number, second=2.0 * 1.04**number)
+        for number, one in enumerate((plans[0], plans[1], plans[2]))
+    ]
+    found = leaderboard(*plans, records=records)
+    assert choose(found, 1, Need(85)).entry.label == "b"
+    assert labels(found.unrelated(1)) == {"a", "b", "c"}
+    assert "can't be related" in advice(found)
+    near = leaderboard(*plans[:2], records=records[:2])
+    assert near.unrelated(1) == []
+
+
 # --- The most accurate within a latency --------------------------------------------------------
 
 
@@ -248,3 +286,15 @@ def test_the_bound_holds():
         )
         below += upper_end_ms(Timed(record, 0), "mean") < math.exp(0.1**2 / 2)
     assert below <= 12
+
+
+def test_the_bound_knows_that_processes_differ():
+    """By more than their rounds do; see above for how often it may be wrong."""
+    below = 0
+    for seed in range(200):
+        record = benchmark(
+            [(candidate("a"), 1.0)], rounds=30, calls=2, noise=0.01, drift=0, seed=seed,
+            processes=8, between=0.02,
+        )  # fmt: skip
+        below += upper_end_ms(Timed(record, 0), "mean") < math.exp(0.02**2 / 2 + 0.01**2 / 2)
+    assert 1 <= below <= 20

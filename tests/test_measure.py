@@ -205,6 +205,39 @@ def test_seeds_are_one_candidate_and_have_its_latency(again, outputs):
     assert all(one.confusion for one in measured)
 
 
+def test_only_what_weights_change_is_split(again, outputs, monkeypatch):
+    """Noise told another candidate's weights apart, too, once."""
+    folder = folder_of(outputs, "A")
+    twin = copy_as(folder, "twin", scaled(1.01))
+    real = BenchmarkRecord.tells_apart
+
+    def tells_apart(self, first, second):
+        variants = {one.variant for one in self.candidates if one.key in (first, second)}
+        return variants == {"fp32"} or real(self, first, second)
+
+    monkeypatch.setattr(measuring, "told_apart", lambda record: {*keys_of(record)})
+    monkeypatch.setattr(BenchmarkRecord, "tells_apart", tells_apart)
+    monkeypatch.setattr(BenchmarkRecord, "differ", lambda self, first, second: False)
+    earlier = len(records(outputs))
+    ended = again("run=A,twin", "variants=[fp32,fused]")
+    assert ended.status == 0, ended.err
+    first, second = records(outputs)[earlier:]
+    assert ended.out.count("depends on the weights") == 1
+    found = {
+        (one.variant, place.name): one
+        for place in (folder, twin)
+        for one in map(Measurement.read, place.glob("measurements/*"))
+    }
+    fp32, fused = (
+        [one for (variant, _), one in found.items() if variant == name]
+        for name in ("fp32", "fused")
+    )
+    assert len({one.candidate for one in fp32}) == 2
+    assert {one.benchmark for one in fp32} == {second.id}
+    assert len({one.candidate for one in fused}) == 1
+    assert {one.benchmark for one in fused} == {first.id}
+
+
 def test_weights_that_change_the_latency_make_candidates_of_their_own(again, outputs, monkeypatch):
     folder = folder_of(outputs, "A")
     twin = copy_as(folder, "twin", scaled(1.01))
@@ -509,6 +542,8 @@ def measure_with_a_signal(outputs, name):
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_in_round_7_keeps_what_there_is(name, status, outputs, forked):
+    for path in folder_of(outputs, "A").glob("measurements/*"):
+        path.unlink()
     earlier = len(records(outputs))
     ended = measure_with_a_signal(outputs, name)
     assert (ended.returncode, ended.stderr) == (status, "error: interrupted\n")
@@ -525,6 +560,17 @@ def test_a_signal_in_round_7_keeps_what_there_is(name, status, outputs, forked):
     assert row.lat_converged is False
     assert "not converged" in ended.stdout
     assert (row.lat_rel_low, row.lat_rel_high) == (None, None)
+
+
+def test_a_stopped_benchmark_replaces_no_measurement_of_one_that_ended(again, outputs, forked):
+    """Its record is kept, and a line says so."""
+    assert again("run=A").status == 0
+    before = only_measurement(folder_of(outputs, "A"))
+    ended = measure_with_a_signal(outputs, "SIGINT")
+    assert ended.returncode == 130
+    assert only_measurement(folder_of(outputs, "A")) == before
+    assert records(outputs)[-1].ended == "stopped"
+    assert "was not timed to the end; the earlier measurement stays" in ended.stdout
 
 
 def test_a_kill_in_round_7_costs_nothing_but_itself(again, outputs, forked):
@@ -617,6 +663,10 @@ def test_a_failure_is_not_written_over_figures(outputs):
     bad = replace(good, status="failed", reason="no memory", test_acc=None, confusion=None)
     assert new_measurement(folder, bad)
     assert only_measurement(folder) == good
+    stopped = replace(good, ended="stopped", rounds=7)
+    assert new_measurement(folder, stopped)
+    assert only_measurement(folder) == good
+    assert not new_measurement(folder, good)  # of the same protocol to its end
     assert not new_measurement(folder, replace(bad, recipe={"fp32": 2}))
     (row,) = rows_of(folder)
     assert (row.status, row.error) == ("failed", "no memory")

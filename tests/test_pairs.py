@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from simulated import benchmark, comparison, entry, leaderboard, of_run
+from simulated import benchmark, comparison, entry, leaderboard, of_run, stop
 
 from cifar_lightning.comparison import accuracy, relation
 from cifar_lightning.runs.paired import autocorrelation_time, difference, intervals
@@ -56,6 +56,25 @@ def test_of_several_benchmarks_the_latest_counts():
     related = found._pairs[1].related
     assert related.any()
     assert not related.all()
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_whatever_a_measurement_is_of_the_benchmarks_decide(stopped):
+    """Those of networks without runs write none; a stopped one says less than one that ended."""
+    ones = plans(4)
+    timed = [(of_run(one.run), one.truth) for one in ones]
+    records = [
+        benchmark(timed, number=0, noise=0.05),
+        benchmark([(one, 4 / truth) for one, truth in timed], number=1, noise=0.05),
+    ]
+    records[stopped] = stop(records[stopped])
+    for last in (records, records[::-1]):  # in which each is measured
+        found = comparison(*ones, records=last)
+        assert_equal_to_each(found.leaderboards[0])
+        slowest = max(ones, key=lambda one: one.truth).run.id
+        (row,) = [one for one in found.leaderboards[0].entries if one.label == slowest]
+        rank, _ = found.leaderboards[0].latency_rank(row)
+        assert rank == (4 if stopped else 1)
 
 
 def test_with_known_answers_to_each_image():

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from simulated import a_run, benchmark, candidate, measured, of_run
+from simulated import a_run, benchmark, candidate, measured, of_run, stop
 
 from cifar_lightning.comparison import relation
 from cifar_lightning.comparison.entry import Entry, Group
@@ -47,6 +47,26 @@ def test_of_several_benchmarks_with_both_the_latest_decides():
     assert found.centre == pytest.approx(math.log(2), abs=0.01)
     # Its relative latency is that of the latest of all.
     assert timings(A, *records).relative.centre == pytest.approx(math.log(5), abs=0.02)
+
+
+def test_it_does_not_matter_who_is_asked_first():
+    """A's milliseconds are of a benchmark without C, C's of the earlier of those with both."""
+    both = [benchmark([(A, 1.0), (C, 2.0)], number=1), benchmark([(A, 1.0), (C, 3.0)], number=3)]
+    alone = benchmark([(A, 1.0)], number=4)
+    first = Timings([*timed([alone])[A.key], *timed(both)[A.key]], UNKNOWN)
+    second = Timings(timed(both)[C.key][::-1], UNKNOWN)
+    found = difference(first, second, 0.05, ASSUMED_STD)
+    assert found.centre == pytest.approx(-math.log(3), abs=0.01)
+    assert difference(second, first, 0.05, ASSUMED_STD).centre == -found.centre
+
+
+def test_a_stopped_benchmark_decides_only_without_others():
+    whole, cut = benchmark([(A, 1.0), (B, 2.0)]), benchmark([(A, 2.0), (B, 1.0)], number=2)
+    records = [whole, stop(cut)]
+    found = difference(timings(A, *records), timings(B, *records), 0.05, ASSUMED_STD)
+    assert found.centre == pytest.approx(-math.log(2), abs=0.01)
+    alone = difference(timings(A, stop(cut)), timings(B, stop(cut)), 0.05, ASSUMED_STD)
+    assert alone.centre == pytest.approx(math.log(2), abs=0.01)
 
 
 def test_below_one_percent_there_is_no_difference():

@@ -3,8 +3,10 @@
 import logging
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,11 +46,13 @@ class Measured:
         measurements: In the order asked for.
         record: Of the benchmark; None where nothing was timed.
         failures: Of networks without a run.
+        error: Why a measuring process failed, after others had measured; empty if none did.
     """
 
     measurements: list[Measurement] = field(default_factory=list)
     record: BenchmarkRecord | None = None
     failures: list[Failure] = field(default_factory=list)
+    error: str = ""
 
     @property
     def failed(self) -> list[str]:
@@ -58,11 +62,12 @@ class Measured:
             (one.candidate.label, one.candidate.variant, one.status, one.reason)
             for one in self.failures
         ]
-        return [
+        told = [
             f"{whose}, {variant}: failed: {reason}"
             for whose, variant, status, reason in ones
             if status == "failed"
         ]
+        return [*filter(None, [self.error]), *told]
 
 
 def measure_missing(
@@ -158,35 +163,71 @@ def measure(
     now = [source for group in groups for source in (group if processes > 1 else group[1:])]
     for source in evaluated([source for source in now if source.folder is not None]):
         accuracies.of(source)
-    record, failures = _benchmark(
-        [*groups, *checks(groups)], spec, device, outputs, data, processes, accuracies
+    timed = partial(
+        _benchmark,
+        spec=spec,
+        device=device,
+        outputs=outputs,
+        data=data,
+        processes=processes,
+        accuracies=accuracies,
     )
-    if (suspects := told_apart(record)) and record.ended != "stopped":
+    first = last = timed([*groups, *checks(groups)])
+    merged = Groups()
+    if (suspects := told_apart(first.record)) and first.record.ended != "stopped":
         # Noise does that once in a while, but hardly twice.
         split = {key: by_weights(group) for key, group in keyed(groups) if key in suspects}
-        parts = [part for key, group in keyed(groups) for part in split.get(key, [group])]
-        try:
-            again, more = _benchmark(parts, spec, device, outputs, data, processes, accuracies)
-        except Interrupted:
-            again, more = record, failures  # which tells no parts apart
-        pairs = [[part[0].candidate.key for part in of_one[:2]] for of_one in split.values()]
-        if any(again.tells_apart(*pair) for pair in pairs):
-            groups, record, failures = parts, again, more
-            for of_one in split.values():
-                ones = [source.candidate for part in of_one for source in part]
-                log.warning(
-                    "%s, %s: the latency of %s depends on the weights; each is a candidate of its "
-                    "own",
-                    ones[0].network,
-                    ones[0].variant,
-                    ", ".join(one.label for one in ones),
-                )
-    everyone = [source for group in groups for source in group]
-    written = write_measurements(everyone, record, failures, accuracies)
+        with suppress(Interrupted):  # the first one tells no parts apart
+            last = timed([part for key, group in keyed(groups) for part in split.get(key, [group])])
+        apart = {key: parts for key, parts in split.items() if _tells_apart(last.record, parts)}
+        # What noise told apart is one candidate in the first benchmark alone.
+        merged = [group for key, group in keyed(groups) if key in {*split} - {*apart} and apart]
+        rest = [(key, group) for key, group in keyed(groups) if group not in merged]
+        groups = [part for key, group in rest for part in apart.get(key, [group])]
+        last = last if apart else first
+    written = [
+        measurement
+        for of_these, ones in ((first, merged), (last, groups))
+        for measurement in write_measurements(
+            [source for group in ones for source in group],
+            of_these.record,
+            of_these.failures,
+            accuracies,
+        )
+    ]
     # Those that no run's measurement tells; each process has its own.
-    told = {source.candidate.key for source in everyone if source.folder is not None}
-    of_networks = {one.candidate.key: one for one in failures if one.candidate.key not in told}
-    return Measured(written, record, [*of_networks.values()])
+    told = {source.candidate.key for group in groups for source in group if source.folder}
+    failures = {one.candidate.key: one for one in last.failures if one.candidate.key not in told}
+    return Measured(written, last.record, [*failures.values()], last.error)
+
+
+def _tells_apart(record: BenchmarkRecord, parts: Groups) -> bool:
+    """Tell whether candidates' latencies depend on their weights, and say so."""
+    if not record.tells_apart(*(part[0].candidate.key for part in parts[:2])):
+        return False
+    ones = [source.candidate for part in parts for source in part]
+    log.warning(
+        "%s, %s: the latency of %s depends on the weights; each is a candidate of its own",
+        ones[0].network,
+        ones[0].variant,
+        ", ".join(one.label for one in ones),
+    )
+    return True
+
+
+@dataclass(frozen=True)
+class _Benchmark:
+    """A benchmark that was recorded.
+
+    Attributes:
+        record: What was timed.
+        failures: What could not be.
+        error: Why a process failed after others had measured; empty if none did.
+    """
+
+    record: BenchmarkRecord
+    failures: list[Failure]
+    error: str
 
 
 def _benchmark(
@@ -197,7 +238,7 @@ def _benchmark(
     data: RunData,
     processes: int,
     accuracies: Accuracies,
-) -> tuple[BenchmarkRecord, list[Failure]]:
+) -> _Benchmark:
     """Time candidates and the references beside each other, and record it."""
     whole, started, tail = PROTOCOLS[spec.protocol], datetime.now(UTC), secrets.token_hex(3)
     protocol = whole.in_each(processes)
@@ -213,11 +254,11 @@ def _benchmark(
         duration(prepared * (protocol.warmup_s + blocks_s)),
         duration(prepared * (protocol.warmup_max_s + protocol.budget_s)),
     )
-    seed, where = int(tail, 16), (data.root, data.check)
+    seed, where, error = int(tail, 16), (data.root, data.check), ""
     if processes == 1:
         timed = [time_here(everyone, device, protocol, seed, data.for_timing, accuracies.look)]
     else:
-        timed = time_in_processes(processes, everyone, device, protocol, seed, where)
+        timed, error = time_in_processes(processes, everyone, device, protocol, seed, where)
     record = record_of(f"{started:%Y%m%d-%H%M%S}-{tail}", started, spec.protocol, device, timed)
     folders = [source.folder for group in groups for source in group if source.folder]
     for place in {outputs.resolve(), *(_outputs_of(folder, outputs) for folder in folders)}:
@@ -233,7 +274,7 @@ def _benchmark(
     for one in failures:
         if one.candidate.role == "floor" and one.reason not in told:
             log.info("%s: no floor: %s", one.candidate.variant, one.reason)
-    return record, asked
+    return _Benchmark(record, asked, error)
 
 
 def _outputs_of(folder: Path, outputs: Path) -> Path:

@@ -49,15 +49,19 @@ def write_measurements(
                 continue  # what was evaluated before is kept
         made.append(measurement)
         kept = new_measurement(source.folder, measurement)
+        stays = "; the earlier measurement stays" if kept else ""
+        name, status = measurement.variant, measurement.status
         if not measurement.has_figures:
-            stays = "; the earlier measurement stays" if kept else ""
-            name, status = measurement.variant, measurement.status
             log.info("%s is %s: %s%s", name, status, measurement.reason, stays)
+        elif kept:
+            log.info("%s of %s was not timed to the end%s", name, measurement.run, stays)
     return made
 
 
 def new_measurement(folder: Path, measurement: Measurement) -> bool:
-    """Write a measurement down, but none without figures in place of one that has them.
+    """Write a measurement down, but none in place of one that says more.
+
+    Those without figures say nothing, and those of a stopped benchmark less than of one that ended.
 
     Returns:
         Whether an earlier one of the same weights was kept.
@@ -65,7 +69,8 @@ def new_measurement(folder: Path, measurement: Measurement) -> bool:
     with suppress(OSError, ValueError):
         earlier = Measurement.read(measurement.path(folder))
         of_these = (earlier.weights, earlier.recipe) == (measurement.weights, measurement.recipe)
-        if of_these and earlier.has_figures and not measurement.has_figures:
+        stopped = measurement.ended == "stopped" and earlier.counts_for(measurement.protocol)
+        if of_these and earlier.has_figures and (stopped or not measurement.has_figures):
             return True
     measurement.save(folder)
     return False

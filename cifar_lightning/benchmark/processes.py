@@ -39,7 +39,7 @@ def time_in_processes(
     protocol: Protocol,
     seed: int,
     where: tuple[str | None, bool],
-) -> list[Timed]:
+) -> tuple[list[Timed], str]:
     """Time candidates in fresh processes, one after the other.
 
     Args:
@@ -51,13 +51,14 @@ def time_in_processes(
         where: The runs' data lie here, and whether they are checked; see `RunData`.
 
     Returns:
-        What each measured; where a signal came it is of fewer, and stopped.
+        What each measured, and why a process failed, if one did; where one did or a signal came it
+        is of fewer, and stopped.
 
     Raises:
         Interrupted: If a signal came before there was anything to keep.
-        RunFailed: If a process failed.
+        RunFailed: If the first process failed.
     """
-    found, left = list[Timed](), ""
+    found, left, failed = list[Timed](), "", ""
     with tempfile.TemporaryDirectory() as folder:
         for number in range(count):
             if signals.received() is not None and found:
@@ -70,6 +71,11 @@ def time_in_processes(
             except Interrupted:
                 if not found:
                     raise
+            except RunFailed as error:
+                if not found:
+                    raise
+                failed = f"measuring process {number + 1} of {count}: {error}"
+                break
             # What failed once is in no record: the others have no use for it.
             lost = {(one.candidate.role, one.candidate.key) for one in found[-1].failures}
             named = [(group[0].candidate.role, group[0].candidate.key) for group in groups]
@@ -78,8 +84,8 @@ def time_in_processes(
             left = f", about {duration(seconds)} left"  # the first one exports, too
     if len(found) < count:
         *earlier, last = found
-        return [*earlier, replace(last, session=replace(last.session, ended="stopped"))]
-    return found
+        found = [*earlier, replace(last, session=replace(last.session, ended="stopped"))]
+    return found, failed
 
 
 def _apart(

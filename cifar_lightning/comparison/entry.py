@@ -124,8 +124,8 @@ class Entry:
 
     Attributes:
         groups: All that were trained, the one that represents it first.
-        measurement: The latest of all its runs, as they have one latency; of those whose benchmark
-            is here, where there are any.
+        measurement: The latest of all its runs, as they have one latency; where there are any, of
+            those whose benchmark is here and was not stopped.
         timings: Its latency beside others'.
     """
 
@@ -138,7 +138,10 @@ class Entry:
         """Make the entry of a candidate's groups and of where it was timed."""
         measurements = [one for group in groups for one in group.measurements]
         here = {one.benchmark.id for one in timed}
-        latest = max(measurements, key=lambda one: (one.benchmark in here, one.benchmark or ""))
+        latest = max(
+            measurements,
+            key=lambda one: (one.benchmark in here, one.ended != "stopped", one.benchmark or ""),
+        )
         ordered = sorted(groups, key=lambda one: one.represents, reverse=True)
         return cls(tuple(ordered), latest, Timings.of(latest, timed))
 

@@ -219,12 +219,11 @@ class Leaderboard:
         return [entry for entry in front if entry in kept]
 
     def unrelated(self, threads: int) -> list[Entry]:
-        """Name the entries that can't be related to what is taken."""
+        """Name what is taken and the entries that can't be related to all others."""
         taken = self.choices[threads].entry
         pairs = self._pairs[threads]
-        related = pairs.related[pairs.number[taken]]
-        lost = [one for one, number in pairs.number.items() if not related[number]]
-        return [taken, *lost] if lost else []
+        lost = [one for one, number in pairs.number.items() if not pairs.related[number].all()]
+        return [taken, *(one for one in lost if one is not taken)] if lost else []
 
 
 def speed(entry: Entry) -> tuple[float, float]:

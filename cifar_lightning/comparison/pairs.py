@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cifar_lightning.comparison import accuracy, relation
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.runs.interleaved import Interleaved
-from cifar_lightning.runs.paired import RESOLUTION, intervals, one_sided, two_sided
+from cifar_lightning.runs.paired import RESOLUTION, one_sided, over_processes, two_sided
 
 Matrix: TypeAlias = NDArray[np.bool_]  # (entries, entries)
 Floats: TypeAlias = NDArray[np.float64]
@@ -82,14 +82,14 @@ def _related(entries: Sequence[Entry]) -> Matrix:
 def _together(
     entries: Sequence[Entry],
 ) -> Iterator[tuple[Interleaved, NDArray[np.int64], list[int]]]:
-    """Yield benchmarks, the latest last, each with the entries it timed and their numbers there."""
+    """Yield benchmarks, the deciding one last, each with whom it timed and their numbers there."""
     benchmarks: dict[str, Interleaved] = {}
     members: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for index, entry in enumerate(entries):
         for one in entry.timings.timed:
             benchmarks[one.benchmark.id] = one.benchmark
             members[one.benchmark.id].append((index, one.number))
-    for benchmark in sorted(benchmarks.values(), key=lambda one: one.started):
+    for benchmark in sorted(benchmarks.values(), key=relation.decides):
         there = members[benchmark.id]
         if len(there) > 1:
             yield benchmark, np.array([index for index, _ in there]), [n for _, n in there]
@@ -99,15 +99,10 @@ def _paired(
     benchmark: Interleaved, numbers: list[int], z: float
 ) -> Iterator[tuple[Floats, Floats]]:
     """Yield of each candidate the centres and lower ends of its differences to all of them."""
-    if len(benchmark.means) == 1:
-        logs = np.log(benchmark.means[0][:, numbers])
-        for n in range(len(numbers)):
-            centre, low, _, _ = intervals(logs[:, n, None] - logs, z)
-            yield centre, low
-    else:
-        for first in numbers:
-            found = [benchmark.difference(first, second, z) for second in numbers]
-            yield np.array([one.centre for one in found]), np.array([one.low for one in found])
+    logs = [one[:, numbers] for one in benchmark.logs]
+    for n in range(len(numbers)):
+        centre, low, _, _ = over_processes([one[:, n, None] - one for one in logs], z)
+        yield centre, low
 
 
 def _accuracies(entries: Sequence[Entry], pooled: float) -> Matrix:

@@ -46,8 +46,8 @@ class Timings:
     """All that is known of a candidate's latency beside others'.
 
     Attributes:
-        timed: Where it was timed: first in the benchmark that its milliseconds are of, then the
-            latest first.
+        timed: Where it was timed: first in the benchmark that its milliseconds are of, then as
+            they decide.
         stored: Its relative latency from a measurement, for one whose benchmark is missing.
     """
 
@@ -98,14 +98,15 @@ def difference(first: Timings, second: Timings, level: float, between: float) ->
         between: Standard deviation between benchmarks; see `between_std`.
 
     Returns:
-        The paired difference of the latest benchmark that holds both; else that of their relative
-        latencies. None if their benchmarks are not related.
+        The paired difference of the benchmark that decides among those that hold both; else that of
+        their relative latencies. None if their benchmarks are not related.
     """
     z = one_sided(level)
     there = {one.benchmark.id: one.number for one in second.timed}
-    for one in first.timed:
-        if one.benchmark.id in there:
-            return one.benchmark.difference(one.number, there[one.benchmark.id], z)
+    both = [one for one in first.timed if one.benchmark.id in there]
+    if both:
+        one = max(both, key=lambda one: decides(one.benchmark))
+        return one.benchmark.difference(one.number, there[one.benchmark.id], z)
     if not related(first.timed[:1], second.timed[:1]):
         return None
     mine, other = first.relative, second.relative
@@ -114,6 +115,11 @@ def difference(first: Timings, second: Timings, level: float, between: float) ->
     centre = mine.centre - other.centre
     n, tau = min(mine.n, other.n), max(mine.tau, other.tau)
     return Difference(centre, centre - reach, centre + reach, n, tau)
+
+
+def decides(benchmark: Interleaved) -> tuple[bool, str]:
+    """Sort the benchmark that decides last: the latest, and a stopped one only without others."""
+    return benchmark.ended != "stopped", benchmark.started
 
 
 def related(*where: Sequence[Timed]) -> bool:
@@ -143,9 +149,9 @@ def between_std(candidates: Iterable[Sequence[Timed]]) -> float:
 
 
 def timed(records: Iterable[Interleaved]) -> dict[str, list[Timed]]:
-    """Tell by its key where each candidate was timed, the latest first."""
+    """Tell by its key where each candidate was timed, what decides first."""
     found: dict[str, list[Timed]] = defaultdict(list)
-    for record in sorted(records, key=lambda one: one.started, reverse=True):
+    for record in sorted(records, key=decides, reverse=True):
         for number in record.ranked:
             found[record.candidates[number].key].append(Timed(record, number))
     return found

@@ -56,6 +56,7 @@ class Protocol:
         """
         if processes == 1:
             return self
+        enough = processes * MIN_ROUNDS >= self.independent_rounds
         return replace(
             self,
             warmup_block=self.warmup_block // 2,
@@ -63,7 +64,7 @@ class Protocol:
             warmup_max_s=self.warmup_max_s / processes,
             warmup_tolerance=math.inf,
             calls=math.ceil(self.calls / processes),
-            independent_rounds=0,
+            independent_rounds=0 if enough else math.ceil(self.independent_rounds / processes),
             tolerance=self.tolerance * math.sqrt(processes),
             certain=0.75,
             budget_s=self.budget_s / processes,

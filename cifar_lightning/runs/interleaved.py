@@ -13,13 +13,7 @@ from cifar_lightning.runs.candidate import REFERENCES, Candidate, Role
 from cifar_lightning.runs.environment import Environment
 from cifar_lightning.runs.folder import BENCHMARKS
 from cifar_lightning.runs.latency import Ended
-from cifar_lightning.runs.paired import (
-    Difference,
-    difference,
-    one_sided,
-    over_processes,
-    two_sided,
-)
+from cifar_lightning.runs.paired import Difference, difference_of, one_sided
 from cifar_lightning.runs.run import Moment, Name, Record
 from cifar_lightning.system import environment
 from cifar_lightning.system.environment import DeviceState
@@ -115,10 +109,18 @@ class Interleaved(BenchmarkHead):
             second: The other.
             z: Normal quantile of the interval's ends; None is that of 95 %.
         """
-        found = [difference(means[:, first], means[:, second], z) for means in self.means]
-        if len(found) == 1:
-            return found[0]
-        return over_processes(found, two_sided() if z is None else z)
+        return difference_of([one[:, first] - one[:, second] for one in self.logs], z)
+
+    @cached_property
+    def logs(self) -> "list[NDArray[np.float64]]":
+        """Logarithms of `means`, of the processes that count.
+
+        Each counts as much as another, so one that was stopped early does not.
+        """
+        import numpy as np  # reading records needs none of it
+
+        half = max(map(len, self.means)) / 2
+        return [np.log(means) for means in self.means if len(means) >= half]
 
     def relative(self, number: int, z: float | None = None) -> Difference:
         """Tell how much slower a candidate is than the reference."""

@@ -6,7 +6,6 @@ widened where neighbouring rounds are alike.
 """
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
@@ -99,15 +98,58 @@ def difference(first_ms: "Means", second_ms: "Means", z: float | None = None) ->
     import numpy as np  # reading records needs none of it
 
     logs = np.log(np.asarray(first_ms, float)) - np.log(np.asarray(second_ms, float))
-    centre, low, high, tau = (float(one[0]) for one in intervals(logs[:, None], z))
-    return Difference(centre, low, high, len(logs), tau)
+    return difference_of([logs], z)
+
+
+def difference_of(logs: "Sequence[NDArray[np.float64]]", z: float | None = None) -> Difference:
+    """Compare two candidates by the differences of their logarithms.
+
+    Args:
+        logs: One a round, (rounds,), of each process.
+        z: As for `difference`.
+    """
+    found = over_processes([one[:, None] for one in logs], z)
+    centre, low, high, tau = (float(one[0]) for one in found)
+    return Difference(centre, low, high, sum(map(len, logs)), tau)
+
+
+def over_processes(
+    logs: "Sequence[NDArray[np.float64]]", z: float | None = None
+) -> "tuple[NDArray[np.float64], ...]":
+    """Compute what `intervals` does for the rounds of several processes.
+
+    Where a candidate lies in memory is drawn once a process and moves its latency throughout, and a
+    machine's state changes in minutes, which no interval of rounds knows. Two networks that are
+    alike are moved alike, so each pair's own differences count, and not what others scatter by: of
+    three processes or more it is Student's interval of their medians. Of two it would be tens of
+    times as wide as what either says; theirs are taken together.
+
+    Args:
+        logs: Differences of logarithms, (rounds, pairs), of each process.
+        z: As for `difference`.
+    """
+    import numpy as np
+
+    if len(logs) < 3:
+        centres, lows, highs, taus = zip(*(intervals(one, z) for one in logs), strict=True)
+        return np.mean(centres, 0), np.min(lows, 0), np.max(highs, 0), np.max(taus, 0)
+    from scipy.special import stdtrit  # heavy, and reading records needs none of it
+
+    medians = np.array([np.median(one, axis=0) for one in logs])
+    probability = NormalDist().cdf(two_sided() if z is None else z)
+    quantile = float(stdtrit(len(logs) - 1, probability))
+    reach = quantile * medians.std(axis=0, ddof=1) / math.sqrt(len(logs))
+    centre = medians.mean(axis=0)
+    # However alike a process's rounds are: their number is in no interval here.
+    return centre, centre - reach, centre + reach, np.ones_like(centre)
 
 
 def intervals(logs: "NDArray[np.float64]", z: float | None) -> "tuple[NDArray[np.float64], ...]":
     """Compute centres, lower and upper ends, and how many rounds say as much as one.
 
     A level that asks for more independent rounds than there are gets the least and the greatest
-    of all rounds, as long as 95 % has bounds; with fewer there are none.
+    of all rounds, as many times as far from the centre as its quantile is that of the strictest
+    level these rounds allow, as long as 95 % has bounds; with fewer there are none.
 
     Args:
         logs: Differences of logarithms, (rounds, pairs).
@@ -128,9 +170,11 @@ def intervals(logs: "NDArray[np.float64]", z: float | None) -> "tuple[NDArray[np
     rank = np.floor(n / 2 - z * np.sqrt(n * tau) / 2)
     # Without bounds what is ten times slower would tie with all others, as soon as it is noisy.
     bounded = np.floor(n / 2 - min(z, two_sided()) * np.sqrt(n * tau) / 2) >= 1
+    beyond = np.maximum(1, z * np.sqrt(n * tau) / max(1, n - 2))  # where the rank is below 1
     rank, pair = np.maximum(rank, 1).astype(int), np.arange(logs.shape[1])
-    low = np.where(bounded, ordered[rank - 1, pair], -math.inf)
-    high = np.where(bounded, ordered[np.minimum(n - rank, n - 1), pair], math.inf)
+    lowest, highest = ordered[rank - 1, pair], ordered[np.minimum(n - rank, n - 1), pair]
+    low = np.where(bounded, centre - beyond * (centre - lowest), -math.inf)
+    high = np.where(bounded, centre + beyond * (highest - centre), math.inf)
     return centre, low, high, tau
 
 
@@ -155,24 +199,3 @@ def autocorrelation_time(x: "NDArray[np.float64]") -> "NDArray[np.float64]":
             break
         total += np.where(going, pair, 0)
     return np.maximum(1.0, 1 + 2 * total)
-
-
-def over_processes(found: Sequence[Difference], z: float) -> Difference:
-    """Combine what several processes say of two candidates: Student's interval of their centres.
-
-    Where a candidate lies in memory is drawn once a process and moves its latency throughout, and a
-    machine's state changes in minutes, which no interval of rounds knows. Two networks that are
-    alike are moved alike, so each pair's own differences count, and not what others scatter by.
-
-    Args:
-        found: One a process, of two or more.
-        z: Normal quantile of the interval's ends.
-    """
-    from scipy.special import stdtrit  # heavy, and reading records needs none of it
-
-    centres, n = [one.centre for one in found], len(found)
-    centre = statistics.fmean(centres)
-    quantile = float(stdtrit(n - 1, NormalDist().cdf(z)))
-    reach = quantile * statistics.stdev(centres, centre) / math.sqrt(n)
-    # However alike a process's rounds are: their number is in no interval here.
-    return Difference(centre, centre - reach, centre + reach, sum(one.n for one in found), tau=1.0)
