@@ -65,12 +65,14 @@ MATRIX_PRODUCT = f"product of {MATRIX}x{MATRIX} matrices"
 ONE_OF_TWO = "--one-of-two"  # what `ours_in_two` tells the processes it starts
 
 
-def prepared(network: str, folder: str, processes: int = 1) -> tuple[Experiment, dict[str, Any]]:
+def prepared(
+    network: str, folder: str, batch_size: int = BATCH, processes: int = 1
+) -> tuple[Experiment, dict[str, Any]]:
     """Build what `train.py` builds for one epoch on all images."""
     return prepare(
         [
             *network.split(),
-            f"batch_size={BATCH // processes}",
+            f"batch_size={batch_size // processes}",
             "epochs=1",
             "data.val_fraction=0",
             "trainer.accelerator=cpu",
@@ -80,12 +82,12 @@ def prepared(network: str, folder: str, processes: int = 1) -> tuple[Experiment,
     )
 
 
-def ours(network: str, processes: int = 1) -> float:
+def ours(network: str, batch_size: int = BATCH, processes: int = 1) -> float:
     """Train an epoch as our command does; return images per second of all processes together."""
     with tempfile.TemporaryDirectory() as folder:
-        experiment, config = prepared(network, folder, processes)
+        experiment, config = prepared(network, folder, batch_size, processes)
         data = images_for(experiment, config, IMAGES)
-        return _speed(experiment.trainer, experiment.classifier, datamodule=data)
+        return _speed(experiment.trainer, experiment.classifier, batch_size, datamodule=data)
 
 
 def images_for(experiment: Experiment, config: dict[str, Any], count: int) -> Images:
@@ -108,18 +110,18 @@ def ours_in_two(network: str) -> float:
     return float(done.stdout.split()[-1])
 
 
-def baseline(network: str) -> float:
-    """Train an epoch of the baseline recipe; return images per second."""
+def baseline(network: str, batch_size: int = BATCH) -> float:
+    """Train an epoch of the baseline recipe, in fp32; return images per second."""
     with tempfile.TemporaryDirectory() as folder:
-        experiment, config = prepared(network, folder)
-        loader = baseline_loader(*random_images(IMAGES), BATCH)
+        experiment, config = prepared(network, folder, batch_size)
+        loader = baseline_loader(*random_images(IMAGES), batch_size)
         trainer = Trainer(
             max_epochs=1, accelerator="cpu", default_root_dir=folder, enable_model_summary=False
         )
         module = Baseline(experiment.classifier.backbone, config, len(loader))
         # Its progress bar costs what it costs, but is not shown.
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-            return _speed(trainer, module, train_dataloaders=loader)
+            return _speed(trainer, module, batch_size, train_dataloaders=loader)
 
 
 def matrix_product() -> float:
@@ -137,11 +139,11 @@ def multiply_accumulates(network: str) -> float:
         return count_macs(prepared(network, folder)[0].classifier.backbone)
 
 
-def _speed(trainer: Trainer, module: LightningModule, **data: Any) -> float:
+def _speed(trainer: Trainer, module: LightningModule, batch_size: int, **data: Any) -> float:
     watch = Stopwatch()
     trainer.callbacks.append(watch)  # type: ignore[attr-defined]
     trainer.fit(module, **data)
-    return 1000 * BATCH / watch.ms
+    return 1000 * batch_size / watch.ms
 
 
 class WarmSteps(Callback):
