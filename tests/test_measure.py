@@ -588,7 +588,7 @@ def in_two_processes(outputs, tmp_path, forked):
     def measure_so(name, to, number, moment="rounds"):
         return subprocess.run(
             [sys.executable, str(path), *settings], cwd=ROOT, capture_output=True, text=True,
-            env=os.environ | {"WHEN": f"{name},{to},{number},{moment}"}, timeout=100,
+            env=os.environ | {"WHEN": f"{name},{to},{number},{moment}"}, timeout=50,
         )  # fmt: skip
 
     return measure_so

@@ -51,7 +51,7 @@ def verdict(
     choice = leaderboard.choices[threads]
     said = _by_accuracy if need.max_ms is None else _by_latency
     unrelated = leaderboard.unrelated(threads)
-    open_between = unrelated
+    open_between: Sequence[Entry] = unrelated
     if need.max_ms is None and len(choice.best) > 1:
         open_between = choice.best
     elif need.max_ms is None and _circle(leaderboard, choice):
