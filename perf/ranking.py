@@ -8,11 +8,14 @@ Every benchmark runs in fresh processes, every second one beside a program that 
 random stretches, and leaves one file in the processor's folder. Six candidates: MobileNetV3-Small
 with two values of dropout, which are two configurations of equal cost, in eager PyTorch and again
 under ONNX Runtime; and twice the same network behind extra element-wise operations that cost about
-2 and 3 %. Three pilots find how many those are.
+2 and 3 %. Three pilots find how many those are. Where the mean over benchmarks is surely out of the
+range that `perf.ranking_goals` asks for, there are more or fewer from then on, and that network's
+benchmarks so far count no longer; their files stay.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -24,7 +27,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,13 +43,24 @@ from cifar_lightning.system.files import write_atomically
 from cifar_lightning.system.openmp_waiting import computing
 from cifar_lightning.system.processor import processor
 from cifar_lightning.variants import registry
+from perf.ranking_goals import (
+    BENCHMARKS,
+    EAGER,
+    EXTRA,
+    ONNX,
+    Found,
+    One,
+    latest_operations,
+    made_with,
+    next_operations,
+    read,
+    rescaled,
+    tables,
+)
 
 FOLDER = Path("outputs/ranking")
-BENCHMARKS = 100
 PILOT, PILOTS = 40, 3  # operations, and processes
-EXTRA = {"2 % slower": 2.0, "3 % slower": 3.0}
 STRETCHES_S = (1.0, 10.0)  # in which a core is burnt, and in which it is not
-EAGER, ONNX = "equal, eager", "equal, ONNX Runtime"
 
 
 class Slowed(nn.Module):
@@ -83,39 +96,6 @@ def source(label: str, variant: str, dropout: float, operations: int = 0) -> Sou
         "candidate", label, label, model, variant, recipe(variant), registry.engines(variant), 1
     )
     return Made(made)
-
-
-@dataclass(frozen=True)
-class Found:
-    """What one benchmark said of one pair.
-
-    Attributes:
-        percent: How much slower the second candidate is than the first.
-        apart: Whether they were told apart, in either direction.
-        slower: Whether the second was called slower.
-    """
-
-    percent: float
-    half_width: float
-    apart: bool
-    slower: bool
-
-
-@dataclass(frozen=True)
-class One:
-    """What one benchmark said; of relative latencies, what each of its processes did."""
-
-    number: int
-    busy: bool
-    started: str
-    processor: str
-    operations: dict[str, int]
-    rounds: int
-    ended: str
-    seconds: float
-    noise_floor_percent: float
-    relative: dict[str, list[float]]
-    pairs: dict[str, Found]
 
 
 def benchmark(number: int, busy: bool, operations: dict[str, int]) -> One:
@@ -199,16 +179,6 @@ def burner(seed: int) -> Iterator[None]:
         process.wait()
 
 
-def read(folder: Path) -> list[One]:
-    """Read what has been measured so far."""
-    ones = []
-    for path in sorted(folder.rglob("[0-9]*.json")):
-        content: dict[str, Any] = json.loads(path.read_text())
-        content["pairs"] = {name: Found(**pair) for name, pair in content["pairs"].items()}
-        ones.append(One(**content))
-    return ones
-
-
 def fresh(*arguments: str) -> None:
     """Run this module in a process of its own."""
     subprocess.run([sys.executable, "-m", "perf.ranking", *arguments], check=True)
@@ -223,61 +193,37 @@ def pilot(folder: Path) -> dict[str, int]:
             operations = json.dumps({"pilot": PILOT})
             fresh(f"one={path}", f"number={number}", "busy=0", f"operations={operations}")
         found.append(json.loads(path.read_text())["pairs"]["pilot"]["percent"])
-    each = statistics.fmean(found) / PILOT
-    return {name: round(wanted / each) for name, wanted in EXTRA.items()}
+    cost = statistics.fmean(found)
+    return {pair: rescaled(PILOT, cost, asked.costs) for pair, asked in EXTRA.items()}
 
 
-def tables(ones: list[One]) -> str:
-    """Draw what was found, the quiet benchmarks and the others apart, for each processor."""
-    lines = []
-    for name in sorted({one.processor for one in ones}):
-        here = [one for one in ones if one.processor == name]
-        kinds = {"quiet": [one for one in here if not one.busy]}
-        kinds |= {"beside a burner": [one for one in here if one.busy], "all": here}
-        counts = sorted({tuple(one.operations.items()) for one in here})
-        lines += [f"{name}; extra operations: {counts}", ""]
-        lines += [
-            "| pair | machine | benchmarks | told apart | found slower | difference: mean "
-            "| std between processes | half width, median | rounds, median |",
-            "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        ]
-        for pair_name in (EAGER, ONNX, *EXTRA):
-            for kind, some in kinds.items():
-                pairs = [one.pairs[pair_name] for one in some if pair_name in one.pairs]
-                if len(pairs) < 2:
-                    continue
-                values = [pair.percent for pair in pairs]
-                lines.append(
-                    f"| {pair_name} | {kind} | {len(pairs)} | {sum(pair.apart for pair in pairs)} "
-                    f"| {sum(pair.slower for pair in pairs)} | {statistics.fmean(values):+.2f} % "
-                    f"| {statistics.stdev(values):.2f} % "
-                    f"| {statistics.median(pair.half_width for pair in pairs):.2f} % "
-                    f"| {statistics.median(one.rounds for one in some):.0f} |"
-                )
-        lines += ["", *three_processes(kinds["quiet"]), ""]
-    return "\n".join(lines)
-
-
-def three_processes(ones: list[One]) -> list[str]:
-    """Say how well the first three processes of each benchmark agree."""
-    if not ones:
-        return []
-    pairs = [("a fp32", "b fp32"), ("a onnx", "b onnx")]
-    equal, spread = list[float](), list[float]()
-    for one in ones:
-        first = {name: values[:3] for name, values in one.relative.items()}
-        ratios = [y / x for a, b in pairs for x, y in zip(first[a], first[b], strict=True)]
-        equal.append(max(abs(100 * (ratio - 1)) for ratio in ratios))
-        spread.append(max(100 * (max(some) / min(some) - 1) for some in first.values()))
-    return [
-        f"Three fresh processes, {len(ones)} times: {what} within {goal} % in "
-        f"{sum(value <= goal for value in seen)} (median {statistics.median(seen):.1f} %, "
-        f"at most {max(seen):.1f} %)."
-        for what, goal, seen in (
-            ("equal networks are in each", 3, equal),
-            ("all candidates' three relative latencies are", 5, spread),
+def measure(folder: Path, wanted: int) -> None:
+    """Measure until so many benchmarks count for every pair, each in a process of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        ones = read(folder)
+        operations = (
+            {pair: next_operations(ones, pair) for pair in EXTRA} if ones else pilot(folder)
         )
-    ]
+        for pair, count in operations.items():
+            if ones and (before := latest_operations(ones, pair)) != count:
+                say(f"{pair}: {count} operations from now on; those of {before} miss their goal")
+        done = min(len(made_with(ones, pair, count)) for pair, count in operations.items())
+        if done >= wanted:
+            return
+        number = next(n for n in itertools.count(1) if not (folder / f"{n:03}.json").exists())
+        fresh(
+            f"one={folder / f'{number:03}.json'}",
+            f"number={number}",
+            f"busy={number % 2}",
+            f"operations={json.dumps(operations)}",
+        )
+        say(f"{done + 1} of {wanted}")
+
+
+def say(line: str) -> None:
+    """Tell how far it is, beside the tables."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str]) -> None:
@@ -289,16 +235,8 @@ def main(arguments: list[str]) -> None:
         write_atomically(Path(given["one"]), json.dumps(asdict(one), indent=1) + "\n")
         return
     folder, wanted = Path(given.get("folder", FOLDER)), int(given.get("benchmarks", BENCHMARKS))
-    here = folder / processor().slug
     if wanted:
-        here.mkdir(parents=True, exist_ok=True)
-        operations = json.dumps(pilot(here))
-    for number in range(1, wanted + 1):
-        if not (path := here / f"{number:03}.json").exists():
-            fresh(
-                f"one={path}", f"number={number}", f"busy={number % 2}", f"operations={operations}"
-            )
-            print(f"{number} of {wanted}", file=sys.stderr, flush=True)
+        measure(folder / processor().slug, wanted)
     print(tables(read(folder)))
 
 

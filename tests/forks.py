@@ -289,7 +289,8 @@ def main() -> None:
     threading._shutdown()
     atexit._run_exitfuncs()
     for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.flush()
+        if not stream.closed:  # as multiprocessing's tracker of resources closes its output
+            stream.flush()
     os._exit(status)
 
 

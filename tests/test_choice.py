@@ -85,15 +85,24 @@ def test_a_benchmark_that_was_stopped_turns_no_verdict(later):
     assert choose(alone, 1, Need(85)).entry.label == "b"
 
 
-def test_a_circle_leaves_the_least_relative_latency(monkeypatch):
-    """Medians are not additive: three entries can each be slower than another one."""
-    found = leaderboard(entry("a", 90, 1.00), entry("b", 91, 1.02), entry("c", 92, 1.04))
-    circle = {("a", "b"), ("b", "c"), ("c", "a")}
-    monkeypatch.setattr(
-        type(found), "slower", lambda _, one, other: (one.label, other.label) in circle
-    )
+def test_a_circle_leaves_the_least_relative_latency():
+    """Three entries can each be slower than another one: by rounds that others had no part in."""
+    plans = [entry("a", 90, 1.0), entry("b", 91, 1.0), entry("c", 92, 1.0)]
+    a, b, c = (of_run(one.run) for one in plans)
+    records = [
+        benchmark(timed, number=number)
+        for number, timed in enumerate(
+            ([(a, 1.0), (b, 1.1)], [(b, 0.9), (c, 1.0)], [(c, 1.0), (a, 1.1)])
+        )
+    ]
+    found = leaderboard(*plans, records=records)
+    assert found.not_slower(found.entries) == []
     choice = choose(found, 1, Need(85))
-    assert (choice.entry.label, labels(choice.best)) == ("a", {"a"})
+    assert (choice.entry.label, labels(choice.best)) == ("b", {"b"})
+    told = verdict(found, 1, Need(85))
+    assert "of 3 rows with at least 85 % each is slower than some other one" in told.advice
+    assert "it is the fastest" not in told.advice
+    assert " run=a,b,c " in told.command
 
 
 def test_the_truly_fastest_is_among_the_fastest():
@@ -160,7 +169,7 @@ def test_threads_are_ranked_by_themselves():
 def test_ties_of_one_benchmark_are_measured_in_fresh_processes():
     found = leaderboard(entry("a", 90, 1.0), entry("b", 91, 1.0, variant="fused"))
     assert verdict(found, 1, Need(85)).command == (
-        "python -m cifar_lightning.measure run=a,b 'variants=[fp32,fused]'"
+        "python -m cifar_lightning.measure run=a,b 'variants=[fp32,fused]' device=cpu"
     )
 
 
@@ -179,7 +188,9 @@ def test_benchmarks_that_can_not_be_related_are_named():
     told = verdict(found, 1, Need(85))
     assert "can't be related: their second references differ by over 6 %" in told.advice
     assert "nobody knows how much slower" in told.advice
-    assert told.command == "python -m cifar_lightning.measure run=a,b 'variants=[fp32]'"
+    assert told.command == (
+        "python -m cifar_lightning.measure run=a,b 'variants=[fp32]' device=cpu"
+    )
     # Two that agree are related, though they were never measured together.
     related = leaderboard(*plans, records=[records[0], replace(records[1], sessions=benchmark(
         [(of_run(plans[1].run), 2.0)], number=2).sessions)])  # fmt: skip
@@ -236,10 +247,32 @@ def test_a_p95_of_too_few_calls_is_not_known():
     few = leaderboard(entry("a", 90, 1.0), drift=0, rounds=43, calls=3)  # 129
     assert few.entries[0].latency.p95_ms is None
     assert choose(few, 1, need).eligible == []
-    assert "its p95 unknown: too few calls" in advice(replace(few, choices={
-        1: choose(few, 1, need)}), need)  # fmt: skip
+    told = advice(replace(few, choices={1: choose(few, 1, need)}), need)
+    assert told == (
+        "There is no row whose p95 is surely below 99 ms: none's is known, as there are too few "
+        "calls."
+    )
     enough = leaderboard(entry("a", 90, 1.0), drift=0, rounds=65, calls=2)
     assert choose(enough, 1, need).eligible == [*enough.entries]
+
+
+def test_why_nothing_is_known_is_said():
+    """Not that calls are too few where nobody can count them."""
+    plans, need = [entry("a", 90, 1.0), entry("b", 91, 1.0)], Need(85, max_ms=99, statistic="p95")
+    records = [
+        benchmark([(of_run(one.run), 1.0)], number=number, means_only=True)
+        for number, one in enumerate(plans)
+    ]
+    found = leaderboard(*plans, records=records, need=need)
+    told = "There is no row whose p95 is surely below 99 ms: none's is known, as the benchmark's "
+    assert advice(found, need) == f"{told}record holds means only."
+    first, second = found.entries
+    lost = replace(second, timings=replace(second.timings, timed=[]))
+    found = replace(found, entries=(first, lost))
+    found = replace(found, choices={1: choose(found, 1, need)})
+    assert advice(found, need) == (
+        f"{told}record holds means only, or the benchmark's record is missing."
+    )
 
 
 def test_calls_that_are_missing_bound_nothing():

@@ -580,6 +580,142 @@ def test_a_kill_in_round_7_costs_nothing_but_itself(again, outputs, forked):
     assert again("run=A").status == 0
 
 
+# Sends a signal when a fresh process prepares or is in its round 7; that process imports it, too.
+DRIVER_OF_PROCESSES = """
+import multiprocessing, os, signal, sys, time
+sys.path.insert(0, "")
+from cifar_lightning.benchmark import processes, session
+from cifar_lightning.system import signals
+name, to, number, moment = os.environ["WHEN"].split(",")
+
+def send():
+    pids = {"command": multiprocessing.parent_process().pid, "process": os.getpid()}
+    for pid in [pids[to]] if to in pids else pids.values():
+        os.kill(pid, getattr(signal, name))
+    end = time.monotonic() + 60
+    while signals.received() is None and time.monotonic() < end:  # or until it is ended
+        time.sleep(0.01)
+
+def time_here(*arguments, share):
+    def interleave(*arguments):
+        *first, on_round, look = arguments
+        def watched(done, expected):
+            if done == 7:
+                send()
+            return on_round(done, expected)
+        return real_interleave(*first, watched, look)
+    def first_that_works(*arguments):
+        send()
+        return real_first(*arguments)
+    if share.number == int(number) - 1:
+        if moment == "rounds":
+            session.interleave = interleave
+        else:
+            session.first_that_works = first_that_works
+    return real(*arguments, share=share)
+
+real, real_interleave, real_first = (
+    processes.time_here, session.interleave, session.first_that_works
+)
+processes.time_here = time_here
+if __name__ == "__main__":
+    from cifar_lightning.cli import start
+    start.measure()
+"""
+
+
+@pytest.fixture
+def in_two_processes(outputs, tmp_path, forked):
+    """Measure A in two fresh processes, one of which sends a signal."""
+    for measurement in folder_of(outputs, "A").glob("measurements/*"):
+        measurement.unlink()  # one that is not of a stopped benchmark would stay
+    path = tmp_path / "driver.py"
+    path.write_text(DRIVER_OF_PROCESSES)
+    settings = f"outputs={outputs}", "protocol=quick", "device=cpu", "run=A", "processes=2"
+
+    def measure_so(name, to, number, moment="rounds"):
+        return subprocess.run(
+            [sys.executable, str(path), *settings], cwd=ROOT, capture_output=True, text=True,
+            env=os.environ | {"WHEN": f"{name},{to},{number},{moment}"}, timeout=50,
+        )  # fmt: skip
+
+    return measure_so
+
+
+# A key press in a terminal comes to all, what `kill` sends to the command alone.
+SIGNALS = [("SIGINT", "all", 130), ("SIGTERM", "command", 143)]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize(("name", "to", "status"), SIGNALS)
+def test_a_signal_in_round_7_of_a_process_keeps_what_there_is(
+    name, to, status, number, in_two_processes, outputs
+):
+    earlier = len(records(outputs))
+    ended = in_two_processes(name, to, number)
+    assert (ended.returncode, ended.stderr) == (status, "error: interrupted\n")
+    (record,) = records(outputs)[earlier:]
+    *whole, last = record.sessions
+    assert len(last.rounds) == 7
+    assert [len(one.rounds) >= 30 for one in whole] == [True] * (number - 1)
+    assert_stopped(outputs, record, ended.stdout)
+
+
+@pytest.mark.parametrize(("name", "to", "status"), SIGNALS)
+def test_a_signal_while_the_second_process_prepares_keeps_the_first(
+    name, to, status, in_two_processes, outputs
+):
+    earlier = len(records(outputs))
+    ended = in_two_processes(name, to, 2, "preparing")
+    assert (ended.returncode, ended.stderr) == (status, "error: interrupted\n")
+    (record,) = records(outputs)[earlier:]
+    (only,) = record.sessions
+    assert len(only.rounds) >= 30
+    assert_stopped(outputs, record, ended.stdout)
+
+
+def assert_stopped(outputs, record, told):
+    """What was measured is kept, marked where it lacks something, and measured again."""
+    assert record.ended == "stopped"
+    folder = folder_of(outputs, "A")
+    measurement = only_measurement(folder)
+    rounds = sum(len(one.rounds) for one in record.sessions)
+    assert (measurement.benchmark, measurement.rounds) == (record.id, rounds)
+    assert not Measurement.exists(folder, "fp32", 1, "quick")  # by a training's command
+    (row,) = rows_of(folder)
+    assert row.lat_mean_ms > 0
+    # Here a whole process is all that is asked for.
+    assert row.lat_converged is (rounds >= 30)
+    assert ("not converged" in told) is (rounds < 30)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize(("to", "status"), [("command", -signal.SIGKILL), ("process", 1)])
+def test_a_kill_in_round_7_of_a_process_costs_nothing_but_itself(
+    to, status, number, in_two_processes, again, outputs
+):
+    """Of the command, whose process ends with it, or of the process, of which the command tells.
+
+    What a process before it has measured is kept.
+    """
+    before = {path: path.read_bytes() for path in outputs.rglob("*") if path.is_file()}
+    ended = in_two_processes("SIGKILL", to, number)
+    assert ended.returncode == status
+    kept = (to, number) == ("process", 2)
+    if to == "process":
+        more = "; kept is what 1 of 2 have measured" if kept else ""
+        assert ended.stderr == f"error: a measuring process ended with status -9{more}\n"
+    after = {path: path.read_bytes() for path in outputs.rglob("*") if path.is_file()}
+    new = [path for path in after.keys() - before.keys() if path.suffix == ".json"]
+    assert len(new) == (2 if kept else 0)
+    if kept:
+        assert records(outputs)[-1].ended == only_measurement(folder_of(outputs, "A")).ended
+        assert records(outputs)[-1].ended == "stopped"
+    else:
+        assert {path: after[path] for path in before} == before
+    assert again("run=A").status == 0  # the device is free
+
+
 @pytest.mark.parametrize("owner", ["mine", pytest.param("another's", marks=needs_root)])
 def test_two_benchmarks_wait_for_each_other(owner, outputs, tmp_path, monkeypatch, forked):
     """One of them says so, and both end well; also where the lock file is another user's."""

@@ -1,3 +1,6 @@
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from simulated import NEED, a_run, benchmark, keep, measured, of_run
@@ -9,6 +12,7 @@ from cifar_lightning.comparison.reproduce import measure_command, train_command
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.predictions import Predictions
+from cifar_lightning.runs.results import RunResults
 from cifar_lightning.runs.table import write_table
 from cifar_lightning.system import untrusted
 
@@ -112,7 +116,7 @@ def test_a_row_can_be_made_again(outputs):
     )
     assert "was not recorded" in train_command(b.group)
     assert measure_command([a, b]) == (
-        "python -m cifar_lightning.measure run=a,b 'variants=[fp32]'"
+        "python -m cifar_lightning.measure run=a,b 'variants=[fp32]' device=cpu"
     )
 
 
@@ -128,6 +132,83 @@ def test_seeds_are_trained_again_together(tmp_path):
     assert train_command(only.group) == "python train.py -m optim=sgd seed=0,1"
     # One ID means both: a run's name means one.
     assert f"run={a_run('a').name} " in measure_command([only])
+
+
+HARDWARE = {
+    "cpu": ({}, " device=cpu"),
+    "gpu": ({"hardware": "nvidia-h200", "clock": "cuda_event"}, ""),
+    "mps": ({"hardware": "a-cpu-mps"}, ""),  # by the same clock
+}
+
+
+@pytest.mark.parametrize("device", HARDWARE)
+def test_a_row_is_measured_again_on_its_device(device):
+    """A command that names none takes a GPU where there is one."""
+    changed, said = HARDWARE[device]
+    run = a_run("a")
+    record = benchmark([(of_run(run), 1.0)], processes=8, rounds=30, **changed)
+    (only,) = entries_of([run], [record], **changed)
+    assert measure_command([only]) == (
+        f"python -m cifar_lightning.measure run=a 'variants=[fp32]'{said}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("processes", "protocol", "said"),
+    [
+        (1, "full", "processes=1"),
+        (8, "full", ""),
+        (16, "full", "processes=16"),
+        (1, "quick", "protocol=quick"),
+        (2, "quick", "protocol=quick processes=2"),
+    ],
+)
+def test_a_row_is_measured_again_in_as_many_processes(processes, protocol, said):
+    run = a_run("a")
+    record = benchmark([(of_run(run), 1.0)], processes=processes, protocol=protocol, rounds=30)
+    (only,) = entries_of([run], [record])
+    assert measure_command([only]).partition(" device=cpu")[2].strip() == said
+    # A stopped one does not tell, nor one that is missing.
+    sessions = [*record.sessions[:-1], replace(record.sessions[-1], ended="stopped")]
+    for unknown in ([replace(record, sessions=sessions)], []):
+        (only,) = entries_of([run], unknown, protocol=protocol)
+        assert "processes=" not in measure_command([only])
+
+
+@pytest.mark.parametrize(
+    ("processes", "together", "said"),
+    [
+        (1, True, ""),
+        (4, True, ""),
+        (8, True, "processes=16"),
+        (1, False, ""),
+        (16, False, "processes=16"),
+    ],
+)
+def test_what_is_open_is_measured_in_more_processes(processes, together, said):
+    """Twice as many as have left it open; what was never together in as many as each was."""
+    runs = a_run("a"), a_run("b")
+    ones = [(of_run(run), 1.0) for run in runs]
+    parts = [ones] if together else [[one] for one in ones]
+    records = [
+        benchmark(part, number=number, processes=processes, rounds=30)
+        for number, part in enumerate(parts)
+    ]
+    command = measure_command(entries_of(runs, records))
+    assert command.partition(" device=cpu")[2].strip() == said
+
+
+def entries_of(runs, records, **changed):
+    """Make the entries of runs; without any record the measurements are all there is."""
+    known = {record.id: record for record in records}
+    results = []
+    for run in runs:
+        key = of_run(run).key
+        there = [one for one in records if key in [one.candidates[n].key for n in one.ranked]]
+        taken = measured(run, *there[-1:], **changed)
+        results.append(RunResults(Path("outputs", "runs", run.name), run, [(None, taken)], []))
+    (found,) = compare(Records(results, known, {}), NEED).leaderboards
+    return found.entries
 
 
 @pytest.mark.parametrize("content", ["{}", "[1, [2]]", "- [", "", "a: &a [*a]"])

@@ -110,7 +110,7 @@ def test_everything_is_written_and_said(reported, outputs):
     )
     ending = "Benchmark 2026-01-01T00-00-00-abcd ended by its rule after 100 rounds. Its noise"
     assert f"{ending} floor: the reference's double" in ended.out
-    again = "python -m cifar_lightning.measure run=good 'variants=[int8]'"
+    again = "python -m cifar_lightning.measure run=good 'variants=[int8]' device=cpu processes=1"
     assert f"was not recorded)` (commit abc, torch 2), then `{again}` (commit abc" in ended.out
     assert "rough tf32 on A | CPU is unsupported: needs a GPU" in ended.out
     folder = outputs / "report"
@@ -256,8 +256,10 @@ def test_commands_say_where_the_runs_are(call, outputs, tmp_path, monkeypatch):
         assert ended.status == 0, ended.err
         shown = relative(here)
         assert f"python train.py model=resnet8 seed=0 'outputs='\"'\"'{shown}" in ended.out
-        assert f" run=near 'variants=[fp32]' 'outputs='\"'\"'{shown}'\"'\"''`" in ended.out
-        assert f" run=far 'variants=[fp32]' outputs={relative(other)}`" in ended.out
+        assert (
+            f" run=near 'variants=[fp32]' device=cpu 'outputs='\"'\"'{shown}'\"'\"''`" in ended.out
+        )
+        assert f" run=far 'variants=[fp32]' device=cpu outputs={relative(other)}`" in ended.out
         assert told not in ended.out
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")

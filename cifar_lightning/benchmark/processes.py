@@ -74,7 +74,7 @@ def time_in_processes(
             except RunFailed as error:
                 if not found:
                     raise
-                failed = f"measuring process {number + 1} of {count}: {error}"
+                failed = f"{error}; kept is what {len(found)} of {count} have measured"
                 break
             # What failed once is in no record: the others have no use for it.
             lost = {(one.candidate.role, one.candidate.key) for one in found[-1].failures}

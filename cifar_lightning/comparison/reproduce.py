@@ -14,6 +14,8 @@ from cifar_lightning.comparison.provenance import commit
 from cifar_lightning.config.components import MACHINE
 from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.runs.folder import RunFolder
+from cifar_lightning.runs.interleaved import Interleaved
+from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import Versions
 from cifar_lightning.system import environment, escaping
 from cifar_lightning.system.formatting import relative
@@ -69,13 +71,10 @@ def train_command(group: Group) -> str:
 
 
 def measure_command(entries: Sequence[Entry]) -> str:
-    """Write the command that measures entries together: in more processes if they were before."""
+    """Write the command that measures entries together, where and how they were measured."""
     first, outputs = entries[0].measurement, _outputs(entries[0].group)
     threads = sorted({entry.measurement.threads for entry in entries})
-    there = [{one.benchmark.id: one.benchmark for one in e.timings.timed} for e in entries]
-    common = set.intersection(*map(set, there)) if len(entries) > 1 else set()
-    usual = PROTOCOLS["full"].processes
-    more = max((max(usual, 2 * len(there[0][id].means)) for id in common), default=0)
+    processes, usual = _processes(entries), PROTOCOLS[first.protocol].processes
     return _written(
         [
             "python",
@@ -84,11 +83,34 @@ def measure_command(entries: Sequence[Entry]) -> str:
             f"run={_listed(_query(entry.group, outputs) for entry in entries)}",
             f"variants=[{_listed(entry.variant for entry in entries)}]",
             *([f"threads=[{_listed(map(str, threads))}]"] if threads != [1] else []),
+            *(["device=cpu"] if _on_cpu(first) else []),  # or a GPU is taken where there is one
             *([f"protocol={first.protocol}"] if first.protocol != "full" else []),
-            *([f"processes={more}"] if more > PROTOCOLS[first.protocol].processes else []),
+            *([f"processes={processes}"] if processes != usual else []),
             *_said_outputs(outputs),
         ]
     )
+
+
+def _on_cpu(measurement: Measurement) -> bool:
+    return measurement.clock == "perf_counter" and not measurement.hardware.endswith("-mps")
+
+
+def _processes(entries: Sequence[Entry]) -> int:
+    """Tell how many have to measure entries: one as before, several that tied in more of them."""
+    usual = PROTOCOLS[entries[0].measurement.protocol].processes
+    together = set.intersection(*({one.id for one in _benchmarks(entry)} for entry in entries))
+    if len(entries) > 1 and together:
+        ran = [len(one.means) for one in _benchmarks(entries[0]) if one.id in together]
+        return max(PROTOCOLS["full"].processes, 2 * max(ran))
+    last = [one for entry in entries for one in _benchmarks(entry)[:1]]
+    # One that was stopped does not tell how many were asked for.
+    asked = [len(one.means) for one in last if one.ended != "stopped"]
+    return max([*asked, usual]) if len(entries) > 1 or not asked else asked[0]
+
+
+def _benchmarks(entry: Entry) -> list[Interleaved]:
+    """List what timed it, that of its row first."""
+    return [one.benchmark for one in entry.timings.timed]
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -51,7 +51,11 @@ def verdict(
     choice = leaderboard.choices[threads]
     said = _by_accuracy if need.max_ms is None else _by_latency
     unrelated = leaderboard.unrelated(threads)
-    open_between = choice.best if len(choice.best) > 1 and need.max_ms is None else unrelated
+    open_between: Sequence[Entry] = unrelated
+    if need.max_ms is None and len(choice.best) > 1:
+        open_between = choice.best
+    elif need.max_ms is None and _circle(leaderboard, choice):
+        open_between = choice.eligible
     if len(open_between) > SOME:  # nobody measures hundreds of candidates together
         open_between = sorted(open_between, key=lambda one: -one.accuracy.mean)[:SOME]
     return Verdict(
@@ -90,8 +94,15 @@ def _by_accuracy(leaderboard: Leaderboard, choice: Choice, need: Need) -> Iterat
         yield f"Below {least:g} % only within the uncertainty: {some(near)}."
 
 
+def _circle(leaderboard: Leaderboard, choice: Choice) -> bool:
+    """Tell whether all that is eligible is slower than something that is."""
+    return bool(choice.eligible) and not leaderboard.not_slower(choice.eligible)
+
+
 def _among_the_fastest(leaderboard: Leaderboard, choice: Choice) -> str:
     if len(choice.best) == 1:
+        if _circle(leaderboard, choice):
+            return "each is slower than some other one, and it has the least relative latency."
         return "it is the fastest."
     others = some([one.name for one in choice.best if one is not choice.entry])
     slower = 100 * at_most_slower(leaderboard, choice)
@@ -121,19 +132,30 @@ def _unsure(leaderboard: Leaderboard, choice: Choice, least: float) -> Iterator[
 def _by_latency(leaderboard: Leaderboard, choice: Choice, need: Need) -> Iterator[str]:
     entry, what = choice.entry, f"{need.statistic} is surely below {need.max_ms:g} ms"
     highest = bound_ms(entry, need.statistic)
-    bound = f"at most {highest:.3f} ms" if math.isfinite(highest) else "unknown: too few calls"
+    bound = f"its {need.statistic} is at most {highest:.3f} ms."
+    if not math.isfinite(highest):  # nor is any other row's
+        reasons = dict.fromkeys(map(_unknown, leaderboard.peers(entry.threads)))
+        yield f"There is no row whose {what}: none's is known, as {', or '.join(reasons)}."
+        return
     if not choice.eligible:
-        yield (
-            f"There is no row whose {what}; the nearest is {_figures(leaderboard, entry)}, its "
-            f"{need.statistic} {bound}."
-        )
+        nearest = _figures(leaderboard, entry)
+        yield f"There is no row whose {what}; the nearest is {nearest}: {bound}"
         return
     yield (
         f"Take {_figures(leaderboard, entry)}: of {_rows(choice.eligible)} whose {what} it is the "
-        f"most accurate; its {need.statistic} is {bound}."
+        f"most accurate; {bound}"
     )
     if ties := [one.name for one in choice.best if one is not entry]:
         yield f"Not surely less accurate: {some(ties)}."
+
+
+def _unknown(entry: Entry) -> str:
+    """Tell why nothing bounds an entry's latency."""
+    if not entry.timings.timed:
+        return "the benchmark's record is missing"
+    if not entry.timings.has_calls:
+        return "the benchmark's record holds means only"
+    return "there are too few calls"
 
 
 def _unrelated(entries: Sequence[Entry]) -> Iterator[str]:
