@@ -17,7 +17,7 @@ from cifar_lightning.runs.index import INDEX, Index
 from cifar_lightning.runs.interleaved import BenchmarkHead
 from cifar_lightning.runs.results import RunResults
 from cifar_lightning.runs.table import write_table
-from cifar_lightning.runs.timed_before import measured_before
+from cifar_lightning.runs.timed_before import measured_before, prepared_before
 
 
 @pytest.fixture(autouse=True)
@@ -291,6 +291,20 @@ def test_benchmarks_are_not_read_again(tmp_path, monkeypatch):
     assert known(second) == {}
     (tmp_path / ".benchmarks.index").write_text("damaged")
     assert known(first).keys() == {first.key}
+
+
+def test_how_long_variants_took_to_prepare(tmp_path):
+    """By the latest benchmark that had each; exports of some take long, so by the mean."""
+    ones = [
+        candidate(label, variant=variant, preparation_s=seconds, first_call_ms=500.0)
+        for label, variant, seconds in (("a", "fp32", 0.5), ("a", "onnx", 1.5), ("b", "onnx", 9.5))
+    ]
+    keep(tmp_path, benchmark([(one, 1.0) for one in ones], number=0))
+    later = replace(ones[0], preparation_s=2.5)
+    record = keep(tmp_path, benchmark([(later, 1.0)], number=1))
+    for _ in range(2):  # the second time by the cache
+        assert prepared_before(tmp_path, record.hardware) == {"fp32": 3.0, "onnx": 6.0}
+    assert prepared_before(tmp_path, "another") == {}
 
 
 def spied(method, calls):

@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -445,6 +446,12 @@ def test_runs_of_other_data_are_ranked_apart(again, outputs, image_folder):
     assert ended.status == 0, ended.err
     told = "measured together, ranked apart, as they are of different data: digits: A; mine: other"
     assert ended.out.count(told) == 1
+
+
+def test_it_says_how_long_it_will_take_with_what_it_knows_of_preparation(again):
+    first, second = (again("run=A", "variants=[torch_export]").out for _ in range(2))
+    assert "and what the preparation of torch_export takes" in first
+    assert re.search(r"rounds \(quick protocol\): about [1-9]\d* s, at most \d+ \w+$", second, re.M)
 
 
 def test_a_full_benchmark_is_shared_by_fresh_processes(again, monkeypatch):

@@ -28,10 +28,11 @@ from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RUNS, RunFolder
 from cifar_lightning.runs.measurement import Measurement
-from cifar_lightning.runs.timed_before import measured_before
+from cifar_lightning.runs.timed_before import measured_before, prepared_before
 from cifar_lightning.system.devices import hardware_slug
 from cifar_lightning.system.files import check_inside, write_atomically
 from cifar_lightning.system.formatting import counted, duration
+from cifar_lightning.variants import registry
 
 log = logging.getLogger(__name__)
 
@@ -245,14 +246,20 @@ def _benchmark(
     everyone = [*groups, *([source] for source in [*references(device), *floors(groups)])]
     blocks_s = protocol.expected_rounds * protocol.block_s * (1 + DISCARDED)
     prepared = processes * len(everyone)
+    known = prepared_before(outputs, hardware_slug(device))
+    variants = [group[0].candidate.variant for group in everyone]
+    # What is shipped as files is exported by the first process, and loaded by the others.
+    times = [1 if registry.format_of(variant) else processes for variant in variants]
+    exports_s = sum(n * known.get(one, 0.0) for n, one in zip(times, variants, strict=True))
+    unknown = sorted({*variants} - {*known})
     log.info(
-        "%s and 3 references in interleaved rounds (%s protocol%s): about %s and what "
-        "their preparation takes, at most %s",
+        "%s and 3 references in interleaved rounds (%s protocol%s): about %s, at most %s%s",
         counted(sum(group[0].candidate.role == "candidate" for group in groups), "candidate"),
         protocol.name,
         f", {processes} processes" if processes > 1 else "",
-        duration(prepared * (protocol.warmup_s + blocks_s)),
-        duration(prepared * (protocol.warmup_max_s + protocol.budget_s)),
+        duration(prepared * (protocol.warmup_s + blocks_s) + exports_s),
+        duration(prepared * (protocol.warmup_max_s + protocol.budget_s) + exports_s),
+        f", and what the preparation of {', '.join(unknown)} takes" if unknown else "",
     )
     seed, where, error = int(tail, 16), (data.root, data.check), ""
     if processes == 1:

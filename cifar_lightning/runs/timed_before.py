@@ -1,5 +1,7 @@
-"""Which candidates have been timed before: without reading every benchmark each time."""
+"""What earlier benchmarks tell of candidates: without reading every one of them each time."""
 
+import statistics
+from collections import defaultdict
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,13 +19,18 @@ CACHE = ".benchmarks.index"
 
 @dataclass(frozen=True)
 class _Head:
-    """What is known of a benchmark's file; none of the candidates if it can't be read."""
+    """What is known of a benchmark's file; none of the candidates if it can't be read.
+
+    Attributes:
+        prepared: How many seconds a candidate took until it could be called again, by variant.
+    """
 
     stamp: int
     keys: list[str] = field(default_factory=list)
     hardware: str = ""
     protocol: str = ""
     version: int = 0
+    prepared: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,15 @@ def measured_before(
     return found
 
 
+def prepared_before(outputs: Path, hardware: str) -> dict[str, float]:
+    """Tell how many seconds variants took to prepare, by the latest benchmark that had each."""
+    found: dict[str, float] = {}
+    for head in _heads(outputs).files.values():
+        if head.hardware == hardware:
+            found = head.prepared | found
+    return found
+
+
 def _heads(outputs: Path) -> _Heads:
     known = read_cache(outputs / CACHE, _Heads) or _Heads()
     heads = {}
@@ -78,4 +94,10 @@ def _read(path: Path, now: int) -> _Head:
     except (OSError, ValueError):
         return _Head(IN_DOUBT)
     keys = [head.candidates[number].key for number in head.ranked]
-    return _Head(now, keys, head.hardware, head.protocol, head.protocol_version)
+    seconds = defaultdict[str, list[float]](list)
+    for one in head.candidates:
+        if one.preparation_s is not None:
+            seconds[one.variant].append(one.preparation_s + (one.first_call_ms or 0) / 1000)
+    # Exports of some networks take many times as long as others'.
+    prepared = {variant: statistics.fmean(some) for variant, some in seconds.items()}
+    return _Head(now, keys, head.hardware, head.protocol, head.protocol_version, prepared)
