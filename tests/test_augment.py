@@ -21,8 +21,11 @@ from cifar_lightning.data.digits import DigitsDataModule
 from cifar_lightning.data.images import BatchIndices, ImageBatches
 from cifar_lightning.data.module import Length
 from cifar_lightning.data.progressive import GrowingMixUp, ProgressiveResize
+from cifar_lightning.errors import UserError
+from cifar_lightning.training.components import try_sizes
 
 GREY = [0.5, 0.25, 1.0]
+LABELS = torch.arange(512) % 10
 
 
 @pytest.fixture
@@ -213,8 +216,8 @@ def test_bad_arguments():
         ColorJitter(0, -1, 0, 0)
     with pytest.raises(ValueError, match=r"hue=0\.6"):
         ColorJitter(0, 0, 0, 0.6)
-    with pytest.raises(ValueError, match="alpha=0"):
-        GrowingMixUp(0, 0.5, 10)
+    with pytest.raises(ValueError, match=r"alpha=0\.005: must be 0\.01 or more"):
+        GrowingMixUp(0.005, 0.5, 10)
     with pytest.raises(ValueError, match="until=2"):
         GrowingMixUp(0.2, 2, 10)
     with pytest.raises(ValueError, match="size=0"):
@@ -225,6 +228,29 @@ def test_bad_arguments():
         ProgressiveResize(0, 0.5)
     with pytest.raises(ValueError, match="until=0"):
         ProgressiveResize(16, 0.0)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        *(RandomCrop(2, mode) for mode in (None, "reflect", "replicate")),
+        RandomHorizontalFlip(0.5),
+        lambda images: AlternatingFlip()(images, torch.arange(len(images)), 0, 0),
+        RandomRotation(15),
+        RandomSharpness(0.5),
+        ColorJitter(0.1, 0.1, 0.1, 0.02),
+        Cutout(3, GREY),
+        lambda images: ProgressiveResize(4, 0.5)(images, 0.0),
+        lambda images: GrowingMixUp(1.0, 0.5, 10)(images.float(), LABELS, 1.0)[0],
+        lambda images: v2.MixUp(alpha=1.0, num_classes=10)(images.float(), LABELS)[0],
+        lambda images: v2.CutMix(alpha=1.0, num_classes=10)(images.float(), LABELS)[0],
+    ],
+)
+def test_the_memory_format_does_not_matter(images, transform):
+    torch.manual_seed(6)
+    expected = transform(images)
+    torch.manual_seed(6)
+    assert torch.equal(transform(images.contiguous(memory_format=torch.channels_last)), expected)
 
 
 def test_cutout_paints_a_square_that_may_reach_over_the_border():
@@ -303,6 +329,22 @@ def test_images_grow_in_equal_shares_of_the_training():
     assert ProgressiveResize(32, 0.5).size(32, 0.0) == 32  # nothing to do
 
 
+def test_each_network_is_tried_with_each_size():
+    class Windows(torch.nn.Module):
+        def forward(self, images):
+            return images.unflatten(2, (-1, 16))
+
+    any_size, windows = torch.nn.Identity(), Windows()
+    sizes, others = {"progressive": ProgressiveResize(16, 0.5)}, {"crop": RandomCrop(1)}
+    try_sizes(sizes, {"model": any_size})
+    try_sizes(others, {"model": windows})
+    line = r"augment\.progressive\.start=16: must be 32 or more: distill.teacher can't take 28x28"
+    with pytest.raises(UserError, match=line):
+        try_sizes(sizes, {"model": any_size, "distill.teacher": windows.eval()})
+    assert any_size.training
+    assert not windows.training
+
+
 def test_a_smaller_image_shows_the_same(images):
     """Averages of neighbours: even surfaces stay as they are, and so do the images' means."""
     resize = ProgressiveResize(start=4, until=1.0)
@@ -356,6 +398,25 @@ def test_mixup_grows():
     # The smaller one of two parts that are uniform is a quarter on average.
     assert share(0.5) == pytest.approx(0.25, abs=0.03)
     assert share(1.0) == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize("epoch", [1, 4, 11, 40])
+def test_mixup_that_has_hardly_begun_mixes_hardly(epoch):
+    """In epochs of 400: the smaller part of two is alpha times log 2 on average, if alpha is small.
+
+    The draws of very small ones, of which both underflow, would be halves.
+    """
+    images = torch.arange(64.0)[:, None, None, None].expand(-1, 3, 2, 2)
+    mix, progress = GrowingMixUp(alpha=0.4, until=1.0, num_classes=64), epoch / 400
+    torch.manual_seed(0)
+    parts = torch.zeros(2000)
+    for number in range(len(parts)):
+        _, labels = mix(images, torch.arange(64), progress)
+        if labels.ndim == 2:
+            parts[number] = 1 - labels[0].max()
+    assert parts.mean() < 0.4 * progress
+    assert (parts == 0.5).sum() == 0
+    assert parts.any() == (epoch >= 10)
 
 
 def test_cutmix_shares_labels_by_area():

@@ -21,6 +21,7 @@ from cifar_lightning.config.schema import SCHEMAS
 from cifar_lightning.config.texts import Text, text_keys
 from cifar_lightning.config.user_errors import to_user_error
 from cifar_lightning.config.values import RULES
+from cifar_lightning.data.digits import DigitsDataModule
 
 BAD = {
     # What was typed: how the line begins, and what it offers.
@@ -145,10 +146,37 @@ def test_bad_overrides(override, command, outputs):
             "batch_size=648: must be 2 to 647 for 2 processes (the training split has 1295",
         ),
         (("augment=mixup", "augment.mixup.alpha=0"), "augment.mixup.alpha=0: must be a number"),
+        (
+            ("augment=cutmix", "augment.cutmix.alpha=0.001"),
+            "augment.cutmix.alpha=0.001: must be a number of at least 0.01",
+        ),
     ],
 )
 def test_what_excludes_itself(overrides, line, command, outputs):
     assert_refused(command(*TINY, *overrides), outputs, line)
+
+
+# Of 8x8 pixels the default stem and three max-pools leave none.
+SMALLEST = ("data=digits", "model=cifarnet", "augment=[crop,progressive]")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (("augment.progressive.start=8",), "start=8: must be 9 or more: model can't take 8x8"),
+        # Of 16, too, which is the default.
+        (
+            ("model.channels=[8,8,8,8]", "augment.progressive.start=8"),
+            "start=8: must be 17 or more: model can't take 16x16 pixels",
+        ),
+        (("-m", "model.channels=[8,8,8],[8,8,8,8]"), "start=16: must be 17 or more: model can't"),
+    ],
+)
+def test_images_begin_no_smaller_than_a_network_can_take(
+    overrides, line, command, outputs, monkeypatch
+):
+    monkeypatch.setattr(DigitsDataModule, "read", None)
+    assert_refused(command(*SMALLEST, *overrides), outputs, f"augment.progressive.{line}")
 
 
 def test_a_bad_multirun_leaves_nothing(command, outputs):

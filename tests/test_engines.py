@@ -1,13 +1,15 @@
 """Engines that are installed by themselves: their files, threads and what they lack."""
 
+import copy
 import ctypes
 import inspect
 import math
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +21,10 @@ from test_results import MEASUREMENT
 from torch import nn
 
 from cifar_lightning.errors import UserError
+from cifar_lightning.models import branched, plain, resnet, shufflenet
+from cifar_lightning.models.interfaces import reparameterized
 from cifar_lightning.system.cores import torch_threads, usable_cores
-from cifar_lightning.variants import executorch, onnx, registry
+from cifar_lightning.variants import executorch, ncnn, onnx, registry
 from cifar_lightning.variants.context import Unsupported, VariantContext
 from cifar_lightning.variants.registry import FORMATS, PARTS, check, prepare
 
@@ -55,16 +59,57 @@ def calibration():
     return torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
+def trained(build, **settings):
+    """One of the project's networks, as it is executed; its BatchNorms have seen images."""
+    torch.manual_seed(0)
+    made = build(num_classes=10, bn_momentum=0.1, bn_eps=1e-5, **settings)
+    with torch.no_grad():
+        for _ in range(30):
+            made(torch.randn(16, 3, 32, 32))
+    return reparameterized(made.eval())
+
+
+NETWORKS = {
+    "resnet_cifar": partial(
+        trained, resnet.resnet_cifar, depth=8, width=0.5, output_stride=4, dropout=0.0
+    ),
+    "repvgg": partial(
+        trained, branched.repvgg, channels=[8, 16], depth=[2, 2], output_stride=4, dropout=0.0
+    ),
+    "cifarnet": partial(
+        trained, plain.cifarnet, stem=8, stem_kernel=2, stem_stride=1, whiten=False,
+        channels=[8, 16], depth=2, downsample="pool", activation="gelu", pool="max", scale=0.1111,
+        dirac=False,
+    ),
+    "shufflenet_v2": partial(
+        trained, shufflenet.shufflenet_v2, width=0.5, output_stride=8, dropout=0.0
+    ),
+}  # fmt: skip
+
+
 @pytest.fixture(params=["onnx", "int8", *PACKAGED, *COMPILED])
 def engine(request):
     needs_packages_of(request.param)
     return request.param
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("engine", FORMATS)
+def test_each_format_computes_what_the_projects_networks_compute(engine, name):
+    needs_packages_of(engine)
+    # Logits of random weights are small differences of large numbers: int8 loses more of them.
+    check_logits(engine, NETWORKS[name](), rough=0.25)
+
+
 def test_each_call_gives_the_networks_logits(engine):
+    check_logits(engine, network(), rough=0.1)
+
+
+def check_logits(engine, reference, rough):
     """Of other images each time, one and many in turns: a buffer that is kept would show."""
     batches = [torch.randn(count, 3, 32, 32) for count in (1, 1, 7, 1, 100, 7, 1)]
-    with prepare(engine, network(), CPU, calibration) as prepared:
+    with prepare(engine, copy.deepcopy(reference), CPU, calibration) as prepared:
         with prepared.switched(), torch.inference_mode():
             found = [prepared.forward(batch).clone() for batch in batches]
         size = sum(path.stat().st_size for path in prepared.files)
@@ -76,8 +121,8 @@ def test_each_call_gives_the_networks_logits(engine):
     assert prepared.preparation_s > 0
     for logits, batch in zip(found, batches, strict=True):
         with torch.no_grad():
-            expected = network()(batch)
-        tolerance = 1e-4 if prepared.exact else 0.1
+            expected = reference(batch)
+        tolerance = 1e-4 if prepared.exact else rough
         assert logits.dtype == torch.float32
         assert (logits - expected).abs().max() <= tolerance * expected.abs().max()
 
@@ -121,6 +166,17 @@ def test_programs_with_other_threads_take_turns():
             with prepared.switched():
                 assert portable_lib._threadpool_get_thread_count() == threads
                 torch.testing.assert_close(prepared.forward(images), expected)
+
+
+def test_a_network_that_ncnn_has_no_layer_for_is_not_run(monkeypatch):
+    """It would end the process: pnnx writes the name of torch's operation, and returns 0."""
+    needs_packages_of("ncnn")
+    monkeypatch.setattr(ncnn, "_KnownShuffle", nullcontext)
+    with (
+        pytest.raises(RuntimeError, match="ncnn: no layer for aten::channel_shuffle"),
+        prepare("ncnn", NETWORKS["shufflenet_v2"](), CPU, calibration),
+    ):
+        pass
 
 
 def test_a_program_is_loaded_again_only_for_another_pool(monkeypatch, tmp_path):

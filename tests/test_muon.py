@@ -1,14 +1,18 @@
 """Muon: orthogonal changes of dense filters, SGD for all else."""
 
 import copy
+from itertools import compress
 
 import pytest
 import torch
+from test_backbones import NETWORKS, STRIDE
 from torch import nn
+from torchvision.ops import SqueezeExcitation
 
+from cifar_lightning.models.plain import cifarnet
 from cifar_lightning.runs.run import Run
 from cifar_lightning.training.module import parameter_groups
-from cifar_lightning.training.muon import Muon, is_dense_filter, orthogonal
+from cifar_lightning.training.muon import Muon, orthogonal
 
 
 def stepped(network: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -> nn.Module:
@@ -24,9 +28,15 @@ def stepped(network: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3
 def network(**options: int) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, **options), nn.BatchNorm2d(6),
-        nn.ReLU(), nn.Flatten(), nn.Linear(96, 2),
+        nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6),
+        nn.Conv2d(6, 6, 3, **{"bias": False} | options), nn.BatchNorm2d(6),
+        SqueezeExcitation(6, 2), nn.ReLU(), nn.Flatten(), nn.Linear(96, 2),
     )  # fmt: skip
+
+
+def dense_filters(network: nn.Module) -> list[nn.Parameter]:
+    decayed, _ = parameter_groups(network)
+    return [*compress(decayed["params"], decayed["dense"])]
 
 
 @pytest.mark.parametrize("shape", [(8, 30), (30, 8), (12, 12)])
@@ -46,8 +56,10 @@ def test_a_matrix_of_zeros_stays_zero():
 
 
 @pytest.mark.parametrize("fused", [None, True])
-def test_what_is_no_dense_filter_is_trained_as_by_sgd(fused):
-    ours = network(groups=6)
+@pytest.mark.parametrize("options", [{"groups": 6}, {"groups": 3}, {"bias": True}])
+def test_what_is_no_dense_filter_is_trained_as_by_sgd(options, fused):
+    """Depthwise filters, those of other groups, of squeeze-excitation, and those with a bias."""
+    ours = network(**options)
     others = copy.deepcopy(ours)
     for each in (ours, others):
         each[0].requires_grad_(False)  # the one dense filter
@@ -62,7 +74,7 @@ def test_what_is_no_dense_filter_is_trained_as_by_sgd(fused):
 def test_filters_keep_their_norm_whatever_the_gradients_scale():
     first, second = network(), network()
     for each, scale in ((first, 1.0), (second, 1000.0)):
-        optimizer = Muon(each.parameters(), lr=0.0, muon_lr=0.01)
+        optimizer = Muon(parameter_groups(each), lr=0.0, muon_lr=0.01)
         for _ in range(2):
             optimizer.zero_grad()
             images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -70,14 +82,51 @@ def test_filters_keep_their_norm_whatever_the_gradients_scale():
             optimizer.step()
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
-        if is_dense_filter(one):
-            assert one.norm().item() == pytest.approx(len(one) ** 0.5, rel=0.02)
+    assert len(dense_filters(first)) == 2
+    for one in dense_filters(first):
+        assert one.norm().item() == pytest.approx(len(one) ** 0.5, rel=0.02)
+
+
+def check_that_scale_means_nothing(network: nn.Module) -> None:
+    """Of dense filters; else keeping their norm would change what a network can compute."""
+    network = network.double().train()
+    images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    filters = dense_filters(network)
+    assert len(filters) > 2
+    with torch.no_grad():
+        logits = network(images)
+        for number, one in enumerate(filters):
+            one *= 2 + number % 3
+        torch.testing.assert_close(network(images), logits)
+
+
+PLAIN = {
+    "stem": 12, "stem_kernel": 3, "stem_stride": 1, "whiten": False, "channels": [16, 24],
+    "depth": 2, "downsample": "pool", "activation": "relu", "pool": "max", "scale": 1.0,
+    "dirac": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("build", "settings"),
+    [
+        *((build, widths | {"output_stride": STRIDE.get(build, 8)}) for build, widths in NETWORKS),
+        (cifarnet, PLAIN),
+        (cifarnet, PLAIN | {"stem": None, "residual": True, "downsample": "stride"}),
+        (cifarnet, PLAIN | {"branches": True}),
+    ],
+)
+def test_a_dense_filters_scale_means_nothing(build, settings):
+    torch.manual_seed(0)
+    common = {"bn_momentum": 0.1, "bn_eps": 1e-12}
+    common |= {} if build is cifarnet else {"dropout": 0.0}
+    check_that_scale_means_nothing(build(num_classes=10, **settings, **common))
 
 
 def test_the_memory_format_does_not_matter():
     first, second = network(), network().to(memory_format=torch.channels_last)
     for each in (first, second):
-        stepped(each, Muon(each.parameters(), lr=0.01))
+        stepped(each, Muon(parameter_groups(each), lr=0.01))
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 

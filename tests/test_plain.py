@@ -1,6 +1,7 @@
 """Plain networks: known sizes, the whitened stem, the executed form."""
 
 import copy
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from cifar_lightning.benchmark.evaluate import calibration
 from cifar_lightning.data.digits import DigitsDataModule
+from cifar_lightning.models import branched
 from cifar_lightning.models.branched import Branches
 from cifar_lightning.models.complexity import count_macs, count_parameters
 from cifar_lightning.models.interfaces import reparameterized
@@ -154,6 +156,26 @@ def test_a_compiled_step_in_bfloat16_has_finite_gradients():
     learnt = [one.grad for one in network.parameters()]
     assert learnt
     assert all(one.isfinite().all() for one in learnt)
+
+
+REPVGG = {
+    "num_classes": 10, "channels": [16, 24], "depth": [2, 2], "output_stride": 4, "dropout": 0.1,
+    "bn_momentum": 0.1, "bn_eps": 1e-5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "make", [build, partial(build, **BRANCHED), partial(branched.repvgg, **REPVGG)]
+)
+def test_what_is_executed_is_its_own_executed_form(make):
+    """On the device and of the type of the weights, too."""
+    executed, images = reparameterized(make()), torch.randn(2, 3, 32, 32)
+    assert count_parameters(executed) == sum(one.numel() for one in executed.parameters())
+    with torch.no_grad():
+        assert torch.equal(reparameterized(executed)(images), executed(images))
+    for device, dtype in (("meta", torch.float32), ("cpu", torch.float64)):
+        executed = reparameterized(make().to(device, dtype))
+        assert {(one.device.type, one.dtype) for one in executed.parameters()} == {(device, dtype)}
 
 
 def test_the_scale_is_part_of_the_executed_classifier():

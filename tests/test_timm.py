@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from test_muon import check_that_scale_means_nothing
 from torch import nn
 
 from cifar_lightning.errors import UserError
@@ -82,6 +83,14 @@ def test_networks_meet_the_variants(name, variant):
     # Logits of random weights are small differences of large numbers: fewer bits lose them.
     if variant not in ("bf16", "int8"):
         assert (found - expected).abs().max() <= 1e-3 * expected.abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_dense_filters_scale_means_nothing(name):
+    torch.manual_seed(0)
+    common = {"dropout": 0.0, "bn_momentum": 0.1, "bn_eps": 1e-12}
+    check_that_scale_means_nothing(timm_network(10, name, 8, **common))
 
 
 @pytest.mark.parametrize("name", ["resnet18d", "resnetblur18"])

@@ -46,6 +46,9 @@ def _at_least(least: int) -> tuple[Callable[[object], bool], str]:
 
 
 _POSITIVE = (_number(lambda v: v > 0), "a number above 0")
+# Of a Beta distribution. Draws of smaller ones underflow in torch: 1/2, where 0 or 1 is meant.
+LEAST_ALPHA = 0.01
+_ALPHA = (_number(lambda v: v >= LEAST_ALPHA), f"a number of at least {LEAST_ALPHA}")
 # A number of batches, or a fraction of all.
 _LIMIT = _number(lambda v: v >= 1 if isinstance(v, int) else 0 < v <= 1)
 _BELOW_ONE = (_number(lambda v: 0 <= v < 1), "0 or more, below 1")
@@ -79,8 +82,9 @@ RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "augment.cutout.size": (_integer(lambda v: 1 <= v <= 32), "1 to 32, the image's size"),
     "augment.progressive.start": (_integer(lambda v: 8 <= v <= 32), "8 to 32, the image's size"),
     "augment.progressive.until": (_number(lambda v: 0 < v <= 1), "above 0, at most 1"),
-    "augment.mixup.alpha": _POSITIVE,
-    "augment.cutmix.alpha": _POSITIVE,
+    "augment.mixup.alpha": _ALPHA,
+    "augment.mixup_growing.alpha": _ALPHA,
+    "augment.cutmix.alpha": _ALPHA,
     "benchmark.variants": (lambda v: isinstance(v, list), "a list, such as [fp32,onnx]"),
     "benchmark.threads": (
         _list_of(_integer(lambda n: n >= 1)),

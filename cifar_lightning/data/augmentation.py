@@ -59,7 +59,7 @@ class RandomCrop:
     def __call__(self, images: Tensor) -> Tensor:
         count, channels, height, width = images.shape
         offsets = torch.randint(2 * self.padding + 1, (2, count), device=images.device)
-        padded = self._padded(images)
+        padded = self._padded(images).contiguous()
         # Every run of `width` pixels, as a view; choosing the windows' rows among them copies a row
         # at a time, several times as fast as indexing, which copies pixels.
         rows = padded.flatten().unfold(0, width, 1)

@@ -5,6 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 from torchvision.transforms import v2
 
+from cifar_lightning.config.values import LEAST_ALPHA
 from cifar_lightning.data.augmentation import Kind
 from cifar_lightning.data.images import Batch
 
@@ -35,9 +36,13 @@ class ProgressiveResize:
             raise ValueError(f"until={until}: must be above 0, at most 1")
         self.start, self.until = start, until
 
+    def sizes(self, full: int) -> range:
+        """List the sizes of images before they have their own, ``full``."""
+        return range(self.start, full, self.STEP)
+
     def size(self, full: int, progress: float) -> int:
         """Tell the size of images that end with size ``full``, by how much of training is done."""
-        smaller = range(self.start, full, self.STEP)
+        smaller = self.sizes(full)
         # 12 of 20 epochs until 0.8 are three quarters, which floating point puts just below.
         index = int(progress / self.until * len(smaller) + 1e-9)
         return smaller[index] if index < len(smaller) else full
@@ -58,14 +63,14 @@ class GrowingMixUp:
         num_classes: Of the labels.
 
     Raises:
-        ValueError: If ``alpha`` is not positive or ``until`` is no fraction.
+        ValueError: If ``alpha`` is too small or ``until`` is no fraction.
     """
 
     kind: ClassVar[Kind] = Kind.MIXING_PROGRESSIVE
 
     def __init__(self, alpha: float, until: float, num_classes: int) -> None:
-        if not alpha > 0:
-            raise ValueError(f"alpha={alpha}: must be above 0")
+        if not alpha >= LEAST_ALPHA:
+            raise ValueError(f"alpha={alpha}: must be {LEAST_ALPHA} or more")
         if not 0.0 < until <= 1.0:
             raise ValueError(f"until={until}: must be above 0, at most 1")
         self.alpha, self.until, self.num_classes = alpha, until, num_classes
@@ -73,7 +78,7 @@ class GrowingMixUp:
     def __call__(self, images: Tensor, labels: Tensor, progress: float) -> Batch:
         """Mix normalised images and their labels (B,); mixed ones have shape (B, classes)."""
         alpha = self.alpha * min(1.0, progress / self.until)
-        if alpha == 0:
+        if alpha < LEAST_ALPHA:  # on average less than 1 % of another image
             return images, labels
         mixed: Batch = v2.MixUp(alpha=alpha, num_classes=self.num_classes)(images, labels)
         return mixed

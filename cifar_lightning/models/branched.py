@@ -42,6 +42,7 @@ class Branches(nn.Module):
         dense = next(module for module in self.modules() if isinstance(module, nn.Conv2d))
         stride = dense.stride[0]
         merged = nn.Conv2d(dense.in_channels, dense.out_channels, 3, stride, padding=1)
+        merged.to(dense.weight)
         assert merged.bias is not None
         with torch.no_grad():
             merged.weight.zero_()
@@ -49,7 +50,7 @@ class Branches(nn.Module):
             for branch in self.branches:
                 layers: list[Any] = list(branch.children())
                 if len(layers) == 1:
-                    layers.insert(0, _identity(dense.out_channels))
+                    layers.insert(0, _identity(dense))
                 folded = fuse_conv_bn_eval(*layers)
                 missing = 1 - folded.weight.shape[-1] // 2  # around a 1x1 kernel
                 merged.weight += functional.pad(folded.weight, [missing] * 4)
@@ -65,10 +66,10 @@ def merge_branches(network: nn.Module) -> nn.Module:
     return network
 
 
-def _identity(channels: int) -> nn.Conv2d:
-    conv = nn.Conv2d(channels, channels, 1, bias=False).eval()
+def _identity(like: nn.Conv2d) -> nn.Conv2d:
+    conv = nn.Conv2d(like.out_channels, like.out_channels, 1, bias=False).eval()
     nn.init.dirac_(conv.weight)
-    return conv
+    return conv.to(like.weight)
 
 
 class RepVGG(nn.Sequential):

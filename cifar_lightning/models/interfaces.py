@@ -25,7 +25,7 @@ class Reparameterizable(Protocol):
     def reparameterized(self) -> nn.Module:
         """Give the network that computes the same in evaluation, in its executed form.
 
-        Called on a copy in evaluation mode, which it may take apart.
+        Called on a copy in evaluation mode, which it may take apart; also on one in that form.
         """
 
 

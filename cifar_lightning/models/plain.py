@@ -61,11 +61,12 @@ class CifarNet(nn.Sequential):
             filters.copy_(torch.cat([largest, -largest]))
 
     def reparameterized(self) -> nn.Module:
-        """Multiply the last layer by the scale, and merge branches."""
+        """Multiply the last layer by the scale, and merge branches, where that is not done yet."""
         merge_branches(self)
-        with torch.no_grad():
-            self.fc.weight.mul_(self.scale.factor)
-        del self.scale
+        if hasattr(self, "scale"):
+            with torch.no_grad():
+                self.fc.weight.mul_(self.scale.factor)
+            del self.scale
         return self
 
 
@@ -111,7 +112,8 @@ def cifarnet(
         activation: After the stem and each BatchNorm.
         pool: Over the last feature map; of any size, so other resolutions work.
         scale: Of the logits.
-        dirac: Let each convolution begin as the identity as far as it has channels for it.
+        dirac: Let each convolution begin as the identity as far as it has channels for it; those
+            with branches begin as ever.
         bn_momentum: Of every BatchNorm.
         bn_eps: Of every BatchNorm.
         residual: Add to what each convolution but a stage's first makes what it was given (He et

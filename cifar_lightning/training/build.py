@@ -91,6 +91,9 @@ def build(
     components.try_optimizer(optimizer, scheduler, backbone)
     augment = {key: construct(f"augment.{key}", node) for key, node in config["augment"].items()}
     data = construct("data", config["data"], augment=augment)
+    teacher = components.build_teacher(config)
+    networks = {"model": backbone} | ({"distill.teacher": teacher.backbone} if teacher else {})
+    components.try_sizes(augment, networks)
     classifier = ImageClassifier(
         config["model"],
         backbone,
@@ -100,7 +103,7 @@ def build(
         channels_last=config["channels_last"],
         compile=config["compile"],
         initialized=config["init"] is not None,
-        distillation=components.build_teacher(config),
+        distillation=teacher,
     )
     node, validating = dict(config["trainer"]), validates(config)
     if not here:  # Lightning would look for the devices

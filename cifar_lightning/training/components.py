@@ -16,7 +16,9 @@ from torch import nn
 
 from cifar_lightning.benchmark.network import load_backbone, trained_network
 from cifar_lightning.config.components import check_component
+from cifar_lightning.data.progressive import ProgressiveResize
 from cifar_lightning.errors import UserError, bad_value
+from cifar_lightning.models.adapt import INPUT_SIZE
 from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.identity import canonical
@@ -157,3 +159,37 @@ def try_optimizer(optimizer: Any, scheduler: Any, backbone: torch.nn.Module) -> 
         scheduler(tried, total_steps=100)
     except (ValueError, TypeError) as error:
         raise _refused(name, error) from error
+
+
+def try_sizes(augment: Mapping[str, Any], networks: Mapping[str, nn.Module]) -> None:
+    """Run networks on an image of each size that they will see, before data are read.
+
+    Args:
+        augment: The transforms, by their names in the configuration.
+        networks: On the CPU, by what the user calls them.
+
+    Raises:
+        UserError: If images begin smaller than a network can take.
+    """
+    for key, transform in augment.items():
+        if not isinstance(transform, ProgressiveResize):
+            continue
+        for name, network in networks.items():
+            refused = [size for size in transform.sizes(INPUT_SIZE) if not _takes(network, size)]
+            if refused:
+                larger = range(refused[-1] + 1, INPUT_SIZE)
+                least = next((size for size in larger if _takes(network, size)), INPUT_SIZE)
+                why = f"{name} can't take {refused[-1]}x{refused[-1]} pixels"
+                raise bad_value(f"augment.{key}.start", transform.start, f"{least} or more: {why}")
+
+
+def _takes(network: nn.Module, size: int) -> bool:
+    training = network.training
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, 3, size, size))
+    except Exception:  # whatever layers make of a map that is too small
+        return False
+    finally:
+        network.train(training)
+    return True

@@ -193,9 +193,20 @@ def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
 
     Returns:
         Two groups: weights of convolutions and linear layers, decayed as the optimizer says, and
-        everything else with ``weight_decay`` 0.
+        everything else with ``weight_decay`` 0. ``dense`` tells which of the first are filters that
+        each see all channels and whose scale a BatchNorm takes out: see `Muon`.
     """
+    # NOTE: a convolution has a bias of its own where no BatchNorm follows. That holds for all
+    # networks here (tests/test_muon.py); one without either would keep its filters' norm.
+    dense = {
+        id(layer.weight)
+        for layer in network.modules()
+        if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.bias is None
+    }
     learnable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in learnable if parameter.ndim > 1]
     kept = [parameter for parameter in learnable if parameter.ndim <= 1]
-    return [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
+    return [
+        {"params": decayed, "dense": [id(parameter) in dense for parameter in decayed]},
+        {"params": kept, "weight_decay": 0.0},
+    ]

@@ -1,6 +1,7 @@
 """Muon: momentum whose matrices are made orthogonal, for the filters of dense convolutions."""
 
 from collections.abc import Iterable
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -16,13 +17,14 @@ class Muon(torch.optim.SGD):
     """Muon for dense filters (Jordan et al. 2024), SGD with Nesterov momentum for all else.
 
     A filter of shape (out, in, height, width) is the matrix (out, in * height * width). Its norm is
-    kept at the square root of out, so it has no weight decay: BatchNorm follows, and takes any
-    scale out. Depthwise filters have one row each, in which there is nothing to make orthogonal.
+    kept at the square root of out, so it has no weight decay: only for filters whose scale a
+    BatchNorm takes out. Those of a convolution in groups share no inputs, so they are no matrix.
 
     `torch.optim.Muon` takes matrices alone.
 
     Args:
-        params: Parameters, or groups of them with settings of their own.
+        params: Groups of parameters; ``dense`` tells of each one of a group whether it is a dense
+            filter (see `parameter_groups`), and a group without it has none.
         lr: Learning rate of what is not a dense filter.
         momentum: Of the same.
         weight_decay: Of the same.
@@ -54,13 +56,13 @@ class Muon(torch.optim.SGD):
                 raise ValueError(f"{name}={part}: must be 0 or more, less than 1")
         if steps < 1:
             raise ValueError(f"steps={steps}: must be 1 or more")
-        given = [*params]
-        groups = given if given and isinstance(given[0], dict) else [{"params": given}]
         divided: list[dict[str, Any]] = []
-        for group in groups:
-            members = [*group["params"]]
-            dense = [one for one in members if is_dense_filter(one)]
-            others = [one for one in members if not is_dense_filter(one)]
+        for given in params:
+            group = {**given}
+            members, marks = [*group["params"]], group.pop("dense", repeat(False))
+            marked = [*zip(members, marks, strict=False)]
+            dense = [one for one, mark in marked if mark]
+            others = [one for one, mark in marked if not mark]
             if others:
                 divided.append({**group, "params": others, "steps": 0})
             if dense:
@@ -112,11 +114,6 @@ class Muon(torch.optim.SGD):
         change = gradient.add(buffer, alpha=momentum).flatten(1)
         filters.mul_(len(filters) ** 0.5 / filters.norm().clamp_min(EPSILON))
         filters.sub_(orthogonal(change, group["steps"]).reshape(filters.shape), alpha=group["lr"])
-
-
-def is_dense_filter(parameter: Tensor) -> bool:
-    """Tell whether a parameter is the filters of a convolution that mixes its channels."""
-    return parameter.ndim == 4 and parameter.shape[1] > 1
 
 
 def orthogonal(matrix: Tensor, steps: int) -> Tensor:

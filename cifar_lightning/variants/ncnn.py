@@ -3,8 +3,11 @@
 import subprocess
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
+from torchvision.models.shufflenetv2 import channel_shuffle
 
 from cifar_lightning.variants.context import (
     Array,
@@ -40,6 +43,16 @@ def load_ncnn(path: str, threads: int) -> Call:
     return call
 
 
+class _KnownShuffle(TorchFunctionMode):
+    """Shuffle channels as torchvision does: pnnx knows torch's own shuffle for no layer."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        known = channel_shuffle if func is torch.channel_shuffle else func
+        return known(*args, **kwargs or {})
+
+
 NCNN = Format(("model.ncnn.param", "model.ncnn.bin"), load_ncnn, ("ncnn",))
 
 
@@ -60,7 +73,8 @@ def _convert(variant: VariantContext, param: Path, weights: Path) -> None:
     traced = variant.folder() / "traced.pt"
     with silenced(), torch.no_grad():
         network = folded_where_traceable(variant.network)
-        torch.jit.trace(network, example_images(1)).save(traced)
+        with _KnownShuffle():
+            torch.jit.trace(network, example_images(1)).save(traced)
     converted = subprocess.run(
         [
             pnnx.EXEC_PATH,
@@ -77,3 +91,7 @@ def _convert(variant: VariantContext, param: Path, weights: Path) -> None:
     if converted.returncode or not weights.exists():
         said = (converted.stderr or converted.stdout).strip().splitlines()
         raise RuntimeError(f"pnnx: {said[-1] if said else f'status {converted.returncode}'}")
+    kinds = {line.split()[0] for line in param.read_text().splitlines()[2:]}
+    if unknown := sorted(kind for kind in kinds if not kind.isalnum()):
+        # It would crash: what pnnx makes no layer of keeps the name that it has in torch.
+        raise RuntimeError(f"ncnn: no layer for {', '.join(unknown)}")
