@@ -88,6 +88,7 @@ def test_networks_meet_the_variants(name, variant):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_dense_filters_scale_means_nothing(name):
+    """StarNet has none: its convolutions have a bias and a BatchNorm."""
     torch.manual_seed(0)
     common = {"dropout": 0.0, "bn_momentum": 0.1, "bn_eps": 1e-12}
     check_that_scale_means_nothing(timm_network(10, name, 8, **common))
