@@ -12,7 +12,7 @@ import pytest
 import tune as script
 from cifar_lightning.config.rules import check
 from cifar_lightning.errors import RunFailed, UserError
-from cifar_lightning.sweeps import finals, front, space
+from cifar_lightning.sweeps import drawn, finals, front, space
 from cifar_lightning.sweeps.claims import KILLED_TOO_OFTEN, Claim
 from cifar_lightning.sweeps.found import Timed
 from cifar_lightning.sweeps.jobs import Job
@@ -51,7 +51,7 @@ SMALL = (
 )  # fmt: skip
 
 
-CHECKED: dict[str, Job] = {}
+CHECKED: dict[str, tuple[Job, list[Job]]] = {}
 
 
 class Trained(front.Run):
@@ -77,22 +77,24 @@ class Pretending:
         self.failing: set[int] = set()
         self.unlearnable = 0.0  # percent
         self.stop_at = None
-        monkeypatch.setattr(front, "time_untrained", self.time)
-        monkeypatch.setattr(front.run, "run", self.run)
-        for module in (front, finals):
-            monkeypatch.setattr(module, "composed", self.compose)
-            monkeypatch.setattr(module, "train", self.train)
+        monkeypatch.setattr(drawn, "time_untrained", self.time)
+        monkeypatch.setattr(finals.run, "run", self.run)
+        monkeypatch.setattr(drawn, "composed", self.compose)
+        monkeypatch.setattr(finals, "composed", self.compose)
+        monkeypatch.setattr(front, "train", self.train)
+        monkeypatch.setattr(finals, "train", self.train)
         monkeypatch.setattr(front, "checked", self.check)
 
-    def check(self, shared, space):
+    def check(self, shared, space, *own):
         """As in earnest, but once for settings that differ in the outputs alone."""
-        outputs = [one for one in shared if one.startswith("outputs=")]
-        key = str([[one for one in shared if one not in outputs], space])
+        outputs = [one for one in shared.given if one.startswith("outputs=")]
+        others = replace(shared, given=[one for one in shared.given if one not in outputs])
+        key = str([others, space, own])
         if key not in CHECKED:
-            CHECKED[key] = checked(shared, space)
-        self.base = CHECKED[key]
+            CHECKED[key] = checked(shared, space, *own)
+        self.base, ends = CHECKED[key]
         config = self.base.config | {"outputs": outputs[0].partition("=")[2].strip("'")}
-        return replace(self.base, config=config)
+        return replace(self.base, config=config), ends
 
     def compose(self, job_overrides):
         """Set the channels alone."""
@@ -264,7 +266,7 @@ def test_a_network_that_kills_the_search_when_it_is_timed_is_given_up(
             raise KeyboardInterrupt
         return pretending.time(sources, spec, device, outputs)
 
-    monkeypatch.setattr(front, "time_untrained", time)
+    monkeypatch.setattr(drawn, "time_untrained", time)
     dies_in_work(monkeypatch)
     for _ in range(KILLED_TOO_OFTEN):
         assert search("n_trials=4")[0] == 130
@@ -337,7 +339,7 @@ def test_a_variant_that_is_not_to_be_had_ends_it(search, pretending, monkeypatch
     def unsupported(*_):
         raise UserError("variant=onnx: no such engine", "variant")
 
-    monkeypatch.setattr(front, "time_untrained", unsupported)
+    monkeypatch.setattr(drawn, "time_untrained", unsupported)
     status, _, err = search("n_trials=4")
     assert (status, err) == (2, "error: variant=onnx: no such engine\n")
     assert not pretending.trained

@@ -46,9 +46,7 @@ def shufflenet_v2(
     """
     if width not in _SHUFFLENETS:
         raise ValueError(f"width={width}: must be {', '.join(map(str, _SHUFFLENETS))}")
-    network = _SHUFFLENETS[width](
-        weights=None, num_classes=num_classes, inverted_residual=_Block
-    )
+    network = _SHUFFLENETS[width](weights=None, num_classes=num_classes, inverted_residual=_Block)
     # NOTE: torchvision's has no dropout; it goes where the MobileNets have theirs.
     network.fc = nn.Sequential(nn.Dropout(dropout), network.fc)
     return adapt(network, output_stride, bn_momentum, bn_eps)
