@@ -115,10 +115,11 @@ def guesses(now: Rungs, rungs: Sequence[int], cfg: DictConfig) -> dict[int, Gues
 
 def _ratios(now: Rungs, rungs: Sequence[int]) -> Iterator[float]:
     """Tell of each network with final runs how many times as many errors it had as were guessed."""
-    for (number, epochs), by_seed in now.finals.items():
-        errors = 100 - statistics.fmean(by_seed.values())
+    guessed = curve.guess(rungs, now.points, dict(now.finals.keys()))
+    for number, epochs in dict(now.finals.keys()).items():
+        errors = 100 - statistics.fmean(now.finals[number, epochs].values())
         if math.isfinite(errors):
-            yield errors / curve.guess(rungs, now.points, {number: epochs})[number][0]
+            yield errors / guessed[number][0]
 
 
 def _final_epochs(now: Rungs, rungs: Sequence[int], number: int, minutes: float) -> int:

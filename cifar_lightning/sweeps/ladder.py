@@ -64,14 +64,19 @@ def promotion(
 
 def dominated(rung: Rung) -> set[int]:
     """List the trials that another one is as fast as and surely more accurate than."""
-    return {
-        number
-        for number, this in rung.items()
-        if any(
-            other.latency <= this.latency and _surely_more_accurate(other, this)
-            for other in rung.values()
-        )
-    }
+    found: set[int] = set()
+    best: Point | None = None  # the most accurate of those that are as fast
+    for number in _fastest_first(rung):
+        this = rung[number]
+        if best is None or this.accuracy > best.accuracy:
+            best = this
+        elif _surely_more_accurate(best, this):
+            found.add(number)
+    return found
+
+
+def _fastest_first(rung: Rung) -> list[int]:
+    return sorted(rung, key=lambda number: (rung[number].latency, -rung[number].accuracy))
 
 
 def _surely_more_accurate(one: Point, other: Point) -> bool:
@@ -83,7 +88,7 @@ def _surely_more_accurate(one: Point, other: Point) -> bool:
 def front(rung: Rung) -> list[int]:
     """List the trials that none is better than in both, the fastest first."""
     found: list[int] = []
-    for number in sorted(rung, key=lambda number: (rung[number].latency, -rung[number].accuracy)):
+    for number in _fastest_first(rung):
         this, before = rung[number], rung[found[-1]] if found else None
         # Equal ones dominate neither.
         if before is None or this.accuracy > before.accuracy or this == before:
@@ -100,8 +105,9 @@ def best_first(rung: Rung) -> list[int]:
     """
     rest, found = dict(rung), list[int]()
     while rest:
-        found += _loneliest_first(rest)
-        rest = {number: point for number, point in rung.items() if number not in found}
+        ahead = _loneliest_first(rest)
+        found += ahead
+        rest = {number: rest[number] for number in rest.keys() - ahead}
     return found
 
 
