@@ -228,7 +228,7 @@ def replayed(
 
 def standard_error(gain: Sequence[float]) -> float:
     """Tell how far a mean of so many may be off."""
-    return statistics.stdev(gain) / len(gain) ** 0.5
+    return statistics.stdev(gain) / math.sqrt(len(gain))
 
 
 if __name__ == "__main__":
