@@ -5,8 +5,9 @@
 Reads the networks of docs/results/search, those that were drawn at random. First, which settings
 change the errors after 12 epochs at the same latency. Then, whether successive halving finds better
 networks than training each as long, in the same time: both are replayed. The networks come in a
-random order, a training takes what it would on two cores, and when the time is up, the best
-accuracy after 12 epochs within each latency counts.
+random order, a training takes what it would on two cores, and a final run is one of 12 epochs. When
+the time is up, what counts is the latency of the fastest network that reaches a target, and in a
+search without targets the best accuracy within each latency.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar_lightning.sweeps.ladder import Point, promotion
+from cifar_lightning.sweeps.aims import Guess, in_turns
+from cifar_lightning.sweeps.curve import guess
+from cifar_lightning.sweeps.ladder import Point, Rung, best_first, dominated, promotion
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "results" / "search" / "networks.csv"
 RUNGS = (4, 12)  # epochs
 KEEP = [RUNGS[0] / RUNGS[1]]
-IMAGES = 45_000  # a training epoch's
+IMAGES, HELD_OUT = 45_000, 5_000  # a training epoch's, and of validation
+TARGETS = ((75, 80, 85), (70, 78, 84))  # accuracies after 12 epochs that searches are after
 LATENCIES = (0.1, 0.2, 0.29, 0.5, 0.75)  # relative to ResNet-8's, eager
 HOURS = (0.5, 1.0, 2.0, 3.0)
 REPEATS = 200
@@ -124,12 +128,22 @@ def at_once(networks: Sequence[Network], hours: float) -> list[Network]:
     return trained
 
 
-def by_halving(networks: Sequence[Network], hours: float) -> list[Network]:
+def by_halving(
+    networks: Sequence[Network], hours: float, targets: Sequence[float] = ()
+) -> list[Network]:
     """Train as a search for a front does; return those that reached the last rung."""
     rungs: list[dict[int, Point]] = [{} for _ in RUNGS]
     waiting = [*range(len(networks))][::-1]
+
+    def order(rung: Rung) -> list[int]:
+        worse = dominated(rung)
+        left = {number: point for number, point in rung.items() if number not in worse}
+        if not targets:
+            return best_first(left)
+        return in_turns(guesses(rungs, left), targets)
+
     while True:
-        if (chosen := promotion(rungs, KEEP, set(), last=not waiting)) is not None:
+        if (chosen := promotion(rungs, KEEP, order, set(), last=not waiting)) is not None:
             place, number = chosen
         elif waiting:
             place, number = 0, waiting.pop()
@@ -139,8 +153,26 @@ def by_halving(networks: Sequence[Network], hours: float) -> list[Network]:
         hours -= one.hours(RUNGS[place])
         if hours < 0:
             break
-        rungs[place][number] = Point(one.relative, one.accuracies[place])
+        rungs[place][number] = Point(one.relative, one.accuracies[place], HELD_OUT)
     return [networks[number] for number in rungs[-1]]
+
+
+def guesses(rungs: Sequence[Rung], left: Rung) -> dict[int, Guess]:
+    """Guess what networks have after the last rung's epochs; some are known to."""
+    errors = guess(RUNGS, rungs, dict.fromkeys(left, RUNGS[-1]))
+    found = {}
+    for number, point in left.items():
+        guessed, fewest = errors[number]
+        known = rungs[-1][number].accuracy if number in rungs[-1] else None
+        found[number] = Guess(
+            point.latency, 100 - guessed, 100 - fewest, RUNGS[-1], known, known is not None
+        )
+    return found
+
+
+def fastest(trained: Sequence[Network], target: float) -> float:
+    """Tell the latency of the fastest that reaches a target; ResNet-8's where none does."""
+    return min((one.relative for one in trained if one.accuracies[-1] >= target), default=1.0)
 
 
 def best(trained: Sequence[Network], relative: float) -> float:
@@ -149,7 +181,7 @@ def best(trained: Sequence[Network], relative: float) -> float:
 
 
 def main() -> None:
-    """Print what matters; for each time and latency how much more accurate halving's best is."""
+    """Print what matters; for each time what halving gains."""
     networks = read()
     found, left = effects(networks)
     print(f"fewer errors after {RUNGS[-1]} epochs, in percent ({left:.0f} % are left over)")
@@ -158,24 +190,45 @@ def main() -> None:
     everything = sum(one.hours(RUNGS[-1]) for one in networks)
     print(
         f"{len(networks)} networks, {everything:.1f} hours for {RUNGS[-1]} epochs each; "
-        f"{REPEATS} orders; difference of the best in points, mean and standard error"
+        f"{REPEATS} orders; by halving instead of at once, mean and standard error"
     )
-    print("hours | networks at once, by halving | " + " | ".join(f"≤ {one:g}" for one in LATENCIES))
-    for hours in HOURS:
-        counts: list[tuple[int, int]] = []
-        gains: list[list[float]] = [[] for _ in LATENCIES]
-        for seed in range(REPEATS):
-            order = random.Random(seed).sample(networks, len(networks))
-            first, second = at_once(order, hours), by_halving(order, hours)
-            counts.append((len(first), len(second)))
-            for gain, relative in zip(gains, LATENCIES, strict=True):
-                gain.append(best(second, relative) - best(first, relative))
-        seen = ", ".join(f"{statistics.fmean(one):.0f}" for one in zip(*counts, strict=True))
-        cells = [
-            f"{statistics.fmean(gain):+.2f} ± {statistics.stdev(gain) / REPEATS**0.5:.2f}"
-            for gain in gains
-        ]
-        print(f"{hours:g} | {seen} | " + " | ".join(cells))
+    for targets in ((), *TARGETS):
+        what = "percent faster for" if targets else "points more accurate, no targets: at most"
+        print(f"{what}\nhours | networks | " + " | ".join(map(str, targets or LATENCIES)))
+        for hours in HOURS:
+            counts, gains = replayed(networks, hours, targets)
+            cells = [
+                f"{statistics.fmean(gain):+.2f} ± {standard_error(gain):.2f}" for gain in gains
+            ]
+            print(f"{hours:g} | {counts[0]:.0f}, {counts[1]:.0f} | " + " | ".join(cells))
+
+
+def replayed(
+    networks: Sequence[Network], hours: float, targets: Sequence[float]
+) -> tuple[list[float], list[list[float]]]:
+    """Replay both ways in random orders.
+
+    Returns:
+        How many networks either trains on average, and what halving gains each time: in accuracy
+        within each latency; where there are targets, in latency for each of them, in percent.
+    """
+    counts: list[tuple[int, int]] = []
+    gains: list[tuple[float, ...]] = []
+    for seed in range(REPEATS):
+        order = random.Random(seed).sample(networks, len(networks))
+        first, second = at_once(order, hours), by_halving(order, hours, targets)
+        counts.append((len(first), len(second)))
+        gains.append(
+            tuple(100 * math.log(fastest(first, one) / fastest(second, one)) for one in targets)
+            or tuple(best(second, one) - best(first, one) for one in LATENCIES)
+        )
+    means = [statistics.fmean(of_way) for of_way in zip(*counts, strict=True)]
+    return means, [[*gain] for gain in zip(*gains, strict=True)]
+
+
+def standard_error(gain: Sequence[float]) -> float:
+    """Tell how far a mean of so many may be off."""
+    return statistics.stdev(gain) / math.sqrt(len(gain))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from perf.search import Network, at_once, best, by_halving, effects, read
+from perf.search import Network, at_once, best, by_halving, effects, fastest, read
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +25,16 @@ def test_no_way_takes_more_time_than_it_has(way, hours, networks):
     trained = way(order, hours)
     assert sum(one.hours(12) for one in trained) <= hours
     assert best(trained, math.inf) == max([10.0, *(one.accuracies[-1] for one in trained)])
+
+
+def test_halving_is_after_the_targets(networks):
+    """What reaches them is found with less training."""
+    targets = (70, 80)
+    trained = by_halving(networks, math.inf, targets)
+    for target in targets:
+        assert fastest(trained, target) == fastest(networks, target)
+    assert len(trained) < len(networks) / 3
+    assert fastest(trained, 99) == 1.0
 
 
 def test_with_time_for_all_nothing_is_missed(networks):

@@ -18,7 +18,7 @@ from cifar_lightning.config.schema import TuneConfig
 
 def _tune(config: DictConfig) -> None:
     """Run trials until there are ``n_trials`` of them."""
-    if config.variant is None:
+    if config.variant is None and config.rungs is None:
         from cifar_lightning.sweeps.search import search
 
         search(config)

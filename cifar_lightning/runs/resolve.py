@@ -1,7 +1,7 @@
 """From a composed configuration to a run: its settings as plain values, and its name."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, reduce
 from operator import getitem
 from pathlib import Path
@@ -110,9 +110,7 @@ def _resolve_run_name(_root_: DictConfig) -> str:
     """
     hydra = _root_.get("hydra") or HydraConfig.get()
     choices = hydra.runtime.choices
-    for group, choice in choices.items():
-        if str(choice).rpartition("/")[2].startswith("_"):  # a part that others are made of
-            raise unknown_name(f"{group}={choice}", "option", choice, options_of(group))
+    check_choices(choices)
     config = resolve(_root_)
     check(config)
     for group, node in config.items():
@@ -123,6 +121,17 @@ def _resolve_run_name(_root_: DictConfig) -> str:
     outputs = Path(config["outputs"])
     check_ours(outputs, RunFolder.of(outputs, name).path)
     return name
+
+
+def check_choices(choices: Mapping[str, Any]) -> None:
+    """See that each group's option is one for users.
+
+    Raises:
+        UserError: If it is a part that others are made of.
+    """
+    for group, choice in choices.items():
+        if str(choice).rpartition("/")[2].startswith("_"):
+            raise unknown_name(f"{group}={choice}", "option", choice, options_of(group))
 
 
 # Of Hydra's settings, those that decide where it writes, and where relative paths begin.

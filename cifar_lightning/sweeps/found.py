@@ -1,14 +1,17 @@
 """What a search for a front has found: latencies and accuracies, kept in its study."""
 
+import math
+import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cifar_lightning.runs.run import Run
 from cifar_lightning.sweeps.ladder import Point
 from cifar_lightning.sweeps.study import Study
 
-LATENCY, TRAINED, OVERRIDES = "latency", "trained", "overrides"  # attributes of a trial
+LATENCY, OVERRIDES = "latency", "overrides"  # attributes of a trial
+TRAINED, FINAL = "trained", "final"  # and of the study
 
 
 @dataclass(frozen=True)
@@ -37,17 +40,20 @@ class Trained:
     Attributes:
         run: Its name.
         val_acc: In percent.
+        val_images: How many it was found on.
         seconds: Of training.
     """
 
     run: str
     val_acc: float
+    val_images: int
     seconds: float
 
     @classmethod
     def of(cls, run: Run) -> "Trained":
         assert run.val_acc is not None
-        return cls(run.name, run.val_acc, run.train_seconds or 0.0)
+        assert run.val_images is not None
+        return cls(run.name, run.val_acc, run.val_images, run.train_seconds or 0.0)
 
 
 @dataclass(frozen=True)
@@ -58,16 +64,35 @@ class Rungs:
         trained: The training runs.
         points: Their latencies and accuracies.
         failed: Places of rungs and numbers of trials that can't be trained for them.
+        mean_ms: Latencies in milliseconds.
+        finals: Validation accuracies by seed, by the trial and its epochs; one that can't be
+            trained has minus infinity.
     """
 
     trained: list[dict[int, Trained]]
     points: list[dict[int, Point]]
-    failed: set[tuple[int, int]]
+    failed: set[tuple[int, int]] = field(default_factory=set)
+    mean_ms: dict[int, float] = field(default_factory=dict)
+    finals: dict[tuple[int, int], dict[int, float]] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
         """How long all training runs took, in all processes together."""
         return sum(one.seconds for of_rung in self.trained for one in of_rung.values())
+
+    def too_slow(self, max_ms: float | None) -> set[int]:
+        """Tell which networks take longer than they may."""
+        return {number for number, ms in self.mean_ms.items() if max_ms is not None and ms > max_ms}
+
+    @property
+    def final_points(self) -> dict[int, Point]:
+        """The networks that were trained to the end, by the mean over their seeds."""
+        points = {}
+        for (number, _), by_seed in sorted(self.finals.items()):  # of two lengths the longer one
+            if math.isfinite(accuracy := statistics.fmean(by_seed.values())):
+                first = self.points[0][number]
+                points[number] = Point(first.latency, accuracy, first.images)
+        return points
 
 
 class Found:
@@ -94,6 +119,10 @@ class Found:
         """Keep that a trial can't be trained for a rung."""
         self._set(number, place, {"failed": reason})
 
+    def note_final(self, number: int, epochs: int, seed: int, val_acc: float | None) -> None:
+        """Keep the validation accuracy of a trial's final run; None if it can't be trained."""
+        self.study.optuna.set_user_attr(f"{FINAL} {number} {epochs} {seed}", val_acc)
+
     def _set(self, number: int, place: int, said: dict[str, Any]) -> None:
         # NOTE: not on the trial: Optuna lets no trial change that has ended.
         self.study.optuna.set_user_attr(f"{TRAINED} {number} {self.rungs[place]}", said)
@@ -109,20 +138,26 @@ class Found:
 
     def read(self) -> Rungs:
         """Read what is known of each rung by now."""
-        now = Rungs([{} for _ in self.rungs], [{} for _ in self.rungs], set())
-        trials = self.study.trials
+        now = Rungs([{} for _ in self.rungs], [{} for _ in self.rungs])
+        timed = {
+            trial.number: Timed(**trial.user_attrs[LATENCY])
+            for trial in self.study.trials
+            if LATENCY in trial.user_attrs
+        }
+        now.mean_ms.update({number: one.mean_ms for number, one in timed.items()})
         for key, said in self.study.optuna.user_attrs.items():
-            kind, _, rest = key.partition(" ")
-            if kind != TRAINED:
-                continue
-            number, epochs = map(int, rest.split())
-            place = self.rungs.index(epochs)
-            if "failed" in said:
-                now.failed.add((place, number))
-                continue
-            one = now.trained[place][number] = Trained(
-                said["run"], said["val_acc"], said["seconds"]
-            )
-            relative = trials[number].user_attrs[LATENCY]["relative"]
-            now.points[place][number] = Point(relative, one.val_acc)
+            kind, *numbers = key.split()
+            if kind == FINAL:
+                number, epochs, seed = map(int, numbers)
+                by_seed = now.finals.setdefault((number, epochs), {})
+                by_seed[seed] = -math.inf if said is None else said
+            elif kind == TRAINED:
+                number, epochs = map(int, numbers)
+                place = self.rungs.index(epochs)
+                if "failed" in said:
+                    now.failed.add((place, number))
+                    continue
+                one = now.trained[place][number] = Trained(**said)
+                latency = timed[number].relative
+                now.points[place][number] = Point(latency, one.val_acc, one.val_images)
         return now

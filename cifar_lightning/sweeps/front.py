@@ -7,36 +7,33 @@ measured in batches, those that are too slow are left, and the others trained by
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_lightning.benchmark.candidates import BenchmarkSpec, Source, of_model
+from cifar_lightning.benchmark.candidates import BenchmarkSpec
 from cifar_lightning.config import rules
-from cifar_lightning.errors import RunFailed, UserError, bad_value
+from cifar_lightning.errors import RunFailed, bad_value
 from cifar_lightning.runs.run import Run
-from cifar_lightning.sweeps import run
 from cifar_lightning.sweeps import space as spaces
+from cifar_lightning.sweeps.aims import Guess, guesses, in_turns
+from cifar_lightning.sweeps.drawn import Draws
 from cifar_lightning.sweeps.finals import train_finally
-from cifar_lightning.sweeps.found import LATENCY, OVERRIDES, Found, Rungs, Timed
-from cifar_lightning.sweeps.front_shown import show
-from cifar_lightning.sweeps.jobs import Job
-from cifar_lightning.sweeps.ladder import promotion
+from cifar_lightning.sweeps.found import OVERRIDES, Found, Rungs
+from cifar_lightning.sweeps.front_shown import draw, state, table
+from cifar_lightning.sweeps.ladder import Rung, best_first, promotion
 from cifar_lightning.sweeps.space import Space
 from cifar_lightning.sweeps.study import KILLED, Study
-from cifar_lightning.sweeps.trial import checked, composed, shared_overrides, study_name, train
-from cifar_lightning.sweeps.untrained import PROTOCOL, time_untrained
-from cifar_lightning.system.devices import find_device
+from cifar_lightning.sweeps.trial import Shared, checked, study_name, train
+from cifar_lightning.sweeps.untrained import PROTOCOL
+from cifar_lightning.system.devices import find_device, hardware_slug
 from cifar_lightning.system.formatting import counted, duration
 
 log = logging.getLogger(__name__)
 
-BATCH = 8  # networks measured beside each other
 KEYS = ["n_trials", "max_ms", "rungs", "hours", "targets", "final_minutes", "final_seeds"]
 
 
@@ -51,18 +48,26 @@ def search_front(cfg: DictConfig) -> None:
         RunFailed: If no network could be trained.
         Interrupted: If the user stopped it; the same command again goes on.
     """
+    for key in ("variant", "threads"):
+        if cfg[key] is None:
+            raise bad_value(key, "null", "given: it says which latency counts")
     space = spaces.flatten_space(OmegaConf.to_container(cfg.space, resolve=True))  # type: ignore[arg-type]
     rules.check(OmegaConf.to_container(OmegaConf.masked_copy(cfg, KEYS)))  # type: ignore[arg-type]
     spec = BenchmarkSpec([cfg.variant], [cfg.threads], PROTOCOL).checked()
-    shared = shared_overrides(cfg.base)
-    base = checked([*shared, f"epochs={cfg.rungs[-1]}"], space)
-    if math.prod(len(entry.ends) for entry in space.values()) == 1:
+    shared = Shared.of(cfg.base)
+    base, ends = checked(shared, space, f"epochs={cfg.rungs[-1]}")
+    models = [job.config["model"] for job in ends]
+    single = all(len({*map(str, entry.ends)}) == 1 for entry in space.values())
+    if single or all(model == models[0] for model in models):
         raise bad_value("space", spaces.as_plain(space), "more than one network")
-    name = study_name(base, spaces.as_plain(space), cfg.variant, cfg.threads, [*cfg.rungs])
+    device = find_device(str(base.config["trainer"].get("accelerator", "auto")))
+    where = [hardware_slug(device), cfg.variant, cfg.threads]
+    name = study_name(base, spaces.as_plain(space), *where, [*cfg.rungs])
     outputs, sampler = Path(base.config["outputs"]), partial(_sampler, base.config["seed"])
     with Study(outputs, name, ["minimize", "maximize"], cfg.storage, sampler) as study:
-        search = _Search(cfg, study, base, space, shared, spec)
-        search.run()
+        found = Found(study, [*cfg.rungs])
+        draws = Draws(cfg, found, space, shared, spec, device)
+        _Search(cfg, found, draws, shared, space).run()
 
 
 def _sampler(seed: int, number: int) -> Any:
@@ -76,23 +81,25 @@ def _sampler(seed: int, number: int) -> Any:
 
 class _Search:
     def __init__(
-        self,
-        cfg: DictConfig,
-        study: Study,
-        base: Job,
-        space: Space,
-        shared: Sequence[str],
-        spec: BenchmarkSpec,
+        self, cfg: DictConfig, found: Found, draws: Draws, shared: Shared, space: Space
     ) -> None:
-        self.cfg, self.study, self.space, self.shared, self.spec = cfg, study, space, shared, spec
-        self.rungs: list[int] = [*cfg.rungs]
-        self.found = Found(study, self.rungs)
-        self.outputs = Path(base.config["outputs"])
-        self.device = find_device(str(base.config["trainer"].get("accelerator", "auto")))
-        self.guess = 100 / base.config["data"]["num_classes"]
+        self.cfg, self.found, self.draws, self.shared, self.space = cfg, found, draws, shared, space
+        self.study, self.rungs = found.study, found.rungs
         self.waiting: list[Any] = []  # trials measured, and not trained yet
 
     def run(self) -> None:
+        try:
+            self._train_rungs()
+            self.study.release()
+            if others := self.study.others:  # the last process sees what all have found
+                log.info("other processes are at work on %s", counted(others, "network"))
+            else:
+                train_finally(self.cfg, self.found, self.shared, self.space)
+        finally:  # when it is stopped, too
+            if any(self.found.read().points):
+                log.info("%s", draw(self.found, self.cfg.variant, self.cfg.threads))
+
+    def _train_rungs(self) -> None:
         now = self.found.read()
         log.info("study %s: %s", self.study.name, self._state(now))
         while now.seconds < 3600 * self.cfg.hours and self._step(now):
@@ -100,22 +107,16 @@ class _Search:
             log.info("%s", self._state(now))
         if not any(now.points):
             raise RunFailed(f"{self.study.name}: no network could be trained")
-        show(self.found, self.outputs, self.cfg.variant, self.cfg.threads)
-        self.study.release()
-        if others := self.study.others:  # the last process sees what all have found
-            log.info("other processes are at work on %s", counted(others, "network"))
-        elif now.points[-1]:
-            train_finally(self.cfg, self.found, self.shared, self.space)
+        log.info("\n%s", table(self.found))
 
     def _step(self, now: Rungs) -> bool:
         """Train or measure one thing; False if nothing is left to do here."""
-        new = iter(partial(self.study.take, self.cfg.n_trials), None)
-        while not self.waiting and (batch := list(islice(new, BATCH))):
-            self.waiting = self._measured(batch)
+        if not self.waiting:
+            self.waiting = self.draws.next_batch()
         if self._promote(now, last=not self.waiting):
             return True
         if not self.waiting:
-            return False
+            return any(self._promoted(0, number) for number in self._left_out(now))
         trial = self.waiting.pop(0)
         with self.study.claims[trial.number].work():
             ending = self._train(trial.number, trial.user_attrs[OVERRIDES], 0)
@@ -131,7 +132,7 @@ class _Search:
         """Train a trial for a rung; return its run, or why it can't be trained."""
         epochs = self.rungs[place]
         log.info("network %d, %s: %s", number, counted(epochs, "epoch"), " ".join(overrides))
-        ending = train([*self.shared, *overrides, f"epochs={epochs}"], self.space)
+        ending = train(self.shared.overrides(*overrides, f"epochs={epochs}"), self.space)
         if isinstance(ending, Run):
             self.found.note_trained(number, place, ending)
             return ending
@@ -142,12 +143,29 @@ class _Search:
     def _promote(self, now: Rungs, last: bool) -> bool:
         """Train the trial that most deserves it for its next rung; False if none does."""
         keep = [below / above for below, above in zip(self.rungs, self.rungs[1:], strict=False)]
-        taken = now.failed | self._elsewhere()
-        while (chosen := promotion(now.points, keep, taken, last)) is not None:
+        guessed = guesses(now, self.rungs, self.cfg)
+        taken = now.failed | self._elsewhere() | self._at_their_end(guessed)
+        points = [dict(rung) for rung in now.points]
+        while chosen := promotion(points, keep, partial(self._order, guessed), taken, last):
             if self._promoted(*chosen):
                 return True
-            taken = taken | {chosen}
+            place, number = chosen  # another process does, so it counts there
+            points[place][number] = points[place - 1][number]
         return False
+
+    def _order(self, guessed: dict[int, Guess], rung: Rung) -> list[int]:
+        if self.cfg.targets:
+            return in_turns(guessed, self.cfg.targets)
+        return best_first({number: point for number, point in rung.items() if number in guessed})
+
+    def _at_their_end(self, guessed: dict[int, Guess]) -> set[tuple[int, int]]:
+        """Tell for which rungs networks are not trained, as their final runs are next, or done."""
+        return {
+            (place, number)
+            for number, one in guessed.items()
+            for place, epochs in enumerate(self.rungs)
+            if self.cfg.targets and (epochs >= one.epochs or one.final is not None)
+        }
 
     def _promoted(self, place: int, number: int) -> bool:
         """Train a trial for a rung; False if another process does, or has done so."""
@@ -170,80 +188,17 @@ class _Search:
         others = [trial.number for trial in self.study.trials if not self.study.owns(trial)]
         return {(place, number) for place in range(1, len(self.rungs)) for number in others}
 
-    def _measured(self, trials: Sequence[Any]) -> list[Any]:
-        """Measure networks beside each other; end the trials that are not to be trained."""
-        jobs: dict[int, Job] = {}
-        for trial in trials:
-            overrides = spaces.draw(trial, self.space)
-            try:
-                (jobs[trial.number],) = composed(
-                    [[*self.shared, *overrides, f"epochs={self.rungs[0]}", run.SKIP_BENCHMARK]]
-                )
-            except UserError as error:
-                log.info("network %d: %s", trial.number, error)
-                self.study.fail(trial, str(error), error.key or "")
-            else:
-                trial.set_user_attr(OVERRIDES, overrides)
-        kept = [trial for trial in trials if trial.number in jobs]
-        new = {
-            trial.number: self._source(trial.number, jobs[trial.number])
-            for trial in kept
-            if LATENCY not in trial.user_attrs
-        }
-        timed = self._time(new)
-        waiting = []
-        for trial in kept:
-            if trial.number in timed:
-                self.found.note_latency(trial, trial.user_attrs[OVERRIDES], timed[trial.number])
-            if LATENCY not in trial.user_attrs:
-                self.study.fail(trial, f"{self.cfg.variant}: can't be timed", "latency")
-                continue
-            of_trial = self.found.latency(trial.number)
-            if self.cfg.max_ms is not None and of_trial.mean_ms > self.cfg.max_ms:
-                log.info("network %d: %.3g ms, is not trained", trial.number, of_trial.mean_ms)
-                # The sampler learns that this is no good: it is as accurate as guessing.
-                self.study.tell(trial, math.log(of_trial.relative), self.guess)
-                continue
-            waiting.append(trial)
-        return waiting
-
-    def _time(self, sources: Mapping[int, Source]) -> dict[int, Timed]:
-        """Measure networks beside each other; those that the search was killed in, each alone."""
-        beside = [number for number in sources if not self.study.claims[number].killed]
-        timed: dict[int, Timed] = {}
-        alone = [[number] for number in sources if number not in beside]
-        for group in filter(None, (beside, *alone)):
-            with ExitStack() as works:
-                for number in group:
-                    works.enter_context(self.study.claims[number].work())
-                these = {number: sources[number] for number in group}
-                timed |= time_untrained(these, self.spec, self.device, self.outputs)
-        self._check_limit(timed.values())
-        return timed
-
-    def _check_limit(self, timed: Iterable[Timed]) -> None:
-        """See that a network can be as fast as asked for.
-
-        Raises:
-            UserError: If a call takes longer by itself.
-        """
-        floor_ms = min((one.floor_ms for one in timed if one.floor_ms is not None), default=0.0)
-        if self.cfg.max_ms is not None and self.cfg.max_ms < floor_ms:
-            allowed = f"above {floor_ms:.3g}, what a call of {self.cfg.variant} takes by itself"
-            raise bad_value("max_ms", self.cfg.max_ms, allowed)
-
-    def _source(self, number: int, job: Job) -> Source:
-        network = job.folder.name.partition("-")[0]
-        model = job.config["model"]
-        return of_model(f"network {number}", network, model, self.cfg.variant, self.cfg.threads)
+    def _left_out(self, now: Rungs) -> list[int]:
+        """Tell which networks were too slow for an earlier command, and are not for this one."""
+        fast = {*now.mean_ms} - now.too_slow(self.cfg.max_ms) - {*now.trained[0]}
+        return [
+            trial.number
+            for trial in self.study.trials
+            if trial.values is not None and trial.number in fast and self.study.owns(trial)
+        ]
 
     def _state(self, now: Rungs) -> str:
-        trained = ", ".join(
-            f"{len(of_rung)} for {counted(epochs, 'epoch')}"
-            for epochs, of_rung in zip(self.rungs, now.trained, strict=True)
-        )
+        drawn = f"{self.study.counted} of {self.cfg.n_trials} networks"
         left = max(0.0, 3600 * self.cfg.hours - now.seconds)
-        return (
-            f"{len(self.study.trials)} of {self.cfg.n_trials} networks; trained {trained}; "
-            f"{duration(left)} of training left"
-        )
+        said = state(now, guesses(now, self.rungs, self.cfg), self.rungs, self.cfg)
+        return f"{drawn}; {said}; {duration(left)} of training left"

@@ -1,12 +1,12 @@
 """What a search for a front shows: its front as a table, and all networks as a plot."""
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from omegaconf import DictConfig
 from tabulate import tabulate
 
 from cifar_lightning.comparison.drawing import Drawing
@@ -19,25 +19,36 @@ from cifar_lightning.comparison.plots import (
 )
 from cifar_lightning.comparison.scatter import LATENCY_LABEL
 from cifar_lightning.runs.results import RunResults
-from cifar_lightning.sweeps.found import Found
+from cifar_lightning.sweeps.aims import Guess, aimed, in_turns
+from cifar_lightning.sweeps.found import Found, Rungs
 from cifar_lightning.sweeps.ladder import Rung, front
 from cifar_lightning.system.escaping import visible
 from cifar_lightning.system.files import write_atomically
 from cifar_lightning.system.formatting import counted, relative
 
-log = logging.getLogger(__name__)
-
 COLOURS = ("#b6c2cf", "#6cb0f3", "#0969da", "#0a3069")  # lighter where trained shorter
-OTHERS = "#bc4c00"
+FINAL, OTHERS = "#1a7f37", "#bc4c00"
 
 
-def show(found: Found, outputs: Path, variant: str, threads: int) -> None:
-    """Print the front of the longest runs, and draw all of them."""
-    log.info("\n%s", _table(found))
-    log.info("%s", _draw(found, outputs, variant, threads))
+def state(now: Rungs, guessed: Mapping[int, Guess], rungs: Sequence[int], cfg: DictConfig) -> str:
+    """Say in a line how many networks were trained and left, and the best of each target so far."""
+    trained = ", ".join(
+        f"{len(of_rung)} for {counted(epochs, 'epoch')}"
+        for epochs, of_rung in zip(rungs, now.trained, strict=True)
+    )
+    hopeful = in_turns(guessed, cfg.targets) if cfg.targets else guessed
+    pruned = now.too_slow(cfg.max_ms) | ({*now.points[0]} - {*hopeful})
+    said = f"trained {trained}; {len(pruned)} too slow, dominated or hopeless"
+    for target in sorted(cfg.targets):
+        first = next(iter(aimed(guessed, target)), None)
+        if first is None or not guessed[first].reaches(target):
+            said += f"; {target:g} %: none yet"
+        else:
+            said += f"; {target:g} %: network {first}, {guessed[first].latency:.3g}"
+    return said
 
 
-def _table(found: Found) -> str:
+def table(found: Found) -> str:
     """Draw the front of the highest rung that has one, and what makes its networks."""
     now = found.read()
     place = max(place for place, rung in enumerate(now.points) if rung)
@@ -68,16 +79,15 @@ class _Other:
     accuracy: float
 
 
-def _draw(found: Found, outputs: Path, variant: str, threads: int) -> Path:
+def draw(found: Found, variant: str, threads: int) -> Path:
     """Draw validation accuracy against relative latency of all networks; return the PNG's path."""
     now = found.read()
     mine = {one.run for rung in now.trained for one in rung.values()}
-    others = _others(outputs, variant, threads, mine)
-    drawing = Drawing.of(
-        lambda width: _figure(
-            found.rungs, now.points, others, f"{variant}, {threads} threads", width
-        )
-    )
+    others = _others(found.study.outputs, variant, threads, mine)
+    how = f"{variant}, {threads} threads"
+    names = [f"after {counted(epochs, 'epoch')}" for epochs in found.rungs] + ["final runs"]
+    rungs = [*zip(names, [*now.points, now.final_points], strict=True)]
+    drawing = Drawing.of(lambda width: _figure(rungs, others, how, width))
     folder = found.study.folder
     write_atomically(folder / "front.svg", drawing.svg)
     write_atomically(folder / "front.png", drawing.png)
@@ -96,21 +106,21 @@ def _others(outputs: Path, variant: str, threads: int, mine: set[str]) -> list[_
 
 
 def _figure(
-    rungs: Sequence[int], points: Sequence[Rung], others: Sequence[_Other], how: str, width: float
+    rungs: Sequence[tuple[str, Rung]], others: Sequence[_Other], how: str, width: float
 ) -> Figure:
     figure, axes = new_figure(5.0, width)
     named: list[tuple[str, Artist]] = []
-    for place, (epochs, rung) in enumerate(zip(rungs, points, strict=True)):
+    for place, (name, rung) in enumerate(rungs):
         if rung:
             drawn = axes.scatter(
                 [one.latency for one in rung.values()],
                 [one.accuracy for one in rung.values()],
                 s=22,
-                color=COLOURS[min(place, len(COLOURS) - 1)],
+                color=FINAL if place == len(rungs) - 1 else COLOURS[min(place, len(COLOURS) - 1)],
                 zorder=3,
             )
-            named.append((f"after {counted(epochs, 'epoch')}", drawn))
-    highest = next(rung for rung in reversed(points) if rung)
+            named.append((name, drawn))
+    highest = next(rung for _, rung in reversed(rungs) if rung)
     members = [highest[number] for number in front(highest)]
     (stairs,) = axes.step(
         [one.latency for one in members],

@@ -106,6 +106,7 @@ def _composed(
     here: bool,
 ) -> Job:
     composed = compose(list(overrides))
+    resolve.check_choices(composed.hydra.runtime.choices)
     devices = composed.trainer.get("devices", 1)
     if not here and (not isinstance(devices, int) or devices == -1):
         # It would be this machine's, and with it the run's name.

@@ -16,7 +16,7 @@ from cifar_lightning.runs.run import Run
 from cifar_lightning.sweeps import space as spaces
 from cifar_lightning.sweeps.space import as_override
 from cifar_lightning.sweeps.study import KILLED, Study
-from cifar_lightning.sweeps.trial import checked, shared_overrides, study_name, train
+from cifar_lightning.sweeps.trial import Shared, checked, study_name, train
 from cifar_lightning.system.formatting import counted
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ def search(cfg: DictConfig) -> None:
     """
     space = spaces.flatten_space(OmegaConf.to_container(cfg.space, resolve=True))  # type: ignore[arg-type]
     rules.check({"n_trials": cfg.n_trials})
-    shared = shared_overrides()
-    base = checked(shared, space)
+    shared = Shared.of()
+    base, _ = checked(shared, space)
     name = study_name(base, spaces.as_plain(space))
     outputs, sampler = Path(base.config["outputs"]), partial(_sampler, base.config["seed"])
     with Study(outputs, name, ["maximize"], cfg.storage, sampler) as study:
@@ -48,7 +48,7 @@ def search(cfg: DictConfig) -> None:
             overrides = spaces.draw(trial, space)
             log.info("trial %d of %d: %s", trial.number + 1, cfg.n_trials, " ".join(overrides))
             with study.claims[trial.number].work():
-                ending = train([*shared, *overrides], space)
+                ending = train(shared.overrides(*overrides), space)
             if isinstance(ending, Run):
                 trial.set_user_attr("run", ending.name)
                 assert ending.val_acc is not None

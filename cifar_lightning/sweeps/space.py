@@ -110,7 +110,7 @@ def draw(trial: Any, space: Space) -> list[str]:
             continue
         value = space[key].draw(trial, key)
         if inner == "" and isinstance(value, str) and _is_group(key, space):
-            options[key] = _keys_of(key, value)
+            options[key] = keys_of(key, value)
         overrides.append(as_override(key, value))
     return overrides
 
@@ -164,7 +164,7 @@ def ends(space: Space) -> list[list[str]]:
             having = [
                 option
                 for option in space[group].ends
-                if inner.partition(".")[0] in _keys_of(group, option)
+                if inner.partition(".")[0] in keys_of(group, option)
             ]
             # Where no option has it, the first one's error says so.
             needed = [[as_override(group, one)] for one in having or space[group].ends[:1]]
@@ -188,7 +188,8 @@ def _is_group(key: str, space: Space) -> bool:
     return any(other.startswith(f"{key}.") for other in space)
 
 
-def _keys_of(group: str, option: str) -> set[str]:
+def keys_of(group: str, option: str) -> set[str]:
+    """Tell which keys an option of a group has; `UserError` if there is no such option."""
     return {*components.option(group, option, {"data": {"num_classes": 10}})}
 
 

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -20,7 +21,7 @@ from cifar_lightning.errors import (
     reason_of,
 )
 from cifar_lightning.sweeps.claims import Claim
-from cifar_lightning.system.environment import installation
+from cifar_lightning.sweeps.optuna_storage import import_optuna, of_storage, opened
 from cifar_lightning.system.files import check_inside, is_disk_full, write_atomically
 from cifar_lightning.system.locks import locked
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 SEARCHES, JOURNAL = "searches", "journal.log"  # a folder of the outputs, and a file of a study's
 OWNER = "owner"  # attribute of a trial: whose it is
+UNCOUNTED = "uncounted"  # and that it is none of those asked for
 KILLED = "the search was killed in it again and again"
 Direction = Literal["minimize", "maximize"]
 
@@ -37,6 +39,7 @@ class Study:
 
     Attributes:
         name: Of everything that its trials share.
+        outputs: Where its folder is.
         folder: Of its files.
         optuna: Optuna's own object.
         claims: The trials that this process is at, by their numbers.
@@ -64,8 +67,8 @@ class Study:
         Raises:
             UserError: If Optuna is not installed or can't open the storage.
         """
-        optuna = _optuna()
-        self.name, self.folder = name, outputs / SEARCHES / name
+        optuna = import_optuna()
+        self.name, self.outputs, self.folder = name, outputs, outputs / SEARCHES / name
         check_inside(outputs, self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._sampler = sampler
@@ -73,7 +76,7 @@ class Study:
         try:
             with self._beginning():  # two processes can't make a database's tables at once
                 self.optuna = optuna.create_study(
-                    storage=_opened(storage, self.folder / JOURNAL),
+                    storage=opened(storage, self.folder / JOURNAL),
                     study_name=name,
                     directions=directions,
                     load_if_exists=True,
@@ -97,7 +100,7 @@ class Study:
             RunFailed: If the storage has failed.
         """
         self.release()
-        if error is not None and _of_storage(error):
+        if error is not None and of_storage(error):
             log.debug("storage failed", exc_info=error)
             reason = f"the study can't be read or written: {reason_of(error)}"
             raise RunFailed(f"{reason}; the same command again goes on") from error
@@ -117,6 +120,17 @@ class Study:
     def ended(self) -> int:
         """How many trials have ended, well or not."""
         return sum(trial.state.is_finished() for trial in self.trials)
+
+    @property
+    def counted(self) -> int:
+        """How many trials have begun, without those that are not counted."""
+        return sum(UNCOUNTED not in trial.user_attrs for trial in self.trials)
+
+    @property
+    def in_vain(self) -> int:
+        """How many trials ended last, one after the other, that are not counted."""
+        ended = [trial.user_attrs for trial in self.trials if trial.state.is_finished()]
+        return len([*takewhile(lambda attributes: UNCOUNTED in attributes, reversed(ended))])
 
     def take(self, count: int) -> Any | None:
         """Take up a trial that a process here has left, or begin one until there are ``count``.
@@ -146,7 +160,7 @@ class Study:
                     self._end(left.number, state=TrialState.FAIL)
                 else:  # with the same settings, so its run continues
                     return Trial(self.optuna, left._trial_id)
-            if len(trials) >= count:
+            if self.counted >= count:
                 return None
             self.optuna.sampler = self._sampler(len(trials))
             trial = self.optuna.ask()
@@ -175,20 +189,25 @@ class Study:
         """Claim work on this study, by a name; None if another process is at it."""
         return Claim.make(self.folder / f"{work}.lock")
 
-    def tell(self, trial: Any, *values: float) -> None:
-        """End a trial with its values."""
+    def tell(self, trial: Any, *values: float, counted: bool = True) -> None:
+        """End a trial with its values; ``counted`` as for `fail`."""
+        if not counted:
+            trial.set_user_attr(UNCOUNTED, True)
         self._end(trial.number, values=values)
 
-    def fail(self, trial: Any, reason: str, cause: str) -> None:
+    def fail(self, trial: Any, reason: str, cause: str, counted: bool = True) -> None:
         """End a trial whose settings can't be used.
 
         Args:
             trial: The trial.
             reason: For people.
             cause: Equal for trials that fail alike.
+            counted: Whether it is one of those asked for.
         """
         from optuna.trial import TrialState
 
+        if not counted:
+            trial.set_user_attr(UNCOUNTED, True)
         trial.set_user_attr("reason", reason)
         trial.set_user_attr("cause", cause)
         self._end(trial.number, state=TrialState.FAIL)
@@ -216,29 +235,3 @@ class Study:
         if not path.exists():
             write_atomically(path, secrets.token_hex(8))
         return path.read_text()
-
-
-def _opened(storage: str | None, journal: Path) -> Any:
-    from optuna.storages import JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    if storage is None:
-        return JournalStorage(JournalFileBackend(str(journal)))
-    # A connection may have been closed while a trial was trained.
-    return RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
-
-
-def _of_storage(error: BaseException) -> bool:
-    from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return isinstance(error, StorageInternalError | SQLAlchemyError)
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise UserError(f"tune.py needs Optuna: {installation('tune')}") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import partial
 
 import hydra
@@ -28,19 +28,42 @@ OWN_KEYS = {one.name for one in fields(TuneConfig)} - {one.name for one in field
 OWN_GROUPS = {"search"}
 
 
-def shared_overrides(base: Sequence[str] = ()) -> list[str]:
-    """Tell the overrides that every trial has: those of the search, then the command line's.
+@dataclass(frozen=True)
+class Shared:
+    """The overrides that every trial of a search has.
 
-    Args:
-        base: The search's, as far as the command line says nothing of the same key.
+    Attributes:
+        base: The search's own.
+        given: The command line's, but for those of the search itself.
     """
-    given = [
-        override
-        for override in HydraConfig.get().overrides.task
-        if key_of(override).partition(".")[0] not in OWN_KEYS | OWN_GROUPS
-    ]
-    said = {key_of(override) for override in given}
-    return [*(override for override in base if key_of(override) not in said), *given]
+
+    base: Sequence[str]
+    given: Sequence[str]
+
+    @classmethod
+    def of(cls, base: Sequence[str] = ()) -> "Shared":
+        given = [
+            override
+            for override in HydraConfig.get().overrides.task
+            if key_of(override).partition(".")[0] not in OWN_KEYS | OWN_GROUPS
+        ]
+        return cls(base, given)
+
+    def overrides(self, *own: str) -> list[str]:
+        """Add a trial's own ones.
+
+        Of the search's, those count that nobody says anything else of, and that the option has
+        which is chosen for their group.
+        """
+        said = {key_of(override): override.partition("=")[2] for override in (*self.given, *own)}
+
+        def counts(override: str) -> bool:
+            key = key_of(override)
+            group, _, inner = key.partition(".")
+            fits = not inner or group not in said or inner in spaces.keys_of(group, said[group])
+            return key not in said and fits
+
+        return [*filter(counts, self.base), *self.given, *own]
 
 
 def key_of(override: str) -> str:
@@ -48,19 +71,28 @@ def key_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def checked(shared: Sequence[str], space: Space) -> jobs.Job:
-    """See that the space and its ends are allowed; return the job without a draw from it.
+def checked(shared: Shared, space: Space, *own: str) -> tuple[jobs.Job, list[jobs.Job]]:
+    """See that the space and its ends are allowed.
+
+    Args:
+        shared: Of all trials.
+        space: The space.
+        own: Overrides beside these.
+
+    Returns:
+        The job without a draw from it, and those of its ends.
 
     Raises:
         UserError: With a line for every mistake.
     """
-    found = composed([[*shared], *([*shared, *end] for end in spaces.ends(space))])
-    for job in found:
+    (base,) = composed([shared.overrides(*own)])
+    found = composed([shared.overrides(*own, *end) for end in spaces.ends(space)])
+    for job in (base, *found):
         if job.config["data"]["val_fraction"] == 0:
             raise bad_value("data.val_fraction", 0, "above 0: held-out images judge the trials")
         if job.config["trainer"].get("limit_val_batches") == 0:
             raise bad_value("trainer.limit_val_batches", 0, "above 0: they judge the trials")
-    return found[0]
+    return base, found
 
 
 def composed(job_overrides: Sequence[Sequence[str]]) -> list[jobs.Job]:
