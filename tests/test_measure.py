@@ -27,6 +27,7 @@ from cifar_lightning.benchmark import (
     prepare,
     session,
     timing,
+    together,
 )
 from cifar_lightning.benchmark.candidates import BenchmarkSpec, of_network, of_run
 from cifar_lightning.benchmark.contention import lock_paths
@@ -45,7 +46,7 @@ from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.paired import difference
 from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import Run
-from cifar_lightning.runs.timed_before import measured_before
+from cifar_lightning.runs.timed_before import CACHE, measured_before
 from cifar_lightning.system import signals
 from cifar_lightning.system.devices import check_usable, find_device
 from cifar_lightning.variants import precision, registry
@@ -288,7 +289,7 @@ def test_a_signal_in_the_second_benchmark_keeps_the_first(again, outputs, monkey
     folder = folder_of(outputs, "A")
     copy_as(folder, "twin", scaled(1.01))
     monkeypatch.setattr(measuring, "told_apart", lambda record: {*keys_of(record)})
-    real, calls = measuring.time_here, []
+    real, calls = together.time_here, []
 
     def time_here(*arguments):
         calls.append(arguments)
@@ -297,7 +298,7 @@ def test_a_signal_in_the_second_benchmark_keeps_the_first(again, outputs, monkey
             signals.check()
         return real(*arguments)
 
-    monkeypatch.setattr(measuring, "time_here", time_here)
+    monkeypatch.setattr(together, "time_here", time_here)
     earlier = len(records(outputs))
     ended = again("run=A,twin")
     assert (ended.status, ended.err) == (143, "error: interrupted\n")
@@ -337,7 +338,7 @@ def test_a_candidate_that_was_timed_is_not_again_by_itself(outputs, monkeypatch)
     folder = folder_of(outputs, "A")
     twin = copy_as(folder, "twin", scaled(1.01))
     spec, data = BenchmarkSpec(["fp32"], [1], "quick"), RunData()
-    monkeypatch.setattr(measuring, "time_here", None)  # nothing is timed
+    monkeypatch.setattr(together, "time_here", None)  # nothing is timed
     (measurement,) = measure_missing([twin], spec, CPU, outputs, data)
     before = only_measurement(folder)
     assert measurement == only_measurement(twin)
@@ -385,8 +386,8 @@ def test_accuracy_is_not_evaluated_again(again, outputs, monkeypatch):
 
 def test_networks_are_ranked_before_there_is_a_run(tmp_path, call, monkeypatch):
     """Beside the real references, too, of which other tests have narrow ones."""
-    real = measuring.references.__wrapped__
-    monkeypatch.setattr(measuring, "references", real)
+    real = together.references.__wrapped__
+    monkeypatch.setattr(together, "references", real)
     outputs = tmp_path / "none"
     settings = (f"outputs={outputs}", "protocol=quick", "device=cpu")
     ended = call(measure_command.main, *settings, "model=[resnet8,mobilenetv3]")
@@ -461,7 +462,7 @@ def test_a_full_benchmark_is_shared_by_fresh_processes(again, monkeypatch):
         asked.append((count, protocol.budget_s))
         raise RunFailed("enough")
 
-    monkeypatch.setattr(measuring, "time_in_processes", time_in_processes)
+    monkeypatch.setattr(together, "time_in_processes", time_in_processes)
     assert again("run=A", "protocol=full").err == "error: enough\n"
     assert again("run=A", "protocol=full", "processes=2").status == 1
     assert asked == [(8, 2.5), (2, 10.0)]
@@ -540,6 +541,12 @@ start.measure()
 """
 
 
+def contents(outputs):
+    """What lies in outputs, but for the cache of what benchmarks are of."""
+    files = [path for path in outputs.rglob("*") if path.is_file() and path.name != CACHE]
+    return {path: path.read_bytes() for path in files}
+
+
 def measure_with_a_signal(outputs, name):
     arguments = [f"outputs={outputs}", "protocol=quick", "device=cpu", "run=A", name]
     return subprocess.run(
@@ -581,7 +588,7 @@ def test_a_stopped_benchmark_replaces_no_measurement_of_one_that_ended(again, ou
 
 
 def test_a_kill_in_round_7_costs_nothing_but_itself(again, outputs, forked):
-    before = {path: path.read_bytes() for path in outputs.rglob("*") if path.is_file()}
+    before = contents(outputs)
     assert measure_with_a_signal(outputs, "SIGKILL").returncode == -signal.SIGKILL
     assert {path: path.read_bytes() for path in before} == before
     assert again("run=A").status == 0
@@ -705,14 +712,14 @@ def test_a_kill_in_round_7_of_a_process_costs_nothing_but_itself(
 
     What a process before it has measured is kept.
     """
-    before = {path: path.read_bytes() for path in outputs.rglob("*") if path.is_file()}
+    before = contents(outputs)
     ended = in_two_processes("SIGKILL", to, number)
     assert ended.returncode == status
     kept = (to, number) == ("process", 2)
     if to == "process":
         more = "; kept is what 1 of 2 have measured" if kept else ""
         assert ended.stderr == f"error: a measuring process ended with status -9{more}\n"
-    after = {path: path.read_bytes() for path in outputs.rglob("*") if path.is_file()}
+    after = contents(outputs)
     new = [path for path in after.keys() - before.keys() if path.suffix == ".json"]
     assert len(new) == (2 if kept else 0)
     if kept:
@@ -972,7 +979,7 @@ def test_calibration_shows_every_class_and_no_test_image(outputs):
 
 def test_an_interruption_of_processes_is_passed_on(outputs, forked):
     """SIGTERM comes to the first one's parent while it prepares: nothing was there to keep."""
-    before = {path: path.read_bytes() for path in outputs.rglob("*") if path.is_file()}
+    before = contents(outputs)
     arguments = [f"outputs={outputs}", "protocol=full", "device=cpu", "run=A", "processes=3"]
     command = [sys.executable, "-u", "-m", "cifar_lightning.measure", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:

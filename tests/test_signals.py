@@ -18,6 +18,7 @@ from PIL import Image
 from cifar_lightning.cli import measure
 from cifar_lightning.errors import Interrupted
 from cifar_lightning.runs.run import Run
+from cifar_lightning.runs.timed_before import CACHE
 from cifar_lightning.system import signals
 from cifar_lightning.system.locks import alone
 from cifar_lightning.training.module import ImageClassifier
@@ -89,13 +90,14 @@ def test_what_is_inside_can_defer_again(handlers):
 
 def test_preparing_a_network_ends_at_once(finished_run, call, monkeypatch):
     """Exporting and compiling take up to a minute; nothing is measured yet."""
-    before = sorted(finished_run.rglob("*"))
+    cache = finished_run / CACHE
+    before = {*finished_run.rglob("*")} | {cache}
     monkeypatch.setattr(registry, "prepare", lambda *_, **__: press())
     ended = call(
         measure.main, f"outputs={finished_run}", "run=tiny", "protocol=quick", "device=cpu"
     )
     assert (ended.status, ended.err) == (130, "error: interrupted\n")
-    assert sorted(finished_run.rglob("*")) == before
+    assert {*finished_run.rglob("*")} | {cache} == before
 
 
 @pytest.mark.parametrize(("compiled", "batches"), [("true", 0), ("false", 1)])

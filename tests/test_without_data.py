@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 from conftest import TINY, call_once, write_and_read
 
-import cifar_lightning.benchmark.measure as measuring
-from cifar_lightning.benchmark import accuracy, processes
+from cifar_lightning.benchmark import accuracy, processes, together
 from cifar_lightning.benchmark.load import load_data
 from cifar_lightning.cli import export
 from cifar_lightning.cli import report as report_command
@@ -251,7 +250,7 @@ def test_what_was_measured_here_is_not_again(again, outputs, monkeypatch):
     assert "measured here before: 1 of 4" in ended.out
     assert all(found(folder, variant)[0] for folder in both for variant in EVALUATED)
     with monkeypatch.context() as patch:
-        patch.setattr(measuring, "time_here", None)  # nothing is timed
+        patch.setattr(together, "time_here", None)  # nothing is timed
         ended = again("run=all", "variants=[fp32,fused]", "rerun=false")
         assert ended.status == 0, ended.err
         assert "measured here before: 4 of 4" in ended.out

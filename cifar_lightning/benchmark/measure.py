@@ -1,11 +1,9 @@
 """Measuring runs: accuracy, latency and size of their candidates, recorded as JSON."""
 
 import logging
-import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -13,30 +11,22 @@ import torch
 
 from cifar_lightning.benchmark.accuracy import Accuracies, evaluated
 from cifar_lightning.benchmark.alike import by_weights, checks, grouped, keyed, timeable
-from cifar_lightning.benchmark.candidates import BenchmarkSpec, Source, of_run, references
-from cifar_lightning.benchmark.floors import floors
+from cifar_lightning.benchmark.candidates import BenchmarkSpec, Source, of_run
 from cifar_lightning.benchmark.load import RunData
 from cifar_lightning.benchmark.measurements import write_measurements
 from cifar_lightning.benchmark.prepare import Failure
-from cifar_lightning.benchmark.processes import time_in_processes
-from cifar_lightning.benchmark.record import record_of, told_apart
-from cifar_lightning.benchmark.rounds import DISCARDED
-from cifar_lightning.benchmark.session import time_here
-from cifar_lightning.config.protocols import MIN_ROUNDS, PROTOCOLS
+from cifar_lightning.benchmark.record import told_apart
+from cifar_lightning.benchmark.together import Groups, time_together
+from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.errors import Interrupted
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.find import load_run
-from cifar_lightning.runs.folder import RUNS, RunFolder
 from cifar_lightning.runs.measurement import Measurement
-from cifar_lightning.runs.timed_before import measured_before, prepared_before
+from cifar_lightning.runs.timed_before import measured_before
 from cifar_lightning.system.devices import hardware_slug
-from cifar_lightning.system.files import check_inside, write_atomically
-from cifar_lightning.system.formatting import counted, duration
-from cifar_lightning.variants import registry
+from cifar_lightning.system.formatting import counted
 
 log = logging.getLogger(__name__)
-
-Groups = list[list[Source]]
 
 
 @dataclass(frozen=True)
@@ -165,7 +155,7 @@ def measure(
     for source in evaluated([source for source in now if source.folder is not None]):
         accuracies.of(source)
     timed = partial(
-        _benchmark,
+        time_together,
         spec=spec,
         device=device,
         outputs=outputs,
@@ -214,77 +204,3 @@ def _tells_apart(record: BenchmarkRecord, parts: Groups) -> bool:
         ", ".join(one.label for one in ones),
     )
     return True
-
-
-@dataclass(frozen=True)
-class _Benchmark:
-    """A benchmark that was recorded.
-
-    Attributes:
-        record: What was timed.
-        failures: What could not be.
-        error: Why a process failed after others had measured; empty if none did.
-    """
-
-    record: BenchmarkRecord
-    failures: list[Failure]
-    error: str
-
-
-def _benchmark(
-    groups: Groups,
-    spec: BenchmarkSpec,
-    device: torch.device,
-    outputs: Path,
-    data: RunData,
-    processes: int,
-    accuracies: Accuracies,
-) -> _Benchmark:
-    """Time candidates and the references beside each other, and record it."""
-    whole, started, tail = PROTOCOLS[spec.protocol], datetime.now(UTC), secrets.token_hex(3)
-    protocol = whole.in_each(processes)
-    everyone = [*groups, *([source] for source in [*references(device), *floors(groups)])]
-    blocks_s = protocol.expected_rounds * protocol.block_s * (1 + DISCARDED)
-    prepared = processes * len(everyone)
-    known = prepared_before(outputs, hardware_slug(device))
-    variants = [group[0].candidate.variant for group in everyone]
-    # What is shipped as files is exported by the first process, and loaded by the others.
-    times = [1 if registry.format_of(variant) else processes for variant in variants]
-    exports_s = sum(n * known.get(one, 0.0) for n, one in zip(times, variants, strict=True))
-    unknown = sorted({*variants} - {*known})
-    log.info(
-        "%s and 3 references in interleaved rounds (%s protocol%s): about %s, at most %s%s",
-        counted(sum(group[0].candidate.role == "candidate" for group in groups), "candidate"),
-        protocol.name,
-        f", {processes} processes" if processes > 1 else "",
-        duration(prepared * (protocol.warmup_s + blocks_s) + exports_s),
-        duration(prepared * (protocol.warmup_max_s + protocol.budget_s) + exports_s),
-        f", and what the preparation of {', '.join(unknown)} takes" if unknown else "",
-    )
-    seed, where, error = int(tail, 16), (data.root, data.check), ""
-    if processes == 1:
-        timed = [time_here(everyone, device, protocol, seed, data.for_timing, accuracies.look)]
-    else:
-        timed, error = time_in_processes(processes, everyone, device, protocol, seed, where)
-    record = record_of(f"{started:%Y%m%d-%H%M%S}-{tail}", started, spec.protocol, device, timed)
-    folders = [source.folder for group in groups for source in group if source.folder]
-    for place in {outputs.resolve(), *(_outputs_of(folder, outputs) for folder in folders)}:
-        check_inside(place, path := BenchmarkRecord.path(place, record.id))
-        write_atomically(path, record.to_json())
-    rounds = sum(len(one.rounds) for one in record.sessions)
-    if record.ended == "time" and rounds < MIN_ROUNDS:
-        said = "only %d rounds in %g s for each candidate, %d are needed: kept, but not converged"
-        log.warning(said, rounds, whole.budget_s, MIN_ROUNDS)
-    failures = [failure for one in timed for failure in one.failures]
-    asked = [one for one in failures if one.candidate.role != "floor"]
-    told = {one.reason for one in asked}
-    for one in failures:
-        if one.candidate.role == "floor" and one.reason not in told:
-            log.info("%s: no floor: %s", one.candidate.variant, one.reason)
-    return _Benchmark(record, asked, error)
-
-
-def _outputs_of(folder: Path, outputs: Path) -> Path:
-    """Tell to which outputs a run belongs; one that was moved elsewhere to those of the command."""
-    folder = folder.resolve()
-    return RunFolder(folder).outputs if folder.parent.name == RUNS else outputs.resolve()
