@@ -274,7 +274,7 @@ AFTER_TRAINING = ENDING | {
     ),
     "cifar_lightning.comparison.publish.write_table": "writing the table: PermissionError: ",
     "cifar_lightning.runs.predictions.write_atomically": "measuring fp32: PermissionError: ",
-    "cifar_lightning.benchmark.measure.write_atomically": "measuring: PermissionError: ",
+    "cifar_lightning.benchmark.together.write_atomically": "measuring: PermissionError: ",
     "cifar_lightning.runs.measurement.write_atomically": "measuring: PermissionError: ",
     "cifar_lightning.runs.folder.RunFolder.is_undrawn": (
         "drawing for TensorBoard: PermissionError: "
