@@ -1,5 +1,7 @@
 """Which networks a search for a front is after."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -125,3 +127,29 @@ def test_only_what_is_surely_less_accurate_is_out_of_play():
     # Compared at the highest rung; what was trained to the end stays.
     assert in_play(known(close, {3: (0.2, 74.0), 2: (0.31, 90.0)}), None) == {0, 1, 2, 3}
     assert in_play(known(close, finals={(2, 60): {0: 80.0}}), None) == {0, 1, 2, 3}
+
+
+def test_what_is_out_itself_puts_nothing_out():
+    """Too slow for a lower limit, or one whose final run can't be trained."""
+    rung = {0: (0.30, 84.0), 1: (0.31, 79.0)}
+    assert in_play(known(rung), None) == {0}
+    slow = known(rung)
+    slow.mean_ms.update({0: 0.51, 1: 0.49})
+    assert in_play(slow, 0.5) == {1}
+    failed = known(rung, finals={(0, 60): {0: -math.inf}})
+    assert 1 in in_play(failed, None)
+    assert aimed(guesses(failed, RUNGS, settings(targets=[80])), 80) in ([], [1])
+
+
+def test_the_first_seed_decides_whether_the_others_are_trained():
+    """Those of an earlier command with other seeds don't."""
+    rung = {0: (0.30, 84.0)}
+    (only,) = guesses(known(rung, finals={(0, 15): {1: 90.0}}), RUNGS, settings()).values()
+    assert only.epochs == 60
+    now = known(rung, finals={(0, 60): {1: 90.0}})
+    assert guesses(now, RUNGS, settings())[0].final is None
+    now = known(rung, finals={(0, 60): {0: 80.0}})
+    assert guesses(now, RUNGS, settings())[0].final == 80.0
+    now = known(rung, finals={(0, 60): {0: 80.0, 1: 90.0}})
+    found = guesses(now, RUNGS, settings())[0]
+    assert (found.final, found.complete) == (85.0, True)

@@ -201,6 +201,19 @@ def test_a_process_that_was_stopped_early_takes_nothing_away(whole):
     assert record(candidate(), sessions=[*others, halfway]).relative(0).high > 0.02
 
 
+def test_a_quiet_process_counts_beside_one_that_noise_made_long():
+    """Each ends by its own rule."""
+    quiet = [steady(1.0 + n / 1000, 1.0, 1.0, 4.0, rounds=30) for n in range(7)]
+    long = steady(1.5, 1.0, 1.0, 4.0, rounds=87)
+    found = record(candidate(), sessions=[*quiet, long])
+    assert len(found.counted) == 8
+    assert found.relative(0).n == 7 * 30 + 87
+    assert found.relative(0).centre < 0.1
+    last = replace(quiet[0], ended="stopped")  # which a signal came after
+    assert len(record(candidate(), sessions=[*quiet, last]).counted) == 8
+    assert len(record(candidate(), sessions=[long, last]).counted) == 1
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3, 4, 8])
 def test_a_quiet_benchmark_converges_in_any_number_of_processes(processes):
     rounds = PROTOCOLS["full"].in_each(processes).expected_rounds

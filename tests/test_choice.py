@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -212,6 +213,17 @@ def test_rows_that_can_not_be_related_to_each_other_are_named():
     assert near.unrelated(1) == []
 
 
+def test_the_command_has_rows_that_can_not_be_related_to_what_is_taken():
+    """However many more accurate ones there are in its own benchmark, or in the other one."""
+    plans = [entry("fast", 86, 1.0)] + [entry(f"n{k}", 95, 2.0) for k in range(20)]
+    timed = [(of_run(one.run), one.truth) for one in plans]
+    records = [benchmark(timed[:1], number=0), benchmark(timed[1:], number=1, second=3.0)]
+    found = leaderboard(*plans, records=records, need=Need(85))
+    assert len(found.unrelated(1)) == 21
+    command = verdict(found, 1, Need(85)).command
+    assert re.search(r"run=fast(,n\d+){14} ", command)
+
+
 # --- The most accurate within a latency --------------------------------------------------------
 
 
@@ -319,6 +331,14 @@ def test_the_bound_holds():
         )
         below += upper_end_ms(Timed(record, 0), "mean") < math.exp(0.1**2 / 2)
     assert below <= 12
+
+
+def test_a_process_that_was_stopped_early_bounds_nothing():
+    """Two rounds of another speed."""
+    long = benchmark([(candidate("a"), 1.0)], rounds=40, processes=2, drift=0)
+    short = benchmark([(candidate("a"), 9.0)], rounds=2, drift=0).sessions
+    cut = stop(replace(long, sessions=[*long.sessions, *short]))
+    assert upper_end_ms(Timed(cut, 0), "mean") == upper_end_ms(Timed(long, 0), "mean") < 1.1
 
 
 def test_the_bound_knows_that_processes_differ():

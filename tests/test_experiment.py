@@ -22,6 +22,7 @@ from torchvision.utils import make_grid
 from cifar_lightning.benchmark import session
 from cifar_lightning.benchmark.evaluate import evaluate
 from cifar_lightning.benchmark.load import load_data
+from cifar_lightning.benchmark.measure import Measured
 from cifar_lightning.benchmark.network import load_backbone
 from cifar_lightning.data.digits import DigitsDataModule
 from cifar_lightning.runs.benchmark import BenchmarkRecord
@@ -337,6 +338,16 @@ def test_a_finished_training_stays_finished(what, command, outputs, trained_once
     assert row.lat_mean_ms > 0
     assert row.error is None or row.status == "disturbed"
     assert "Permission" not in (outputs / "results.csv").read_text()
+
+
+def test_a_measuring_process_that_died_is_told(command, outputs, trained_once, monkeypatch):
+    """Though what others measured is kept."""
+    shutil.copytree(trained_once, outputs)
+    died = Measured(error="it died")
+    monkeypatch.setattr("cifar_lightning.training.run.measure_missing", lambda *_: died)
+    ended = command(*COMMAND, MEASURED)
+    assert ended.status == 1
+    assert "trained and tested, but measuring: it died; the same command" in ended.err
 
 
 @pytest.mark.parametrize("lock", ["device", "table"])

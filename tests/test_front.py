@@ -73,6 +73,7 @@ class Pretending:
         self.final: list[str] = []
         self.timed = 0
         self.failing: set[int] = set()
+        self.fails = lambda width, epochs: False
         self.unbuildable: set[int] = set()
         self.unlearnable = 0.0  # percent
         self.seconds = lambda width: 1.0  # an epoch
@@ -126,7 +127,7 @@ class Pretending:
             self.trained.append((first, epochs))
         if "seed" in said:
             self.seeds.append((first, int(said["seed"])))
-        if first in self.failing:
+        if first in self.failing or self.fails(first, epochs):
             return Outcome("crashed", f"a reason, {first}", None)
         luck = self.luck(first, int(said["seed"])) if "seed" in said else 0.0
         val_acc = 100 - max(self.unlearnable, errors(first, epochs)) + luck
@@ -306,6 +307,46 @@ def test_another_limit_counts_for_what_is_known(search, pretending):
     assert len(of_epochs(pretending.trained, 1)) == pretending.timed == 20
     assert "0 too slow" not in out.splitlines()[0]
     assert max(width for width, epochs in pretending.trained if epochs == 60) > 40
+
+
+def test_other_seeds_of_final_runs_are_trained_beside_those_there_are(search, pretending):
+    assert search("n_trials=9", "targets=[60]", "final_seeds=[1]")[0] == 0
+    status, _, err = search("n_trials=9", "targets=[60]", "final_seeds=[0,1,2]")
+    assert status == 0, err
+    assert [line.split()[-1] for line in pretending.final] == [
+        "seed=1",
+        "seed=0",
+        "seed=1",
+        "seed=2",
+    ]
+
+
+def test_a_lower_limit_still_lets_a_third_of_the_fast_ones_go_on(search, pretending):
+    settings = "n_trials=20", "rungs=[1,2]", "targets=[]"
+    assert search(*settings)[0] == 0
+    widths = sorted({width for width, epochs in pretending.trained})
+    longer = {width for width, epochs in pretending.trained if epochs == 2}
+    limit = widths[len(widths) // 2]
+    status, _, err = search(*settings, f"max_ms={limit / 100}")
+    assert status == 0, err
+    now = {width for width, epochs in pretending.trained if epochs == 2 and width <= limit}
+    assert len(now) >= max(1, len([width for width in widths if width <= limit]) // 2)
+    assert now >= {width for width in longer if width <= limit}
+
+
+def test_a_network_that_fails_in_the_end_takes_no_other_one_s_turn(search, pretending):
+    """None is guessed to reach the target, so the best one is tried; where it crashes, the next."""
+    widest = []
+
+    def failing(width, epochs):
+        if epochs > 4 and not widest:
+            widest.append(width)
+        return epochs > 4 and width in widest
+
+    pretending.fails = failing
+    search("n_trials=20", "targets=[81]")
+    tried = {width for width, epochs in pretending.trained if epochs > 4}
+    assert len(tried) > 1
 
 
 def test_other_hardware_makes_another_study(search, pretending, monkeypatch, outputs):

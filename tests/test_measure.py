@@ -285,6 +285,27 @@ def test_what_was_told_apart_once_and_not_again_is_one_candidate(again, outputs,
     assert "depends on the weights" not in ended.out
 
 
+def test_a_second_benchmark_that_fails_keeps_the_first(again, outputs, monkeypatch):
+    """It has more candidates, and may lack the memory."""
+    folder = folder_of(outputs, "A")
+    copy_as(folder, "twin", scaled(1.01))
+    monkeypatch.setattr(measuring, "told_apart", lambda record: {*keys_of(record)})
+    real, calls = together.time_here, []
+
+    def time_here(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise RunFailed("a measuring process ended with status -9")
+        return real(*arguments)
+
+    monkeypatch.setattr(together, "time_here", time_here)
+    earlier = len(records(outputs))
+    ended = again("run=A,twin")
+    assert (ended.status, ended.err) == (1, "error: a measuring process ended with status -9\n")
+    (first,) = records(outputs)[earlier:]
+    assert only_measurement(folder).benchmark == first.id
+
+
 def test_a_signal_in_the_second_benchmark_keeps_the_first(again, outputs, monkeypatch):
     folder = folder_of(outputs, "A")
     copy_as(folder, "twin", scaled(1.01))
@@ -339,14 +360,14 @@ def test_a_candidate_that_was_timed_is_not_again_by_itself(outputs, monkeypatch)
     twin = copy_as(folder, "twin", scaled(1.01))
     spec, data = BenchmarkSpec(["fp32"], [1], "quick"), RunData()
     monkeypatch.setattr(together, "time_here", None)  # nothing is timed
-    (measurement,) = measure_missing([twin], spec, CPU, outputs, data)
+    (measurement,) = measure_missing([twin], spec, CPU, outputs, data).measurements
     before = only_measurement(folder)
     assert measurement == only_measurement(twin)
     assert (measurement.latency, measurement.relative) == (before.latency, before.relative)
     assert measurement.benchmark == before.benchmark
     assert measurement.run == twin.name
     assert sum(map(sum, measurement.confusion)) == sum(map(sum, before.confusion))
-    assert not measure_missing([twin], spec, CPU, outputs, data)
+    assert not measure_missing([twin], spec, CPU, outputs, data).measurements
 
 
 def test_what_was_stopped_or_timed_otherwise_is_no_measurement(outputs):
@@ -863,9 +884,9 @@ def test_a_measurement_by_an_earlier_recipe_is_taken_again(outputs, monkeypatch)
     assert measurement.engines == {"torch": metadata.version("torch")}
     assert measurement.environment.machine.processor.slug == measurement.hardware
     spec = BenchmarkSpec(["fp32"], [1], "quick")
-    assert not measure_missing([folder], spec, CPU, outputs, RunData())
+    assert not measure_missing([folder], spec, CPU, outputs, RunData()).measurements
     monkeypatch.setitem(RECIPE_VERSIONS, "fp32", 2)
-    (again,) = measure_missing([folder], spec, CPU, outputs, RunData())
+    (again,) = measure_missing([folder], spec, CPU, outputs, RunData()).measurements
     assert again.recipe == {"fp32": 2}
     assert again.candidate != measurement.candidate
 
@@ -878,10 +899,10 @@ def test_a_gpu_has_rows_of_its_own(outputs):
     there = replace(here, hardware="nvidia-h200", clock="cuda_event")
     there.save(folder)
     spec = BenchmarkSpec(["fp32"], [1], "quick")
-    (made,) = measure_missing([folder], spec, CPU, outputs, RunData())
+    (made,) = measure_missing([folder], spec, CPU, outputs, RunData()).measurements
     assert made.hardware == here.hardware
     assert Measurement.read(there.path(folder)) == there
-    assert not measure_missing([folder], spec, CPU, outputs, RunData())
+    assert not measure_missing([folder], spec, CPU, outputs, RunData()).measurements
 
 
 def test_a_contradiction_of_precision_marks_the_row(again, outputs, monkeypatch):

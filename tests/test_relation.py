@@ -69,6 +69,14 @@ def test_a_stopped_benchmark_decides_only_without_others():
     assert alone.centre == pytest.approx(math.log(2), abs=0.01)
 
 
+def test_stopped_benchmarks_do_not_say_how_much_benchmarks_differ():
+    ones = [candidate(name) for name in "abcdefghi"]
+    whole = [benchmark([(one, 1.0) for one in ones], number=number) for number in (0, 1)]
+    cut = stop(benchmark([(one, 3.0) for one in ones], number=2, rounds=2))
+    where = timed([*whole, cut])
+    assert between_std(where.values()) == between_std(timed(whole).values())
+
+
 def test_below_one_percent_there_is_no_difference():
     found = Difference(RESOLUTION - 1e-9, 0.009, 0.010, 100, 1.0)
     assert not found.slower

@@ -18,7 +18,7 @@ from cifar_lightning.benchmark.prepare import Failure
 from cifar_lightning.benchmark.record import told_apart
 from cifar_lightning.benchmark.together import Groups, time_together
 from cifar_lightning.config.protocols import PROTOCOLS
-from cifar_lightning.errors import Interrupted
+from cifar_lightning.errors import Interrupted, RunFailed
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.measurement import Measurement
@@ -63,7 +63,7 @@ class Measured:
 
 def measure_missing(
     folders: Sequence[Path], spec: BenchmarkSpec, device: torch.device, outputs: Path, data: RunData
-) -> list[Measurement]:
+) -> Measured:
     """Measure what runs have no measurement of here; a candidate that was timed is not again.
 
     Args:
@@ -74,7 +74,7 @@ def measure_missing(
         data: Of the runs.
 
     Returns:
-        The measurements made, which are also written.
+        The measurements made, which are also written, and what was timed.
 
     Raises:
         Interrupted: If a signal came before there was anything to keep.
@@ -87,7 +87,7 @@ def measure_missing(
         if not Measurement.exists(folder, variant, threads, spec.protocol, on_gpu=on_gpu)
     ]
     if not missing:
-        return []
+        return Measured()
     accuracies = Accuracies(data, device)
     keys = {source.candidate.key for source in missing}
     records = measured_before(outputs, keys, hardware_slug(device), spec.protocol)
@@ -100,7 +100,8 @@ def measure_missing(
         for made in write_measurements([source], records[source.candidate.key], [], accuracies)
     ]
     rest = [source for source in missing if source not in known]
-    return found + measure(rest, spec, device, outputs, data).measurements
+    measured = measure(rest, spec, device, outputs, data)
+    return replace(measured, measurements=found + measured.measurements)
 
 
 def measured_here(source: Source, device: torch.device, protocol: str, outputs: Path) -> bool:
@@ -169,7 +170,12 @@ def measure(
         # Noise does that once in a while, but hardly twice.
         split = {key: by_weights(group) for key, group in keyed(groups) if key in suspects}
         with suppress(Interrupted):  # the first one tells no parts apart
-            last = timed([part for key, group in keyed(groups) for part in split.get(key, [group])])
+            try:
+                last = timed(
+                    [part for key, group in keyed(groups) for part in split.get(key, [group])]
+                )
+            except RunFailed as error:
+                first = last = replace(first, error=str(error))
         apart = {key: parts for key, parts in split.items() if _tells_apart(last.record, parts)}
         # What noise told apart is one candidate in the first benchmark alone.
         merged = [group for key, group in keyed(groups) if key in {*split} - {*apart} and apart]

@@ -1,6 +1,7 @@
 """How large a candidate's mean or p95 may truly be: a bootstrap over whole rounds."""
 
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 
@@ -19,9 +20,11 @@ def upper_end_ms(timed: Timed, statistic: str) -> float:
     are the rounds of a process, so of several processes all but one are drawn first (Rao and Wu
     1988, Journal of the American Statistical Association 83: what differs by as much as theirs).
     """
-    blocks = [np.asarray(one.calls_ms) for one in timed.benchmark.blocks(timed.number)]
+    of_each = tuple(map(len, timed.benchmark.counted))
+    blocks_counted = islice(timed.benchmark.blocks(timed.number), sum(of_each))
+    blocks = [np.asarray(one.calls_ms) for one in blocks_counted]
     sizes = np.array([len(one) for one in blocks])
-    rounds, drawn = len(blocks), _drawn(tuple(map(len, timed.benchmark.means)))
+    rounds, drawn = len(blocks), _drawn(of_each)
     if statistic == "mean":
         found = drawn @ np.array([one.sum() for one in blocks]) / (drawn @ sizes)
     else:

@@ -141,7 +141,8 @@ def between_std(candidates: Iterable[Sequence[Timed]]) -> float:
     """
     squares, freedom = 0.0, 0
     for timed in candidates:
-        centres = [one.relative.centre for one in timed]
+        ended = [one for one in timed if one.benchmark.ended != "stopped"]
+        centres = [one.relative.centre for one in ended]
         if len(centres) > 1:
             squares += statistics.variance(centres) * (len(centres) - 1)
             freedom += len(centres) - 1

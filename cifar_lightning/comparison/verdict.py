@@ -56,8 +56,7 @@ def verdict(
         open_between = choice.best
     elif need.max_ms is None and _circle(leaderboard, choice):
         open_between = choice.eligible
-    if len(open_between) > SOME:  # nobody measures hundreds of candidates together
-        open_between = sorted(open_between, key=lambda one: -one.accuracy.mean)[:SOME]
+    open_between = _worth_measuring(leaderboard, choice.entry, open_between)
     return Verdict(
         advice=" ".join([*said(leaderboard, choice, need), *_unrelated(unrelated)]),
         command=measure_command(open_between) if open_between else None,
@@ -68,6 +67,22 @@ def verdict(
             if entry.threads == threads and entry in listed
         ],
     )
+
+
+def _worth_measuring(
+    leaderboard: Leaderboard, taken: Entry, entries: Sequence[Entry]
+) -> list[Entry]:
+    """Take some: nobody measures hundreds of candidates together.
+
+    That is what is taken, before others what can't be related to it, and the most accurate ones.
+    """
+
+    def rank(entry: Entry) -> tuple[bool, bool, float]:
+        related = leaderboard.difference(taken, entry) is not None
+        return entry is not taken, related, -entry.accuracy.mean
+
+    kept = sorted(entries, key=rank)[:SOME]
+    return [entry for entry in entries if entry in kept]
 
 
 def _by_accuracy(leaderboard: Leaderboard, choice: Choice, need: Need) -> Iterator[str]:

@@ -111,16 +111,23 @@ class Interleaved(BenchmarkHead):
         """
         return difference_of([one[:, first] - one[:, second] for one in self.logs], z)
 
+    @property
+    def counted(self) -> "list[NDArray[np.float64]]":
+        """Means of the processes that count.
+
+        Each counts as much as another. So the last one does not if it was stopped before it had
+        half as many rounds as each of the others.
+        """
+        *others, last = self.means
+        cut = self.ended == "stopped" and bool(others)
+        return others if cut and 2 * len(last) < min(map(len, others)) else self.means
+
     @cached_property
     def logs(self) -> "list[NDArray[np.float64]]":
-        """Logarithms of `means`, of the processes that count.
-
-        Each counts as much as another, so one that was stopped early does not.
-        """
+        """Logarithms of the means of the processes that count."""
         import numpy as np  # reading records needs none of it
 
-        half = max(map(len, self.means)) / 2
-        return [np.log(means) for means in self.means if len(means) >= half]
+        return [np.log(means) for means in self.counted]
 
     def relative(self, number: int, z: float | None = None) -> Difference:
         """Tell how much slower a candidate is than the reference."""

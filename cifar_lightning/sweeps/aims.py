@@ -78,11 +78,13 @@ def in_play(now: Rungs, max_ms: float | None) -> set[int]:
 
     A network is compared with others of its highest rung; one with final runs stays.
     """
+    failed = {number for (number, _), ended in now.finals.items() if -math.inf in ended.values()}
+    out = now.too_slow(max_ms) | failed  # these dominate nothing either
     left: set[int] = set()
     for rung in now.points:
-        left = (left - {*rung}) | ({*rung} - dominated(rung))
-    left |= {number for number, _ in now.finals}
-    return left - now.too_slow(max_ms)
+        playing = {number: point for number, point in rung.items() if number not in out}
+        left = (left - {*rung}) | ({*playing} - dominated(playing))
+    return left | {number for number, _ in now.finals} - now.too_slow(max_ms)
 
 
 def guesses(now: Rungs, rungs: Sequence[int], cfg: DictConfig) -> dict[int, Guess]:
@@ -107,7 +109,8 @@ def guesses(now: Rungs, rungs: Sequence[int], cfg: DictConfig) -> dict[int, Gues
         by_seed = now.finals.get((number, epochs), {})
         ended = [by_seed[seed] for seed in cfg.final_seeds if seed in by_seed]
         complete = len(ended) == len(cfg.final_seeds) > 0 or -math.inf in ended
-        final = (statistics.fmean(ended) if complete else ended[0]) if ended else None
+        first = by_seed.get(cfg.final_seeds[0]) if cfg.final_seeds else None
+        final = statistics.fmean(ended) if complete else first
         latency = now.points[0][number].latency
         found[number] = Guess(latency, accuracy, most, epochs, final, complete)
     return found

@@ -1,6 +1,7 @@
 """The networks that a search for a front ends with: which are trained to the end, and how."""
 
 import logging
+import math
 from collections.abc import Collection
 
 from omegaconf import DictConfig
@@ -63,7 +64,8 @@ class _Finals:
                 break
             if now[number].complete:
                 return number
-            better = (one for one in now.values() if one.final is not None)
+            ended = [one for one in now.values() if one.final is not None]
+            better = (one for one in ended if math.isfinite(one.final or 0.0))
             if not now[number].reaches(target) and any(
                 one.accuracy > now[number].accuracy for one in better
             ):

@@ -145,7 +145,11 @@ class _Search:
         keep = [below / above for below, above in zip(self.rungs, self.rungs[1:], strict=False)]
         guessed = guesses(now, self.rungs, self.cfg)
         taken = now.failed | self._elsewhere() | self._at_their_end(guessed)
-        points = [dict(rung) for rung in now.points]
+        slow = now.too_slow(self.cfg.max_ms)  # by an earlier limit they were not
+        points = [
+            {number: point for number, point in rung.items() if number not in slow}
+            for rung in now.points
+        ]
         while chosen := promotion(points, keep, partial(self._order, guessed), taken, last):
             if self._promoted(*chosen):
                 return True
@@ -164,7 +168,8 @@ class _Search:
             (place, number)
             for number, one in guessed.items()
             for place, epochs in enumerate(self.rungs)
-            if self.cfg.targets and (epochs >= one.epochs or one.final is not None)
+            if self.cfg.targets and self.cfg.final_seeds
+            if epochs >= one.epochs or one.final is not None
         }
 
     def _promoted(self, place: int, number: int) -> bool:

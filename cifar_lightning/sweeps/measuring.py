@@ -56,8 +56,12 @@ def _measured(jobs: Sequence[Job], accelerator: str) -> list[Failure]:
         Path(config["outputs"]),
         RunData(config["data"].get("root")),
     )
-    return [
+    failures = [
         Failure(by_name[one.run], 1, Outcome("failed", f"measuring {one.variant}: {one.reason}"))
-        for one in found
+        for one in found.measurements
         if one.failed
     ]
+    if found.error:
+        outcome = Outcome("failed", f"measuring: {found.error}")
+        failures += [Failure(job, 1, outcome) for job in by_name.values()]
+    return failures

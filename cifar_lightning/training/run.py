@@ -15,14 +15,13 @@ from safetensors.torch import save as to_bytes
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cifar_lightning.benchmark.load import RunData
-from cifar_lightning.benchmark.measure import measure_missing
+from cifar_lightning.benchmark.measure import Measured, measure_missing
 from cifar_lightning.comparison.publish import attempt, publish
 from cifar_lightning.config import schema
 from cifar_lightning.errors import Interrupted, NotFinite, RunFailed, reason_of
 from cifar_lightning.runs import resolve
 from cifar_lightning.runs.completed import meet_again, show_files
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import Network, Run
 from cifar_lightning.system import progress, signals
 from cifar_lightning.system.files import write_atomically
@@ -123,18 +122,21 @@ def _complete(experiment: Experiment, config: dict[str, Any], trained: bool) -> 
     """
     folder, outputs = experiment.folder, Path(config["outputs"])
     failures = [*dict.fromkeys(experiment.failures)]
-    measurements: list[Measurement] = []
+    measured = Measured()
     if trained:
         with attempt("giving it the ID", failures):
             meet_again(folder, Run.load(folder), config)
     try:
         with attempt("measuring", failures), signals.deferred():
             known = RunData(known={folder: experiment.data})
-            measurements = measure_missing(
+            measured = measure_missing(
                 [folder], experiment.benchmark, experiment.device, outputs, known
             )
     finally:
-        failures += [f"measuring {one.variant}: {one.reason}" for one in measurements if one.failed]
+        failures += [f"measuring: {error}" for error in [measured.error] if error]
+        failures += [
+            f"measuring {one.variant}: {one.reason}" for one in measured.measurements if one.failed
+        ]
         failures += publish(outputs, [folder], draw=True)
     signals.check()  # what was measured until then is in the table
     with attempt("showing its files", failures):
