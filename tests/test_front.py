@@ -12,7 +12,7 @@ import pytest
 import tune as script
 from cifar_lightning.config.rules import check
 from cifar_lightning.errors import RunFailed, UserError
-from cifar_lightning.sweeps import drawn, finals, front, space
+from cifar_lightning.sweeps import drawn, finals, front, front_shown, space
 from cifar_lightning.sweeps.claims import KILLED_TOO_OFTEN, Claim
 from cifar_lightning.sweeps.found import Timed
 from cifar_lightning.sweeps.jobs import Job
@@ -380,6 +380,16 @@ def test_the_plot_is_drawn_when_it_is_stopped_and_after_the_final_runs(
     assert "final runs" not in before
     assert search("n_trials=9")[0] == 0
     assert "final runs" in (folder / "front.svg").read_text()
+
+
+def test_a_searchs_own_final_runs_are_no_other_runs(search, pretending, monkeypatch):
+    """Though they are measured in the same variant, as others are."""
+    mine = []
+    monkeypatch.setattr(front_shown, "_others", lambda *arguments: mine.append(arguments[-1]) or [])
+    assert search("n_trials=9", "targets=[60]")[0] == 0
+    trained = {f"r{width}-{epochs}" for width, epochs in pretending.trained}
+    assert any(epochs == 60 for _, epochs in pretending.trained)
+    assert mine == [trained]
 
 
 def test_what_can_not_be_built_is_not_counted(search, pretending):

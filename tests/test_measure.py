@@ -285,8 +285,24 @@ def test_what_was_told_apart_once_and_not_again_is_one_candidate(again, outputs,
     assert "depends on the weights" not in ended.out
 
 
-def test_a_second_benchmark_that_fails_keeps_the_first(again, outputs, monkeypatch):
-    """It has more candidates, and may lack the memory."""
+def interrupted():
+    signals._handle(signal.SIGTERM, None)
+    signals.check()
+
+
+def failed():
+    raise RunFailed("a measuring process ended with status -9")
+
+
+# It has more candidates, and may lack the memory.
+SECOND = {
+    interrupted: (143, "error: interrupted\n"),
+    failed: (1, "error: a measuring process ended with status -9\n"),
+}
+
+
+@pytest.mark.parametrize("ends", SECOND)
+def test_a_second_benchmark_that_ends_early_keeps_the_first(ends, again, outputs, monkeypatch):
     folder = folder_of(outputs, "A")
     copy_as(folder, "twin", scaled(1.01))
     monkeypatch.setattr(measuring, "told_apart", lambda record: {*keys_of(record)})
@@ -295,36 +311,32 @@ def test_a_second_benchmark_that_fails_keeps_the_first(again, outputs, monkeypat
     def time_here(*arguments):
         calls.append(arguments)
         if len(calls) == 2:
-            raise RunFailed("a measuring process ended with status -9")
+            ends()
         return real(*arguments)
 
     monkeypatch.setattr(together, "time_here", time_here)
     earlier = len(records(outputs))
     ended = again("run=A,twin")
-    assert (ended.status, ended.err) == (1, "error: a measuring process ended with status -9\n")
-    (first,) = records(outputs)[earlier:]
-    assert only_measurement(folder).benchmark == first.id
-
-
-def test_a_signal_in_the_second_benchmark_keeps_the_first(again, outputs, monkeypatch):
-    folder = folder_of(outputs, "A")
-    copy_as(folder, "twin", scaled(1.01))
-    monkeypatch.setattr(measuring, "told_apart", lambda record: {*keys_of(record)})
-    real, calls = together.time_here, []
-
-    def time_here(*arguments):
-        calls.append(arguments)
-        if len(calls) == 2:
-            signals._handle(signal.SIGTERM, None)
-            signals.check()
-        return real(*arguments)
-
-    monkeypatch.setattr(together, "time_here", time_here)
-    earlier = len(records(outputs))
-    ended = again("run=A,twin")
-    assert (ended.status, ended.err) == (143, "error: interrupted\n")
+    assert (ended.status, ended.err) == SECOND[ends]
     (record,) = records(outputs)[earlier:]
     assert only_measurement(folder).benchmark == record.id
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_process_that_died_in_the_second_benchmark_is_told(told, again, outputs, monkeypatch):
+    """Whether what the others measured tells anything apart or not."""
+    copy_as(folder_of(outputs, "A"), "twin", scaled(1.01))
+    monkeypatch.setattr(measuring, "told_apart", lambda record: {*keys_of(record)})
+    monkeypatch.setattr(BenchmarkRecord, "tells_apart", lambda self, first, second: told)
+    real, calls = measuring.time_together, []
+
+    def time_together(*arguments, **settings):
+        calls.append(arguments)
+        return replace(real(*arguments, **settings), error="it died" if len(calls) == 2 else "")
+
+    monkeypatch.setattr(measuring, "time_together", time_together)
+    ended = again("run=A,twin")
+    assert (ended.status, ended.err) == (1, "error: it died\n")
 
 
 def keys_of(record):

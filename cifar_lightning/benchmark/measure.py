@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -164,27 +163,29 @@ def measure(
         processes=processes,
         accuracies=accuracies,
     )
-    first = last = timed([*groups, *checks(groups)])
-    merged = Groups()
+    first = timed([*groups, *checks(groups)])
+    recorded, error = [(first, groups)], first.error
     if (suspects := told_apart(first.record)) and first.record.ended != "stopped":
         # Noise does that once in a while, but hardly twice.
         split = {key: by_weights(group) for key, group in keyed(groups) if key in suspects}
-        with suppress(Interrupted):  # the first one tells no parts apart
-            try:
-                last = timed(
-                    [part for key, group in keyed(groups) for part in split.get(key, [group])]
-                )
-            except RunFailed as error:
-                first = last = replace(first, error=str(error))
-        apart = {key: parts for key, parts in split.items() if _tells_apart(last.record, parts)}
-        # What noise told apart is one candidate in the first benchmark alone.
-        merged = [group for key, group in keyed(groups) if key in {*split} - {*apart} and apart]
-        rest = [(key, group) for key, group in keyed(groups) if group not in merged]
-        groups = [part for key, group in rest for part in apart.get(key, [group])]
-        last = last if apart else first
+        parts = {key: split.get(key, [group]) for key, group in keyed(groups)}
+        try:
+            again = timed([part for of_one in parts.values() for part in of_one])
+        except Interrupted:
+            pass  # the first one tells no parts apart
+        except RunFailed as failed:
+            error = str(failed)
+        else:
+            error = again.error
+            noise = [key for key, of_one in split.items() if not _tells_apart(again.record, of_one)]
+            if len(noise) < len(split):
+                # What noise told apart is one candidate in the first benchmark alone.
+                later = [part for key in parts if key not in noise for part in parts[key]]
+                merged = [group for key, group in keyed(groups) if key in noise]
+                recorded = [(first, merged), (again, later)]
     written = [
         measurement
-        for of_these, ones in ((first, merged), (last, groups))
+        for of_these, ones in recorded
         for measurement in write_measurements(
             [source for group in ones for source in group],
             of_these.record,
@@ -193,9 +194,16 @@ def measure(
         )
     ]
     # Those that no run's measurement tells; each process has its own.
-    told = {source.candidate.key for group in groups for source in group if source.folder}
+    told = {
+        source.candidate.key
+        for _, ones in recorded
+        for group in ones
+        for source in group
+        if source.folder is not None
+    }
+    last, _ = recorded[-1]
     failures = {one.candidate.key: one for one in last.failures if one.candidate.key not in told}
-    return Measured(written, last.record, [*failures.values()], last.error)
+    return Measured(written, last.record, [*failures.values()], error)
 
 
 def _tells_apart(record: BenchmarkRecord, parts: Groups) -> bool:

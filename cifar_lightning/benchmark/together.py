@@ -33,7 +33,7 @@ Groups = list[list[Source]]
 
 
 @dataclass(frozen=True)
-class Together:
+class Recorded:
     """A benchmark that was recorded.
 
     Attributes:
@@ -55,7 +55,7 @@ def time_together(
     data: RunData,
     processes: int,
     accuracies: Accuracies,
-) -> Together:
+) -> Recorded:
     """Time candidates and the references beside each other, and record it."""
     whole, started, tail = PROTOCOLS[spec.protocol], datetime.now(UTC), secrets.token_hex(3)
     protocol = whole.in_each(processes)
@@ -81,7 +81,7 @@ def time_together(
     for one in failures:
         if one.candidate.role == "floor" and one.reason not in told:
             log.info("%s: no floor: %s", one.candidate.variant, one.reason)
-    return Together(record, asked, error)
+    return Recorded(record, asked, error)
 
 
 def _tell_duration(

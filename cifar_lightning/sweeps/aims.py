@@ -118,8 +118,9 @@ def guesses(now: Rungs, rungs: Sequence[int], cfg: DictConfig) -> dict[int, Gues
 
 def _ratios(now: Rungs, rungs: Sequence[int]) -> Iterator[float]:
     """Tell of each network with final runs how many times as many errors it had as were guessed."""
-    guessed = curve.guess(rungs, now.points, dict(now.finals.keys()))
-    for number, epochs in dict(now.finals.keys()).items():
+    epochs_of = dict(sorted(now.finals))  # of two lengths the longer one
+    guessed = curve.guess(rungs, now.points, epochs_of)
+    for number, epochs in epochs_of.items():
         errors = 100 - statistics.fmean(now.finals[number, epochs].values())
         if math.isfinite(errors):
             yield errors / guessed[number][0]

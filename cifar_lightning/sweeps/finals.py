@@ -64,12 +64,13 @@ class _Finals:
                 break
             if now[number].complete:
                 return number
-            ended = [one for one in now.values() if one.final is not None]
-            better = (one for one in ended if math.isfinite(one.final or 0.0))
-            if not now[number].reaches(target) and any(
-                one.accuracy > now[number].accuracy for one in better
-            ):
-                break  # one of which more was hoped has failed already
+            missed = [
+                one.accuracy
+                for one in now.values()
+                if one.final is not None and math.isfinite(one.final)
+            ]
+            if not now[number].reaches(target) and max(missed, default=0.0) > now[number].accuracy:
+                break  # one of which more was hoped has missed it already
             self._train(number, now[number], target)
         log.info("no network reaches %g %%", target)
         return None
@@ -94,11 +95,10 @@ class _Finals:
         drawn = " ".join(self._found.overrides(number))
         log.info("network %d, %s: to the end, for %g %%: %s", number, epochs, target, drawn)
         for seed in [first] if guess.final is None else others:
-            overrides = self.overrides(number, f"seed={seed}")
-            ending = train(overrides, self._searched)
-            val_acc = ending.val_acc if isinstance(ending, Run) else None
-            self._found.note_final(number, guess.epochs, seed, val_acc)
-            if val_acc is None:
-                log.warning("network %d failed: %s", number, getattr(ending, "message", ""))
+            ending = train(self.overrides(number, f"seed={seed}"), self._searched)
+            if not isinstance(ending, Run):
+                self._found.note_final(number, guess.epochs, seed, None)
+                log.warning("network %d failed: %s", number, ending.message)
                 return
-            log.info("network %d: %.2f %%, guessed %.2f", number, val_acc, guess.accuracy)
+            self._found.note_final(number, guess.epochs, seed, ending)
+            log.info("network %d: %.2f %%, guessed %.2f", number, ending.val_acc, guess.accuracy)

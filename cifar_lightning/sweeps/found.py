@@ -67,6 +67,7 @@ class Rungs:
         mean_ms: Latencies in milliseconds.
         finals: Validation accuracies by seed, by the trial and its epochs; one that can't be
             trained has minus infinity.
+        final_runs: Their names.
     """
 
     trained: list[dict[int, Trained]]
@@ -74,6 +75,7 @@ class Rungs:
     failed: set[tuple[int, int]] = field(default_factory=set)
     mean_ms: dict[int, float] = field(default_factory=dict)
     finals: dict[tuple[int, int], dict[int, float]] = field(default_factory=dict)
+    final_runs: set[str] = field(default_factory=set)
 
     @property
     def seconds(self) -> float:
@@ -119,9 +121,10 @@ class Found:
         """Keep that a trial can't be trained for a rung."""
         self._set(number, place, {"failed": reason})
 
-    def note_final(self, number: int, epochs: int, seed: int, val_acc: float | None) -> None:
-        """Keep the validation accuracy of a trial's final run; None if it can't be trained."""
-        self.study.optuna.set_user_attr(f"{FINAL} {number} {epochs} {seed}", val_acc)
+    def note_final(self, number: int, epochs: int, seed: int, run: Run | None) -> None:
+        """Keep a trial's final run; None if it can't be trained."""
+        said = None if run is None else asdict(Trained.of(run))
+        self.study.optuna.set_user_attr(f"{FINAL} {number} {epochs} {seed}", said)
 
     def _set(self, number: int, place: int, said: dict[str, Any]) -> None:
         # NOTE: not on the trial: Optuna lets no trial change that has ended.
@@ -150,7 +153,8 @@ class Found:
             if kind == FINAL:
                 number, epochs, seed = map(int, numbers)
                 by_seed = now.finals.setdefault((number, epochs), {})
-                by_seed[seed] = -math.inf if said is None else said
+                by_seed[seed] = -math.inf if said is None else said["val_acc"]
+                now.final_runs.update([] if said is None else [said["run"]])
             elif kind == TRAINED:
                 number, epochs = map(int, numbers)
                 place = self.rungs.index(epochs)

@@ -164,11 +164,12 @@ class _Search:
 
     def _at_their_end(self, guessed: dict[int, Guess]) -> set[tuple[int, int]]:
         """Tell for which rungs networks are not trained, as their final runs are next, or done."""
+        if not self.cfg.targets or not self.cfg.final_seeds:  # there are none
+            return set()
         return {
             (place, number)
             for number, one in guessed.items()
             for place, epochs in enumerate(self.rungs)
-            if self.cfg.targets and self.cfg.final_seeds
             if epochs >= one.epochs or one.final is not None
         }
 

@@ -82,9 +82,9 @@ class _Other:
 def draw(found: Found, variant: str, threads: int) -> Path:
     """Draw validation accuracy against relative latency of all networks; return the PNG's path."""
     now = found.read()
-    mine = {one.run for rung in now.trained for one in rung.values()}
+    mine = {one.run for rung in now.trained for one in rung.values()} | now.final_runs
     others = _others(found.study.outputs, variant, threads, mine)
-    how = f"{variant}, {threads} threads"
+    how = f"{variant}, {counted(threads, 'thread')}"
     names = [f"after {counted(epochs, 'epoch')}" for epochs in found.rungs] + ["final runs"]
     rungs = [*zip(names, [*now.points, now.final_points], strict=True)]
     drawing = Drawing.of(lambda width: _figure(rungs, others, how, width))
