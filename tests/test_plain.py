@@ -55,6 +55,13 @@ def test_known_sizes(settings, mega_params, mega_macs):
     assert round(count_macs(network) / 1e6, 1) == mega_macs
 
 
+def test_what_is_fastest_with_85_percent_is_the_studys_network(resolved):
+    preset, chosen = resolved("model=cifarnet_85", "experiment=study_recipe", "epochs=300")
+    study, _ = resolved("experiment=study/plain16")
+    assert preset["model"] == study["model"]
+    assert chosen["model"] == "cifarnet_85"
+
+
 RESIDUAL = {"whiten": False, "residual": True, "depth": 3}
 BRANCHED = {"whiten": False, "branches": True, "residual": True}
 
