@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -47,13 +48,24 @@ def backbones() -> dict[str, Builder]:
     """Collect what the files in `conf/model` build, for 10 classes; not what needs a name first."""
     found: dict[str, Builder] = {}
     for path in sorted(CONF.glob("*.yaml"), key=lambda path: (_place(path.stem), path.stem)):
-        node = yaml.safe_load(path.read_text())
+        node = _settings(path)
         if "???" in node.values():
             continue
         module, _, name = node.pop("_target_").rpartition(".")
         build = getattr(import_module(module), name)
         found[path.stem] = partial(_executed, partial(build, **node | {"num_classes": 10}))
     return found
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """Read a file on top of those that its defaults list names, as OmegaConf is not there."""
+    node = yaml.safe_load(path.read_text())
+    bases = [base for base in node.pop("defaults", []) if base != "_self_"]
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged |= _settings(path.with_name(f"{base}.yaml"))
+    merged |= node
+    return merged
 
 
 def _place(name: str) -> int:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from cifar_lightning.benchmark.evaluate import calibration
+from cifar_lightning.config.components import option, with_config_dir
 from cifar_lightning.data.digits import DigitsDataModule
 from cifar_lightning.models import branched
 from cifar_lightning.models.branched import Branches
@@ -60,6 +61,16 @@ def test_what_is_fastest_with_85_percent_is_the_studys_network(resolved):
     study, _ = resolved("experiment=study/plain16")
     assert preset["model"] == study["model"]
     assert chosen["model"] == "cifarnet_85"
+    # What is measured or trained by a search is composed without Hydra.
+    assert option("model", "cifarnet_85", {"data": {"num_classes": 10}}) == study["model"]
+
+
+def test_an_option_stands_on_options_of_ours(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("defaults: [cifarnet_85, _self_]\ndepth: 1\n")
+    with with_config_dir(tmp_path):
+        mine = option("model", "mine", {"data": {"num_classes": 10}})
+    assert mine == option("model", "cifarnet_85", {"data": {"num_classes": 10}}) | {"depth": 1}
 
 
 RESIDUAL = {"whiten": False, "residual": True, "depth": 3}

@@ -60,6 +60,17 @@ def _files(name: str) -> list[Path]:
     )
 
 
+def read_option(path: Path) -> DictConfig:
+    """Read a file of a group on top of those of the group that its defaults list names."""
+    file = OmegaConf.load(path)
+    assert isinstance(file, DictConfig)
+    there = {one.stem: one for one in _files(path.parent.name)}
+    bases = [there[base] for base in file.pop("defaults", []) if base in there]
+    merged = OmegaConf.merge(*map(read_option, bases), file)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
 def _builders(name: str) -> dict[str, Path]:
     """List what the files of a group name to call, each with its file."""
     found = {path: re.findall(r"^_target_: (\S+)", path.read_text(), re.M) for path in _files(name)}
@@ -114,11 +125,7 @@ def of_this_machine(name: str, node: Mapping[str, Any], outputs: Path) -> dict[s
     kept = {key: value for key, value in node.items() if key not in keys}
     if path is None:
         return kept
-    file = OmegaConf.load(path)
-    assert isinstance(file, DictConfig)
-    for base in file.get("defaults", []):
-        file = OmegaConf.merge(OmegaConf.load(path.with_name(f"{base}.yaml")), file)
-    ours = OmegaConf.create({"outputs": str(outputs), "here": file}).here
+    ours = OmegaConf.create({"outputs": str(outputs), "here": read_option(path)}).here
     return kept | {
         key: OmegaConf.to_container(ours[key]) if OmegaConf.is_config(ours[key]) else ours[key]
         for key in sorted(keys & {str(key) for key in ours})
@@ -140,7 +147,7 @@ def option(name: str, choice: str, around: Mapping[str, Any]) -> dict[str, Any]:
     options = {path.stem: path for path in _files(name) if not path.stem.startswith("_")}
     if choice not in options:
         raise unknown_name(f"{name}={choice}", "option", choice, options)
-    node = OmegaConf.create({**around, name: OmegaConf.load(options[choice])})[name]
+    node = OmegaConf.create({**around, name: read_option(options[choice])})[name]
     resolved = OmegaConf.to_container(node, resolve=True)
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}

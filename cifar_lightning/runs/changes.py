@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from cifar_lightning.config.components import read_option
 from cifar_lightning.config.rules import DERIVED_KEYS
 from cifar_lightning.config.schema import CONF_DIR, NAMING_GROUPS
 from cifar_lightning.runs.identity import canonical, leave_out, training_config
@@ -53,7 +54,7 @@ def _file(group: str, option: str) -> dict[str, Any]:
     path = CONF_DIR / group / f"{option}.yaml"
     if not path.exists():
         return {}
-    found: dict[str, Any] = canonical(OmegaConf.to_container(OmegaConf.load(path)), group)
+    found: dict[str, Any] = canonical(OmegaConf.to_container(read_option(path)), group)
     return found
 
 
