@@ -146,7 +146,9 @@ def test_what_the_components_take_as_texts_is_known():
     missing = {}
     for group in ("model", "data", "distill", "logger"):
         for option in schema.options_of(group):
-            nodes = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / group / f"{option}.yaml"))
+            nodes = OmegaConf.to_container(
+                components.read_option(ROOT / "conf" / group / f"{option}.yaml")
+            )
             for prefix, node in nodes.items() if group == "logger" else [("", nodes)]:
                 path = ".".join(filter(None, (group, prefix)))
                 for name, one in components.parameters_of(get_object(node["_target_"])).items():
