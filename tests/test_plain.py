@@ -12,6 +12,7 @@ from torch import nn
 from cifar_lightning.benchmark.evaluate import calibration
 from cifar_lightning.config.components import option, with_config_dir
 from cifar_lightning.data.digits import DigitsDataModule
+from cifar_lightning.errors import UserError
 from cifar_lightning.models import branched
 from cifar_lightning.models.branched import Branches
 from cifar_lightning.models.complexity import count_macs, count_parameters
@@ -30,6 +31,7 @@ AIRBENCH = {
 STRIDED = {
     "stem": None, "whiten": False, "downsample": "stride", "activation": "relu", "pool": "avg",
 }  # fmt: skip
+TEN = {"data": {"num_classes": 10}}
 
 
 def build(**settings):
@@ -62,15 +64,30 @@ def test_what_is_fastest_with_85_percent_is_the_studys_network(resolved):
     assert preset["model"] == study["model"]
     assert chosen["model"] == "cifarnet_85"
     # What is measured or trained by a search is composed without Hydra.
-    assert option("model", "cifarnet_85", {"data": {"num_classes": 10}}) == study["model"]
+    assert option("model", "cifarnet_85", TEN) == study["model"]
 
 
-def test_an_option_stands_on_options_of_ours(tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "mine.yaml").write_text("defaults: [cifarnet_85, _self_]\ndepth: 1\n")
+@pytest.mark.parametrize(
+    ("defaults", "depth"),
+    [("[cifarnet_85, _self_]", 1), ("[cifarnet_85]", 1), ("[_self_, cifarnet_85]", 2)],
+)
+def test_an_option_may_stand_on_another_one(defaults, depth, tmp_path):
+    """Read without Hydra as with it; here a user's on one of ours, which stands on a third."""
+    write_option(tmp_path, f"defaults: {defaults}\ndepth: 1\n")
     with with_config_dir(tmp_path):
-        mine = option("model", "mine", {"data": {"num_classes": 10}})
-    assert mine == option("model", "cifarnet_85", {"data": {"num_classes": 10}}) | {"depth": 1}
+        mine = option("model", "mine", TEN)
+    assert mine == option("model", "cifarnet_85", TEN) | {"depth": depth}
+
+
+def test_an_option_names_what_it_can_not_stand_on(tmp_path):
+    write_option(tmp_path, "defaults: [cifarnet_58]\n")
+    with with_config_dir(tmp_path), pytest.raises(UserError, match=r"cifarnet_58.*of conf/model"):
+        option("model", "mine", TEN)
+
+
+def write_option(folder, text):
+    (folder / "model").mkdir()
+    (folder / "model" / "mine.yaml").write_text(text)
 
 
 RESIDUAL = {"whiten": False, "residual": True, "depth": 3}

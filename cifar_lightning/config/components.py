@@ -61,12 +61,23 @@ def _files(name: str) -> list[Path]:
 
 
 def read_option(path: Path) -> DictConfig:
-    """Read a file of a group on top of those of the group that its defaults list names."""
-    file = OmegaConf.load(path)
+    """Read a file of a group, together with those of the group that its defaults list names.
+
+    They are merged in the order of that list, as Hydra does; without ``_self_`` the file is last.
+
+    Raises:
+        UserError: If the list names what is no file of the group.
+    """
+    file, group = OmegaConf.load(path), path.parent.name
     assert isinstance(file, DictConfig)
-    there = {one.stem: one for one in _files(path.parent.name)}
-    bases = [there[base] for base in file.pop("defaults", []) if base in there]
-    merged = OmegaConf.merge(*map(read_option, bases), file)
+    order = list(file.pop("defaults", []))
+    there = {one.stem: one for one in _files(group)}
+    parts = []
+    for base in order if "_self_" in order else [*order, "_self_"]:
+        if base != "_self_" and base not in there:
+            raise bad_value(f"{group}={path.stem}: defaults", base, f"a file of conf/{group}")
+        parts.append(file if base == "_self_" else read_option(there[base]))
+    merged = OmegaConf.merge(*parts)
     assert isinstance(merged, DictConfig)
     return merged
 
