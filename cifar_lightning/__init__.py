@@ -30,7 +30,7 @@ def load(
         UserError: If there is no such run or file, or its weights are damaged or of another
             network than its record says; one line says why.
     """
-    from cifar_lightning.config.components import with_config_dir
+    from cifar_lightning.config.options import with_config_dir
     from cifar_lightning.deploy.classifier import load
 
     with with_config_dir(config_dir):

@@ -7,7 +7,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from cifar_lightning.cli.arguments import rename
-from cifar_lightning.config import components, rules, schema, texts
+from cifar_lightning.config import components, options, rules, schema, texts
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs import identity, resolve
 from cifar_lightning.system import processor
@@ -147,7 +147,7 @@ def test_what_the_components_take_as_texts_is_known():
     for group in ("model", "data", "distill", "logger"):
         for option in schema.options_of(group):
             nodes = OmegaConf.to_container(
-                components.read_option(ROOT / "conf" / group / f"{option}.yaml")
+                options.read_option(ROOT / "conf" / group / f"{option}.yaml")
             )
             for prefix, node in nodes.items() if group == "logger" else [("", nodes)]:
                 path = ".".join(filter(None, (group, prefix)))

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from cifar_lightning.benchmark.evaluate import calibration
-from cifar_lightning.config.components import option, with_config_dir
+from cifar_lightning.config.options import option, with_config_dir
 from cifar_lightning.data.digits import DigitsDataModule
 from cifar_lightning.errors import UserError
 from cifar_lightning.models import branched

@@ -16,7 +16,7 @@ from PIL import Image
 import cifar_lightning
 from cifar_lightning.benchmark.load import load_data
 from cifar_lightning.benchmark.network import load_backbone
-from cifar_lightning.config import components
+from cifar_lightning.config.options import with_config_dir
 from cifar_lightning.data.cifar_archive import CIFAR10
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.find import find_run
@@ -185,7 +185,7 @@ def test_ones_own_network_is_called_where_ones_own_configuration_names_it(
     assert (ended.status, ended.out) == (2, "")
     assert "own_networks.tiny: must be what a file in conf/model names" in ended.err
     # From Python, too, for that call alone.
-    with components.with_config_dir(tmp_path / "own"):
+    with with_config_dir(tmp_path / "own"):
         folder = find_run(outputs, "own")
     for source in ("own", folder, folder / "weights.safetensors"):
         classifier = cifar_lightning.load(source, outputs, config_dir=tmp_path / "own")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cifar_lightning.benchmark.network import build_network, load_backbone
-from cifar_lightning.config import components
+from cifar_lightning.config import components, options
 from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.errors import bad_value
 from cifar_lightning.models.floor import floor
@@ -187,7 +187,7 @@ def of_network(name: str, variant: str, threads: int, role: Role = "candidate") 
     Raises:
         UserError: If there is no such option.
     """
-    model = components.option("model", name, {"data": {"num_classes": NUM_CLASSES}})
+    model = options.option("model", name, {"data": {"num_classes": NUM_CLASSES}})
     return of_model(name, name, model, variant, threads, role)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from cifar_lightning.config.components import read_option
+from cifar_lightning.config.options import read_option
 from cifar_lightning.config.rules import DERIVED_KEYS
 from cifar_lightning.config.schema import CONF_DIR, NAMING_GROUPS
 from cifar_lightning.runs.identity import canonical, leave_out, training_config

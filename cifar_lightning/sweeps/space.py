@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cifar_lightning.config import components
+from cifar_lightning.config.options import option
 from cifar_lightning.config.values import is_integer, is_number
 from cifar_lightning.errors import bad_value, unknown_name
 
@@ -188,9 +188,9 @@ def _is_group(key: str, space: Space) -> bool:
     return any(other.startswith(f"{key}.") for other in space)
 
 
-def keys_of(group: str, option: str) -> set[str]:
+def keys_of(group: str, choice: str) -> set[str]:
     """Tell which keys an option of a group has; `UserError` if there is no such option."""
-    return {*components.option(group, option, {"data": {"num_classes": 10}})}
+    return {*option(group, choice, {"data": {"num_classes": 10}})}
 
 
 def _range(name: str, entry: Mapping[str, Any]) -> Range:
