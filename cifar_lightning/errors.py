@@ -96,12 +96,18 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 def reason_of(error: BaseException) -> str:
     """Tell in one line why something failed: the cause, not what was made of it."""
-    while (cause := _cause(error)) is not None:
-        error = cause
+    error = cause_of(error)
     line = first_line_of(error)
     if isinstance(error, CifarLightningError):
         return line
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Find the error that others were made of."""
+    while (cause := _cause(error)) is not None:
+        error = cause
+    return error
 
 
 def _cause(error: BaseException) -> BaseException | None:

@@ -1,6 +1,6 @@
 """Images a second of a preset against airbench's recipe in plain PyTorch and the usual recipe.
 
-    python -m perf.airbench [experiment=fast85 "experiment=fast93 optim=sgd" ...]
+    python -m perf.airbench [experiment=fast85 "experiment=fast93 optim=sgd ~optim.muon_lr" ...]
 
 Each argument is what `train.py` is told. Airbench's side is a rewrite for a CPU of the training
 loop that Jordan describes in "94% on CIFAR-10 in 3.29 Seconds" (2024), section 3, at the network

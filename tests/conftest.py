@@ -63,13 +63,13 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as 
 
 # The smallest real training: digits, and a network that takes a quarter of the time per step and a
 # tenth per call of what a narrow MobileNetV3 takes.
-_DIGITS = ("data=digits", "augment=crop", "benchmark=quick", "trainer.accelerator=cpu")
+DIGITS = ("data=digits", "augment=crop", "benchmark=quick", "trainer.accelerator=cpu")
 TINY = (
-    *_DIGITS, "model=cifarnet", "model.stem_stride=2", "model.channels=[8,16]",
+    *DIGITS, "model=cifarnet", "model.stem_stride=2", "model.channels=[8,16]",
     "model.downsample=stride",
 )  # fmt: skip
 # The default network, narrow: with dropout, inverted residuals and squeeze-and-excitation.
-TINY_MOBILENET = (*_DIGITS, "model.output_stride=32", "model.width=0.35")
+TINY_MOBILENET = (*DIGITS, "model.output_stride=32", "model.width=0.35")
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,18 @@ def test_bad_width_of_shufflenet(command, outputs):
     assert_refused(ended, outputs, "model.width=0.7: must be 0.5, 1.0, 1.5, 2.0")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "begins"),
+    [
+        (("model=resnet8", "model.width=1e308"), "model.width=1e+308: must leave at least one"),
+        (("model=cifarnet", "model.channels=[4096,4096,4096]", "model.depth=64"),
+         "model: its network has 2.9e+10 parameters, 5e+08 are the most"),
+    ],
+)  # fmt: skip
+def test_networks_beyond_any_memory(overrides, begins, command, outputs):
+    assert_refused(command("data=digits", *overrides), outputs, begins)
+
+
 def test_a_folder_that_is_none(command, outputs, tmp_path):
     ended = command("data=imagefolder", "data.name=x", f"data.root={tmp_path}/no")
     assert_refused(ended, outputs, f"data.root={tmp_path}/no: there is no folder")

@@ -68,9 +68,17 @@ def test_short_presets_train_in_what_the_cpu_has(features, precision, resolved, 
 
 @pytest.mark.parametrize("path", sorted((schema.CONF_DIR / "experiment").glob("*.yaml")), ids=str)
 def test_a_preset_gives_a_reason_for_each_value(path):
-    _, _, values = path.read_text().partition("defaults:")
-    bare = re.findall(r"^ *(?!id:)\w+: *[^#\s][^#\n]*$", values, re.M)
-    assert not [line for line in bare if "override" not in line]
+    assert not bare_values(path.read_text())
+
+
+def bare_values(text):
+    bare = re.findall(r"^ *(?!id:)\w+: *[^#\s][^#\n]*$", text, re.M)
+    return [line for line in bare if "override" not in line]
+
+
+def test_a_value_without_a_reason_is_seen():
+    preset = "id: x\ndefaults:\n  - override /a: b\nepochs: 3\nlr: 1  # so\n"
+    assert bare_values(preset) == ["epochs: 3"]
 
 
 def test_d1_needs_its_teacher(resolved):

@@ -173,7 +173,7 @@ def test_a_network_that_ncnn_has_no_layer_for_is_not_run(monkeypatch):
     needs_packages_of("ncnn")
     monkeypatch.setattr(ncnn, "_KnownShuffle", nullcontext)
     with (
-        pytest.raises(RuntimeError, match="ncnn: no layer for aten::channel_shuffle"),
+        pytest.raises(Unsupported, match=r"ncnn has no layer for aten::channel_shuffle"),
         prepare("ncnn", NETWORKS["shufflenet_v2"](), CPU, calibration),
     ):
         pass

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import to_export
+from conftest import DIGITS, needs_packages_of, to_export
 from safetensors.torch import load_file, save_file
 
 import cifar_lightning
@@ -23,8 +23,9 @@ from cifar_lightning.deploy.wanted import FORMATS
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs.find import find_run
 from cifar_lightning.runs.measurement import Measurement
+from cifar_lightning.runs.results import rows_of
 from cifar_lightning.runs.run import Network, Run
-from cifar_lightning.variants import registry
+from cifar_lightning.variants import onnx, registry
 from cifar_lightning.variants.agreement import Disagrees, agreement
 
 
@@ -40,6 +41,44 @@ def images(finished_run):
     config = Run.load(find_run(finished_run, "tiny")).config["data"]
     data = DigitsDataModule(**{k: v for k, v in config.items() if k != "_target_"})
     return data.normalize(data.images.test.images[:7])
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        ("model=repvgg", "model.channels=[8,16]", "model.depth=[1,2]", "model.output_stride=4"),
+        pytest.param(
+            ("model=timm", "model.name=test_byobnet", "model.output_stride=8"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=lambda network: network[0],
+)
+def test_other_kinds_of_networks_from_training_to_a_file(network, call, tmp_path):
+    """The weights keep the trained form; what is measured and exported is the executed one."""
+    import train
+
+    if "timm" in network[0]:
+        pytest.importorskip("timm", reason="needs the extra `timm`")
+    needs_packages_of("onnx")
+    outputs = f"outputs={tmp_path}"
+    ended = call(train.main, *DIGITS, *network, outputs, "epochs=1", "benchmark.variants=[onnx]")
+    assert ended.status == 0, ended.err
+    (folder,) = (tmp_path / "runs").iterdir()
+    run, (row,) = Run.load(folder), rows_of(folder)
+    assert row.test_acc == pytest.approx(run.test_acc, abs=1e-3)
+    kept = load_file(folder / "weights.safetensors")
+    assert any(".branches." in name for name in kept) == (network[0] == "model=repvgg")
+    executed = load_backbone(folder)
+    assert not any(".branches." in name for name in executed.state_dict())
+    to = tmp_path / "to"
+    ended = call(export_command.main, outputs, f"run={folder}", "format=onnx", f"to={to}")
+    assert ended.status == 0, ended.err
+    images = torch.randn(5, 3, 32, 32)
+    with torch.inference_mode():
+        expected = executed(images)
+    logits = onnx.load_onnx(str(to / "model.onnx"), 1)(images.numpy())
+    torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=0)
 
 
 FILES = {

@@ -7,8 +7,9 @@ from cifar_lightning.variants.context import Unsupported
 from cifar_lightning.variants.folding import fold_batchnorms, folded_where_traceable
 
 
-def norm(channels, least):
-    layer = nn.BatchNorm2d(channels).eval()
+def norm(channels, least, kind=nn.BatchNorm2d):
+    """Make a BatchNorm that does something, as training leaves it."""
+    layer = kind(channels).eval()
     with torch.no_grad():
         layer.weight.uniform_(least, 1)
         layer.bias.uniform_(-1, 1)
@@ -47,7 +48,15 @@ def folded(network):
         ([nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), norm(8, 0.1), nn.GELU()], 0),
         ([nn.Conv2d(3, 8, 3), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2), norm(8, 0.1)], 0),
         ([nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), norm(8, -1)], 1),  # a minimum would be needed
-        ([nn.Conv2d(3, 8, 3), WithActivation(8), nn.Conv2d(8, 8, 1), WithActivation(8)], 0),
+        (
+            [
+                nn.Conv2d(3, 8, 3),
+                norm(8, 0.1, WithActivation),
+                nn.Conv2d(8, 8, 1),
+                norm(8, 0.1, WithActivation),
+            ],
+            0,
+        ),
         ([nn.Conv2d(3, 8, 3), nn.GELU(), norm(8, 0.1)], 1),
         ([nn.Conv2d(3, 8, 3), norm(8, 0.1), norm(8, 0.1)], 0),
     ],

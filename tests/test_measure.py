@@ -436,9 +436,33 @@ def test_networks_are_ranked_before_there_is_a_run(tmp_path, call, monkeypatch):
     assert record.slower(second, first)
     assert record.candidates[record.number("reference")].key == record.candidates[first].key
     assert record.candidates[record.number("second_reference")].key == record.candidates[second].key
-    ended = call(measure_command.main, *settings, "model=[resnet9]")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "message"),
+    [
+        ("resnet9", None, "model=resnet9: no such option; did you mean resnet"),
+        ("timm", None, "model=timm: model.name has no value there; measure a run of it, or give"),
+        ("huge", "{defaults: [cifarnet], depth: 64, channels: [4096, 4096, 4096]}",
+         "model=huge: its network has 2.9e+10 parameters, 5e+08 are the most"),
+        ("none", "{defaults: [resnet8], width: -1}", "model: width=-1: must leave at least one"),
+    ],
+)  # fmt: skip
+def test_networks_that_are_none_are_refused_before_anything_is_timed(
+    name, file, message, tmp_path, call
+):
+    folder = tmp_path / "conf" / "model"
+    folder.mkdir(parents=True)
+    if file is not None:
+        (folder / f"{name}.yaml").write_text(file)
+    ended = call(
+        measure_command.main, f"--config-dir={folder.parent}", f"outputs={tmp_path / 'none'}",
+        f"model=[resnet8,{name}]", "protocol=quick", "device=cpu",
+    )  # fmt: skip
     assert ended.status == 2
-    assert ended.err.startswith("error: model=resnet9: no such option; did you mean resnet")
+    assert ended.err.startswith(f"error: {message}")
+    assert ended.err.count("\n") == 1
+    assert not (tmp_path / "none").exists()
 
 
 def test_networks_that_a_device_can_not_run_are_rows_with_the_reason(tmp_path, call):

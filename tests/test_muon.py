@@ -87,8 +87,11 @@ def test_filters_keep_their_norm_whatever_the_gradients_scale():
         assert one.norm().item() == pytest.approx(len(one) ** 0.5, rel=0.02)
 
 
-def check_that_scale_means_nothing(network: nn.Module) -> None:
-    """Of dense filters; else keeping their norm would change what a network can compute."""
+def check_that_scale_means_nothing(network: nn.Module) -> int:
+    """Of dense filters; else keeping their norm would change what a network can compute.
+
+    Tells how many it has.
+    """
     network = network.double().train()
     images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     filters = dense_filters(network)
@@ -97,6 +100,7 @@ def check_that_scale_means_nothing(network: nn.Module) -> None:
         for number, one in enumerate(filters):
             one *= 2 + number % 3
         torch.testing.assert_close(network(images), logits)
+    return len(filters)
 
 
 PLAIN = {

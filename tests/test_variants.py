@@ -495,6 +495,40 @@ def test_flags_are_restored_when_preparing_fails(monkeypatch):
     assert flags() == before
 
 
+def raising(error, cause=None):
+    def part(variant):
+        raise error from cause
+
+    return Kind.PRECISION, part
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, ValueError])
+def test_a_network_that_an_engine_refuses_is_unsupported(monkeypatch, error):
+    refused = raising(RuntimeError("while converting"), error("no such operator"))
+    monkeypatch.setitem(PARTS, "fp32", refused)
+    told = f"^can't be prepared: {error.__name__}: no such operator$"
+    with (
+        pytest.raises(Unsupported, match=told),
+        prepare("fp32", network(), CPU, calibration),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left"), MemoryError(), torch.OutOfMemoryError("1 GB")]
+)
+def test_what_the_machine_lacks_is_no_refusal(monkeypatch, error):
+    monkeypatch.setitem(PARTS, "fp32", raising(error))
+    with pytest.raises(type(error)), prepare("fp32", network(), CPU, calibration):
+        pass
+    monkeypatch.setitem(PARTS, "fp32", raising(RuntimeError("while writing"), error))
+    with (
+        pytest.raises(RuntimeError, match="while writing"),
+        prepare("fp32", network(), CPU, calibration),
+    ):
+        pass
+
+
 def test_all_but_tf32_is_true_fp32():
     with prepare("channels_last", network(), CPU, calibration) as prepared, prepared.switched():
         inside = flags()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
@@ -9,10 +10,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from cifar_lightning.benchmark.network import build_network, load_backbone
+from cifar_lightning.benchmark.network import build_network, check_size, load_backbone
 from cifar_lightning.config import components, options
 from cifar_lightning.config.protocols import PROTOCOLS
-from cifar_lightning.errors import bad_value
+from cifar_lightning.errors import UserError, bad_value
 from cifar_lightning.models.floor import floor
 from cifar_lightning.models.interfaces import reparameterized
 from cifar_lightning.runs.candidate import Candidate, Role, recipe
@@ -179,6 +180,19 @@ def of_query(outputs: Path, query: str, variant: str, threads: int) -> Source:
     if is_weights(query):
         return of_weights(Path(query), variant, threads)
     return of_run(find_run(outputs, query), variant, threads)
+
+
+def check_named(name: str) -> None:
+    """See that an option of ``conf/model`` is a network by itself, before any is prepared.
+
+    Raises:
+        UserError: If it is not, or its package is not installed.
+    """
+    model = options.option("model", name, {"data": {"num_classes": NUM_CLASSES}})
+    if missing := [key for key, value in model.items() if value == "???"]:
+        how = "measure a run of it, or give it in a file of your own in conf/model"
+        raise UserError(f"model={name}: model.{missing[0]} has no value there; {how}")
+    check_size(f"model={name}", partial(components.construct, "model", model))
 
 
 def of_network(name: str, variant: str, threads: int, role: Role = "candidate") -> Source:

@@ -3,13 +3,14 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from cifar_lightning.benchmark.data_check import difference
 from cifar_lightning.benchmark.evaluate import calibration
-from cifar_lightning.benchmark.network import check_buildable, load_backbone
+from cifar_lightning.benchmark.network import check_size, load_backbone
 from cifar_lightning.config import components
 from cifar_lightning.data.module import ImageDataModule
 from cifar_lightning.errors import UserError, bad_value
@@ -139,7 +140,7 @@ def _all_measurable(outputs: Path, data: RunData) -> list[Path]:
             if RunFolder(folder).weights.exists():
                 raise reason
             if _network(run) not in whole.values():
-                check_buildable(run)
+                check_size(run.label, partial(components.construct, "model", run.config["model"]))
             without_weights.append(folder)
         except UserError as error:
             log.warning("left out: %s", error)

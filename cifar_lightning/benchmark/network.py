@@ -1,9 +1,9 @@
 """A run's network, built again from its files."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,7 +15,7 @@ from cifar_lightning.errors import UserError
 from cifar_lightning.models.interfaces import reparameterized
 from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RunFolder
-from cifar_lightning.runs.run import Network, Run
+from cifar_lightning.runs.run import Network
 from cifar_lightning.runs.weights import read_weights
 
 MOST_PARAMETERS = 500_000_000  # 2 GB
@@ -54,7 +54,7 @@ def trained_network(record: Network, content: bytes, path: Path) -> nn.Module:
     other = UserError(f"{path}: not the weights of this run's network")
     try:
         weights = from_bytes(content)
-        empty = _without_memory(record.model)
+        empty = _without_memory(partial(components.construct, "model", record.model))
         if empty is not None and _layout(empty.state_dict()) != _layout(weights):
             raise other
         network: nn.Module = components.construct("model", record.model)
@@ -69,24 +69,31 @@ def trained_network(record: Network, content: bytes, path: Path) -> nn.Module:
     return network
 
 
-def check_buildable(run: Run) -> None:
-    """See that a run's network can be built without its weights, which would bound its size.
+def check_size(name: str, build: Callable[[], nn.Module]) -> None:
+    """See that a network can be built, and fits into memory, before it is asked for.
+
+    Args:
+        name: Whose network it is, or which.
+        build: Makes it.
 
     Raises:
-        UserError: If it can't be built, or is too large.
+        UserError: If it is too large; errors of ``build``, too.
     """
-    empty = _without_memory(run.config["model"])
+    empty = _without_memory(build)
     count = 0 if empty is None else sum(one.numel() for one in empty.parameters())
     if count > MOST_PARAMETERS:
-        told = f"{count:.1e} parameters, {MOST_PARAMETERS:.0e} are the most without weights"
-        raise UserError(f"{run.label}: its network has {told}")
+        told = f"{count:.1e} parameters, {MOST_PARAMETERS:.0e} are the most"
+        raise UserError(f"{name}: its network has {told}")
 
 
-def _without_memory(model: Mapping[str, Any]) -> nn.Module | None:
-    """Build a network without memory, as a record can ask for any size; None if that can't be."""
-    with suppress(NotImplementedError, RuntimeError), torch.device("meta"):
-        network: nn.Module = components.construct("model", model)
-        return network
+def _without_memory(build: Callable[[], nn.Module]) -> nn.Module | None:
+    """Build a network without memory, as it may be of any size; None if that can't be."""
+    with (
+        suppress(NotImplementedError, RuntimeError),
+        torch.random.fork_rng(devices=[]),
+        torch.device("meta"),
+    ):
+        return build()
     return None
 
 

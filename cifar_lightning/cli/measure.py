@@ -10,7 +10,13 @@ import logging
 from functools import partial
 from pathlib import Path
 
-from cifar_lightning.benchmark.candidates import BenchmarkSpec, of_network, of_run, of_weights
+from cifar_lightning.benchmark.candidates import (
+    BenchmarkSpec,
+    check_named,
+    of_network,
+    of_run,
+    of_weights,
+)
 from cifar_lightning.benchmark.load import RunData, find_measurable
 from cifar_lightning.benchmark.measure import Measured, measure, measured_here
 from cifar_lightning.benchmark.summary import summary
@@ -37,6 +43,8 @@ def main(config: MeasureConfig) -> None:
     data = RunData(config.data_root, check=config.data_check)
     weights = [Path(query) for query in config.run if is_weights(query)]
     runs = [query for query in config.run if not is_weights(query)]
+    for name in config.networks:
+        check_named(name)
     folders = find_measurable(outputs, runs, data)  # a signal ends it at once
     check_measurable(outputs, folders)
     with signals.deferred(), computing():

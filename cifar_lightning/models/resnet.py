@@ -65,9 +65,9 @@ def resnet_cifar(
     blocks, rest = divmod(depth - 2, 6)
     if rest or not 1 <= blocks <= 200:
         raise ValueError(f"depth={depth}: must be 8, 14, 20 or another 6 n + 2, at most 1202")
-    channels = [round(width * stage) for stage in (16, 32, 64)]
-    if not 0 < width <= 32 or channels[0] < 1:
+    if not 0 < width <= 32 or round(width * 16) < 1:
         raise ValueError(f"width={width}: must leave at least one channel of 16, at most 32")
+    channels = [round(width * stage) for stage in (16, 32, 64)]
     network = nn.Sequential()
     network.add_module("conv1", nn.Conv2d(3, channels[0], kernel_size=3, padding=1, bias=False))
     network.add_module("bn1", nn.BatchNorm2d(channels[0]))

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lightning import Callback
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from cifar_lightning.benchmark.network import load_backbone, trained_network
+from cifar_lightning.benchmark.network import check_size, load_backbone, trained_network
 from cifar_lightning.config.components import check_component
 from cifar_lightning.data.progressive import ProgressiveResize
 from cifar_lightning.errors import UserError, bad_value
@@ -63,7 +64,8 @@ def build_backbone(config: dict[str, Any]) -> nn.Module:
     """
     init = config["init"]
     if init is None:
-        return construct("model", config["model"])  # type: ignore[no-any-return]
+        check_size("model", build := partial(construct, "model", config["model"]))
+        return build()  # type: ignore[no-any-return]
     path, data = Path(init["path"]), config["data"]
     found, content = read_network(path)
     if not sha256(content).hexdigest().startswith(init["weights"]):
@@ -140,7 +142,7 @@ def construct(
         cause = error.__cause__ or error
         if isinstance(cause, UserError | ImportError):
             raise cause from error
-        if isinstance(cause, ValueError | TypeError | MisconfigurationException):
+        if isinstance(cause, ValueError | TypeError | OverflowError | MisconfigurationException):
             raise _refused(name, cause) from error
         raise
 

@@ -13,6 +13,7 @@ from cifar_lightning.variants.context import (
     Array,
     Call,
     Format,
+    Unsupported,
     VariantContext,
     example_images,
     needing,
@@ -88,10 +89,12 @@ def _convert(variant: VariantContext, param: Path, weights: Path) -> None:
         capture_output=True,
         text=True,
     )
+    if converted.returncode < 0:
+        raise OSError(f"pnnx was ended by signal {-converted.returncode}")
     if converted.returncode or not weights.exists():
         said = (converted.stderr or converted.stdout).strip().splitlines()
         raise RuntimeError(f"pnnx: {said[-1] if said else f'status {converted.returncode}'}")
     kinds = {line.split()[0] for line in param.read_text().splitlines()[2:]}
     if unknown := sorted(kind for kind in kinds if not kind.isalnum()):
         # It would crash: what pnnx makes no layer of keeps the name that it has in torch.
-        raise RuntimeError(f"ncnn: no layer for {', '.join(unknown)}")
+        raise Unsupported(f"ncnn has no layer for {', '.join(unknown)}")

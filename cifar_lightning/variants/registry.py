@@ -11,7 +11,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from cifar_lightning.errors import bad_value, unknown_name
+from cifar_lightning.errors import (
+    CifarLightningError,
+    bad_value,
+    cause_of,
+    reason_of,
+    unknown_name,
+)
 from cifar_lightning.system import environment
 from cifar_lightning.variants import (
     aot,
@@ -26,7 +32,7 @@ from cifar_lightning.variants import (
     tensorrt,
     torch_export,
 )
-from cifar_lightning.variants.context import Format, Kind, VariantContext
+from cifar_lightning.variants.context import Format, Kind, Unsupported, VariantContext
 from cifar_lightning.variants.precision import fastest_algorithms, matmul_precision
 
 PARTS: dict[str, tuple[Kind, Callable[[VariantContext], None]]] = {
@@ -71,6 +77,8 @@ FORMATS: dict[str, Format] = {
 }
 
 # They lay out memory themselves, and are given the network in fp32.
+_OF_THE_MACHINE = (OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
+
 _ALONE = {*FORMATS} - {"torch_export", "aot"}
 
 _ONNX_PACKAGES = ["onnxruntime", "onnxruntime-gpu", "onnxscript"]
@@ -156,7 +164,7 @@ def prepare(
             there for others.
 
     Raises:
-        Unsupported: If this device or installation can't run it.
+        Unsupported: If this device or installation can't run it, or an engine refuses the network.
         UserError: If there is no such variant.
     """
     parts = check(name).split("+")
@@ -178,13 +186,30 @@ def prepare(
                     variant.network.to(device)
                 for part in parts:
                     if PARTS[part][0] == kind:
-                        PARTS[part][1](variant)
+                        with _told_as_unsupported():
+                            PARTS[part][1](variant)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             variant.preparation_s = time.perf_counter() - start
             variant.size_bytes = sum(path.stat().st_size for path in variant.files)
             variant.size_bytes = variant.size_bytes or _weights_size(variant.network)
         yield variant
+
+
+@contextmanager
+def _told_as_unsupported() -> Iterator[None]:
+    """Take what exporters, compilers and engines raise for a refusal of the network.
+
+    What the machine raises, such as a full disk, stays as it is.
+    """
+    try:
+        yield
+    except (CifarLightningError, Unsupported):
+        raise
+    except Exception as error:
+        if isinstance(cause_of(error), _OF_THE_MACHINE):
+            raise
+        raise Unsupported(f"can't be prepared: {reason_of(error)}") from error
 
 
 def _weights_size(network: nn.Module) -> int:
