@@ -23,6 +23,7 @@ from torch import nn
 from cifar_lightning.errors import UserError
 from cifar_lightning.models import branched, plain, resnet, shufflenet
 from cifar_lightning.models.interfaces import reparameterized
+from cifar_lightning.models.timm import timm_network
 from cifar_lightning.system.cores import torch_threads, usable_cores
 from cifar_lightning.variants import executorch, ncnn, onnx, registry
 from cifar_lightning.variants.context import Unsupported, VariantContext
@@ -84,6 +85,9 @@ NETWORKS = {
     "shufflenet_v2": partial(
         trained, shufflenet.shufflenet_v2, width=0.5, output_stride=8, dropout=0.0
     ),
+    "timm": partial(
+        trained, timm_network, name="test_byobnet", output_stride=8, dropout=0.0
+    ),
 }  # fmt: skip
 
 
@@ -98,6 +102,8 @@ def engine(request):
 @pytest.mark.parametrize("engine", FORMATS)
 def test_each_format_computes_what_the_projects_networks_compute(engine, name):
     needs_packages_of(engine)
+    if name == "timm":
+        pytest.importorskip("timm", reason="needs the extra `timm`")
     # Logits of random weights are small differences of large numbers: int8 loses more of them.
     check_logits(engine, NETWORKS[name](), rough=0.25)
 

@@ -3,11 +3,12 @@
 import ast
 import sqlite3
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 
 import pytest
+from test_results import MEASUREMENT, RUN, place
 
 import tune as script
 from cifar_lightning.config.rules import check
@@ -78,6 +79,7 @@ class Pretending:
         self.unlearnable = 0.0  # percent
         self.seconds = lambda width: 1.0  # an epoch
         self.luck = lambda width, seed: 0.0  # points
+        self.busy = lambda: 1.0  # how many times as long all calls take
         self.seeds: list[tuple[int, int]] = []  # of final runs
         self.stop_at = None
         monkeypatch.setattr(drawn, "time_untrained", self.time)
@@ -88,13 +90,13 @@ class Pretending:
         monkeypatch.setattr(finals, "train", self.train)
         monkeypatch.setattr(front, "checked", self.check)
 
-    def check(self, shared, space, *own):
+    def check(self, shared, space, lengths):
         """As in earnest, but once for settings that differ in the outputs alone."""
         outputs = [one for one in shared.given if one.startswith("outputs=")]
         others = replace(shared, given=[one for one in shared.given if one not in outputs])
-        key = str([others, space, own])
+        key = str([others, space, lengths])
         if key not in CHECKED:
-            CHECKED[key] = checked(shared, space, *own)
+            CHECKED[key] = checked(shared, space, lengths)
         self.base, ends = CHECKED[key]
         config = self.base.config | {"outputs": outputs[0].partition("=")[2].strip("'")}
         return replace(self.base, config=config), ends
@@ -114,7 +116,8 @@ class Pretending:
         found = {}
         for number, source in sources.items():
             width = source.candidate.model["channels"][0]
-            found[number] = Timed(width / 10, None, None, width / 100, "b", floor_ms=0.02)
+            ms = width / 100 * self.busy()
+            found[number] = Timed(width / 10, None, None, ms, "b", floor_ms=0.02)
         return found
 
     def train(self, overrides, searched):
@@ -290,9 +293,19 @@ def test_networks_that_are_too_slow_are_not_trained(search, pretending):
 
 
 def test_a_batch_of_slow_networks_does_not_end_it(search, pretending):
-    search("n_trials=24", "max_ms=0.05")
+    status, _, err = search("n_trials=24", "max_ms=0.03")
+    assert status == 1
+    assert err.endswith("no network could be trained; 24 are above max_ms=0.03\n")
     assert pretending.timed == 24
-    assert all(width <= 5 for width, _ in pretending.trained)
+    assert not pretending.trained
+
+
+def test_networks_that_were_timed_beside_other_work_are_not_too_slow_for_it(search, pretending):
+    """Relative latency tells how long they take when the machine is quiet."""
+    quiet = iter([False, False, True])
+    pretending.busy = lambda: 1.0 if next(quiet, False) else 3.0
+    assert search("n_trials=20", "max_ms=0.5", "targets=[]")[0] == 0
+    assert 40 <= max(width for width, _ in pretending.trained) <= 50
 
 
 def test_another_limit_counts_for_what_is_known(search, pretending):
@@ -356,6 +369,25 @@ def test_other_hardware_makes_another_study(search, pretending, monkeypatch, out
     assert len([*(outputs / "searches").iterdir()]) == 2
 
 
+def test_another_engine_makes_another_study(search, pretending, monkeypatch, outputs):
+    """A network is timed once: what another release would give is not known."""
+    for version in ("1.0", "1.1", "1.0"):
+        versions = {"onnxruntime": version}
+        monkeypatch.setattr(front.registry, "engines", lambda variant, found=versions: found)
+        assert search("n_trials=4")[0] == 0
+    assert len([*(outputs / "searches").iterdir()]) == 2
+
+
+def test_one_variant_by_another_name_is_one_study(search, pretending, outputs):
+    for name in ("fused+channels_last", "channels_last+fused"):
+        assert search("n_trials=4", f"variant={name}")[0] == 0
+    assert len([*(outputs / "searches").iterdir()]) == 1
+
+
+def test_without_settings_of_the_search_itself(search, pretending):
+    assert search("n_trials=4", "base=null")[0] == 0
+
+
 def test_it_says_what_was_left_and_what_is_best(search, pretending):
     status, out, err = search("n_trials=20", "max_ms=0.8", "targets=[60,99]")
     assert status == 0, err
@@ -390,6 +422,15 @@ def test_a_searchs_own_final_runs_are_no_other_runs(search, pretending, monkeypa
     trained = {f"r{width}-{epochs}" for width, epochs in pretending.trained}
     assert any(epochs == 60 for _, epochs in pretending.trained)
     assert mine == [trained]
+
+
+def test_rows_of_other_hardware_are_not_drawn(tmp_path):
+    """Their latencies are of another machine."""
+    for name, hardware in (("a-1", "zen"), ("b-1", "xeon")):
+        run = replace(RUN, name=name, id=name, val_acc=50.0)
+        place(tmp_path, run, replace(MEASUREMENT, run=name, hardware=hardware))
+    others = front_shown._others(tmp_path, ("zen", MEASUREMENT.variant, MEASUREMENT.threads), set())
+    assert [one.name for one in others] == ["a-1"]
 
 
 def test_what_can_not_be_built_is_not_counted(search, pretending):
@@ -457,6 +498,20 @@ def test_a_promotion_that_kills_the_search_is_given_up(search, pretending, monke
     assert not [*outputs.glob("searches/*/trial-*")]
 
 
+def test_a_final_run_that_kills_the_search_is_given_up(search, pretending, monkeypatch):
+    tried = []
+
+    def train(overrides, searched):
+        tried.append([one for one in overrides if one.startswith("model.channels=")])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finals, "train", train)
+    dies_in_work(monkeypatch)
+    for _ in range(KILLED_TOO_OFTEN + 1):
+        assert search("n_trials=9", "targets=[60]")[0] == 130
+    assert tried[0] == tried[KILLED_TOO_OFTEN - 1] != tried[KILLED_TOO_OFTEN]
+
+
 def test_a_network_that_kills_the_search_when_it_is_timed_is_given_up(
     search, pretending, monkeypatch
 ):
@@ -497,11 +552,16 @@ def test_the_last_of_several_processes_trains_the_final_runs(search, pretending,
     assert len(pretending.final) == 2 * len(before)
 
 
-def test_a_limit_below_the_floor_is_refused(search, pretending):
-    status, _, err = search("n_trials=20", "max_ms=0.01")
+@pytest.mark.parametrize("before", [(), ("max_ms=1",)])
+def test_a_limit_below_the_floor_is_refused(before, search, pretending):
+    """Also where all networks were timed by an earlier command."""
+    if before:
+        assert search("n_trials=4", *before)[0] == 0
+    trained = [*pretending.trained]
+    status, _, err = search("n_trials=4", "max_ms=0.01")
     assert status == 2
     assert err == ("error: max_ms=0.01: must be above 0.02, what a call of onnx takes by itself\n")
-    assert not pretending.trained
+    assert pretending.trained == trained
 
 
 def test_it_goes_on_where_it_was_stopped(search, pretending):
@@ -517,6 +577,38 @@ def test_it_goes_on_where_it_was_stopped(search, pretending):
     whole = len(pretending.trained)
     assert search("n_trials=12")[0] == 0
     assert len(pretending.trained) == whole
+
+
+def test_a_process_that_others_leave_nothing_to_has_not_failed(search, pretending, outputs):
+    pretending.stop_at = 0
+    assert search("n_trials=3")[0] == 130
+    (folder,) = (outputs / "searches").iterdir()
+    with ExitStack() as elsewhere:
+        for number in range(3):
+            elsewhere.enter_context(Claim.make(folder / f"trial-{number}.lock"))
+        status, out, err = search("n_trials=3")
+    assert status == 0, err
+    assert "other processes are at work on 3 networks" in out
+    assert not pretending.trained
+
+
+def test_half_a_line_of_the_journal_is_no_end(search, pretending, outputs):
+    """As a full disk leaves it, or a kill."""
+    assert search("n_trials=4")[0] == 0
+    (journal,) = outputs.glob("searches/*/journal.log")
+    journal.write_bytes(journal.read_bytes()[:-10])
+    for number in (5, 6):
+        status, _, err = search(f"n_trials={number}")
+        assert status == 0, err
+    assert pretending.timed == 6
+
+
+def test_training_that_fails_takes_its_time_too(search, pretending, monkeypatch):
+    clock = count(step=3600)
+    monkeypatch.setattr(front.time, "monotonic", lambda: next(clock))
+    pretending.failing = {*range(100)}
+    assert search("n_trials=9", "hours=1.5")[0] == 1
+    assert len(pretending.trained) == 2
 
 
 def test_training_ends_with_its_hours(search, pretending):
@@ -563,6 +655,9 @@ BAD = {
     "hours=0": "error: hours=0.0: must be a number above 0",
     "max_ms=-1": "error: max_ms=-1.0: must be",
     "targets=[101]": "error: targets=[101.0]: must be",
+    "epochs=10": "error: epochs=10: must be left out: rungs and final_minutes say how long",
+    "rerun=true": "error: rerun=true: must be left out: what is trained is not trained again",
+    "+trainer.check_val_every_n_epoch=2": "error: trainer.check_val_every_n_epoch=2: must be",
 }
 
 
@@ -587,6 +682,13 @@ def test_a_space_of_one_network_is_refused(entry, search, pretending):
 def test_a_space_of_ends_that_are_one_network_is_refused(search, pretending):
     depth, smoothing = "model.depth={choices: [2]}", "label_smoothing={choices: [0, 0.1]}"
     status, _, err = search("~space.model.channels", f"+space.{depth}", f"+space.{smoothing}")
+    assert status == 2
+    assert "must be more than one network" in err
+
+
+def test_a_space_of_networks_that_are_built_alike_is_refused(search, pretending):
+    kernel = "+space.model.stem_kernel={choices: [2,3]}"
+    status, _, err = search("model.stem=null", "~space.model.channels", kernel)
     assert status == 2
     assert "must be more than one network" in err
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
@@ -61,8 +61,10 @@ class Draws:
         """Draw until there are networks to train; return their trials, none in the end.
 
         Raises:
-            UserError: If no network can be drawn, the variant can't be had, or none is fast enough.
+            UserError: If no network can be drawn, the variant can't be had, or no network can be as
+                fast as asked for.
         """
+        self._check_limit()
         while True:
             exhausted = self._study.in_vain >= IN_VAIN
             count = 0 if exhausted else self._cfg.n_trials
@@ -87,20 +89,23 @@ class Draws:
             for trial in kept
             if LATENCY not in trial.user_attrs
         }
-        timed = self._time(new)
-        waiting = []
+        for number, latency in self._time(new).items():
+            (trial,) = (one for one in kept if one.number == number)
+            self._found.note_latency(trial, trial.user_attrs[OVERRIDES], latency)
+        self._check_limit()
+        now = self._found.read()
+        slow, waiting = now.too_slow(self._cfg.max_ms), []
         for trial in kept:
-            if trial.number in timed:
-                self._found.note_latency(trial, trial.user_attrs[OVERRIDES], timed[trial.number])
             if LATENCY not in trial.user_attrs:
                 self._study.fail(trial, f"{self._cfg.variant}: can't be timed", "latency")
                 continue
-            of_trial = self._found.latency(trial.number)
-            if self._cfg.max_ms is not None and of_trial.mean_ms > self._cfg.max_ms:
-                log.info("network %d: %.3g ms, is not trained", trial.number, of_trial.mean_ms)
+            if trial.number in slow:
+                ms = now.quiet_ms[trial.number]
+                log.info("network %d: %.3g ms, is not trained", trial.number, ms)
                 # The sampler learns that this is no good: it is as accurate as guessing.
                 guessing = 100 / jobs[trial.number].config["data"]["num_classes"]
-                self._study.tell(trial, math.log(of_trial.relative), guessing)
+                relative = self._found.latency(trial.number).relative
+                self._study.tell(trial, math.log(relative), guessing)
                 continue
             waiting.append(trial)
         return waiting
@@ -139,16 +144,16 @@ class Draws:
                     works.enter_context(self._study.claims[number].work())
                 these = {number: sources[number] for number in group}
                 timed |= time_untrained(these, self._spec, self._device, self._study.outputs)
-        self._check_limit(timed.values())
         return timed
 
-    def _check_limit(self, timed: Iterable[Timed]) -> None:
-        """See that a network can be as fast as asked for.
+    def _check_limit(self) -> None:
+        """See that a network can be as fast as asked for, by what was measured so far.
 
         Raises:
             UserError: If a call takes longer by itself.
         """
-        floor_ms = min((one.floor_ms for one in timed if one.floor_ms is not None), default=0.0)
+        floors = [one.floor_ms for one in self._found.latencies().values()]
+        floor_ms = min((ms for ms in floors if ms is not None), default=0.0)
         if self._cfg.max_ms is not None and self._cfg.max_ms < floor_ms:
             allowed = f"above {floor_ms:.3g}, what a call of {self._cfg.variant} takes by itself"
             raise bad_value("max_ms", self._cfg.max_ms, allowed)
@@ -165,7 +170,13 @@ def network_of(job: Job) -> str:
     By what is built: a key that has no say there, such as a stem's kernel without a stem, has none
     here either.
     """
-    model = job.config["model"]
+    others = identity.training_config(job.config | {"model": {}})
+    said = json.dumps([built(job.config["model"]), others], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def built(model: Mapping[str, Any]) -> str:
+    """Tell which network a ``model`` node builds, as a digest."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = construct("model", model)
@@ -176,6 +187,4 @@ def network_of(job: Job) -> str:
     for name, values in network.state_dict(keep_vars=True).items():
         digest.update(f"{name} {values.dtype} {values.shape} {values.requires_grad}".encode())
         digest.update(values.detach().numpy().tobytes())
-    others = identity.training_config(job.config | {"model": {}})
-    digest.update(json.dumps(others, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()

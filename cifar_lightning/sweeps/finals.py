@@ -10,6 +10,7 @@ from cifar_lightning.runs.run import Run
 from cifar_lightning.sweeps import executors, run
 from cifar_lightning.sweeps.aims import Guess, aimed, guesses
 from cifar_lightning.sweeps.found import Found
+from cifar_lightning.sweeps.study import KILLED
 from cifar_lightning.sweeps.trial import Shared, composed, train
 from cifar_lightning.system.formatting import counted
 
@@ -95,10 +96,22 @@ class _Finals:
         drawn = " ".join(self._found.overrides(number))
         log.info("network %d, %s: to the end, for %g %%: %s", number, epochs, target, drawn)
         for seed in [first] if guess.final is None else others:
-            ending = train(self.overrides(number, f"seed={seed}"), self._searched)
+            ending = self._trained(number, guess.epochs, seed)
             if not isinstance(ending, Run):
                 self._found.note_final(number, guess.epochs, seed, None)
-                log.warning("network %d failed: %s", number, ending.message)
+                log.warning("network %d failed: %s", number, ending)
                 return
             self._found.note_final(number, guess.epochs, seed, ending)
             log.info("network %d: %.2f %%, guessed %.2f", number, ending.val_acc, guess.accuracy)
+
+    def _trained(self, number: int, epochs: int, seed: int) -> Run | str:
+        """Train a network to the end with one seed; return its run, or why it can't be trained."""
+        claim = self._found.study.claim(f"final-{number}-{epochs}-{seed}")
+        assert claim is not None  # one process trains final runs
+        with claim:
+            if claim.hopeless:
+                return KILLED
+            with claim.work():
+                ending = train(self.overrides(number, f"seed={seed}"), self._searched)
+            claim.end()
+        return ending if isinstance(ending, Run) else ending.message

@@ -63,8 +63,10 @@ class Rungs:
     Attributes:
         trained: The training runs.
         points: Their latencies and accuracies.
-        failed: Places of rungs and numbers of trials that can't be trained for them.
-        mean_ms: Latencies in milliseconds.
+        failed: Places of rungs and numbers of trials that can't be trained for them, with the
+            seconds that trying took.
+        quiet_ms: Latencies in milliseconds, as if all were measured when the machine was quietest:
+            another process may have trained meanwhile, which relative latency hardly sees.
         finals: Validation accuracies by seed, by the trial and its epochs; one that can't be
             trained has minus infinity.
         final_runs: Their names.
@@ -72,19 +74,22 @@ class Rungs:
 
     trained: list[dict[int, Trained]]
     points: list[dict[int, Point]]
-    failed: set[tuple[int, int]] = field(default_factory=set)
-    mean_ms: dict[int, float] = field(default_factory=dict)
+    failed: dict[tuple[int, int], float] = field(default_factory=dict)
+    quiet_ms: dict[int, float] = field(default_factory=dict)
     finals: dict[tuple[int, int], dict[int, float]] = field(default_factory=dict)
     final_runs: set[str] = field(default_factory=set)
 
     @property
     def seconds(self) -> float:
-        """How long all training runs took, in all processes together."""
-        return sum(one.seconds for of_rung in self.trained for one in of_rung.values())
+        """How long all training runs took, in all processes together, and those that failed."""
+        trained = (one.seconds for of_rung in self.trained for one in of_rung.values())
+        return sum([*trained, *self.failed.values()])
 
     def too_slow(self, max_ms: float | None) -> set[int]:
         """Tell which networks take longer than they may."""
-        return {number for number, ms in self.mean_ms.items() if max_ms is not None and ms > max_ms}
+        if max_ms is None:
+            return set()
+        return {number for number, ms in self.quiet_ms.items() if ms > max_ms}
 
     @property
     def final_points(self) -> dict[int, Point]:
@@ -117,9 +122,9 @@ class Found:
         """Keep a trial's training run for a rung, by the rung's place."""
         self._set(number, place, asdict(Trained.of(run)))
 
-    def note_failed(self, number: int, place: int, reason: str) -> None:
-        """Keep that a trial can't be trained for a rung."""
-        self._set(number, place, {"failed": reason})
+    def note_failed(self, number: int, place: int, reason: str, seconds: float = 0.0) -> None:
+        """Keep that a trial can't be trained for a rung, and how long trying took."""
+        self._set(number, place, {"failed": reason, "seconds": seconds})
 
     def note_final(self, number: int, epochs: int, seed: int, run: Run | None) -> None:
         """Keep a trial's final run; None if it can't be trained."""
@@ -139,15 +144,19 @@ class Found:
         drawn: list[str] = self.study.trials[number].user_attrs[OVERRIDES]
         return drawn
 
-    def read(self) -> Rungs:
-        """Read what is known of each rung by now."""
-        now = Rungs([{} for _ in self.rungs], [{} for _ in self.rungs])
-        timed = {
+    def latencies(self) -> dict[int, Timed]:
+        """Tell the latencies of all trials that were measured, by their numbers."""
+        return {
             trial.number: Timed(**trial.user_attrs[LATENCY])
             for trial in self.study.trials
             if LATENCY in trial.user_attrs
         }
-        now.mean_ms.update({number: one.mean_ms for number, one in timed.items()})
+
+    def read(self) -> Rungs:
+        """Read what is known of each rung by now."""
+        now, timed = Rungs([{} for _ in self.rungs], [{} for _ in self.rungs]), self.latencies()
+        reference_ms = min((one.mean_ms / one.relative for one in timed.values()), default=0.0)
+        now.quiet_ms.update({number: one.relative * reference_ms for number, one in timed.items()})
         for key, said in self.study.optuna.user_attrs.items():
             kind, *numbers = key.split()
             if kind == FINAL:
@@ -159,7 +168,7 @@ class Found:
                 number, epochs = map(int, numbers)
                 place = self.rungs.index(epochs)
                 if "failed" in said:
-                    now.failed.add((place, number))
+                    now.failed[place, number] = said["seconds"]
                     continue
                 one = now.trained[place][number] = Trained(**said)
                 latency = timed[number].relative

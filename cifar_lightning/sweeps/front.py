@@ -6,34 +6,43 @@ measured in batches, those that are too slow are left, and the others trained by
 
 import logging
 import math
+import time
 import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning.benchmark.candidates import BenchmarkSpec
 from cifar_lightning.config import rules
-from cifar_lightning.errors import RunFailed, bad_value
+from cifar_lightning.errors import RunFailed, UserError, bad_value
+from cifar_lightning.runs.candidate import recipe
 from cifar_lightning.runs.run import Run
 from cifar_lightning.sweeps import space as spaces
 from cifar_lightning.sweeps.aims import Guess, guesses, in_turns
-from cifar_lightning.sweeps.drawn import Draws
+from cifar_lightning.sweeps.drawn import Draws, built
 from cifar_lightning.sweeps.finals import train_finally
 from cifar_lightning.sweeps.found import OVERRIDES, Found, Rungs
 from cifar_lightning.sweeps.front_shown import draw, state, table
 from cifar_lightning.sweeps.ladder import Rung, best_first, promotion
 from cifar_lightning.sweeps.space import Space
 from cifar_lightning.sweeps.study import KILLED, Study
-from cifar_lightning.sweeps.trial import Shared, checked, study_name, train
+from cifar_lightning.sweeps.trial import Shared, checked, key_of, study_name, train
 from cifar_lightning.sweeps.untrained import PROTOCOL
 from cifar_lightning.system.devices import find_device, hardware_slug
 from cifar_lightning.system.formatting import counted, duration
+from cifar_lightning.variants import registry
 
 log = logging.getLogger(__name__)
 
+# Of a run's own keys those that the search decides.
+NOT_GIVEN = {
+    "epochs": "rungs and final_minutes say how long networks are trained",
+    "rerun": "what is trained is not trained again",
+}
 KEYS = ["n_trials", "max_ms", "rungs", "hours", "targets", "final_minutes", "final_seeds"]
 
 
@@ -54,20 +63,24 @@ def search_front(cfg: DictConfig) -> None:
     space = spaces.flatten_space(OmegaConf.to_container(cfg.space, resolve=True))  # type: ignore[arg-type]
     rules.check(OmegaConf.to_container(OmegaConf.masked_copy(cfg, KEYS)))  # type: ignore[arg-type]
     spec = BenchmarkSpec([cfg.variant], [cfg.threads], PROTOCOL).checked()
-    shared = Shared.of(cfg.base)
-    base, ends = checked(shared, space, f"epochs={cfg.rungs[-1]}")
-    models = [job.config["model"] for job in ends]
-    single = all(len({*map(str, entry.ends)}) == 1 for entry in space.values())
-    if single or all(model == models[0] for model in models):
+    (cfg.variant,) = spec.variants
+    shared = Shared.of(cfg.base or ())
+    for override in shared.given:
+        if (key := key_of(override)) in NOT_GIVEN:
+            raise UserError(f"{override}: must be left out: {NOT_GIVEN[key]}", key)
+    base, ends = checked(shared, space, [f"epochs={epochs}" for epochs in cfg.rungs])
+    if len({built(job.config["model"]) for job in ends}) == 1:
         raise bad_value("space", spaces.as_plain(space), "more than one network")
     device = find_device(str(base.config["trainer"].get("accelerator", "auto")))
-    where = [hardware_slug(device), cfg.variant, cfg.threads]
+    # What latencies depend on, as a network is timed once and never again.
+    engines = {"torch": torch.__version__} | registry.engines(cfg.variant)
+    where = [hardware_slug(device), cfg.variant, cfg.threads, recipe(cfg.variant), engines]
     name = study_name(base, spaces.as_plain(space), *where, [*cfg.rungs])
     outputs, sampler = Path(base.config["outputs"]), partial(_sampler, base.config["seed"])
     with Study(outputs, name, ["minimize", "maximize"], cfg.storage, sampler) as study:
         found = Found(study, [*cfg.rungs])
         draws = Draws(cfg, found, space, shared, spec, device)
-        _Search(cfg, found, draws, shared, space).run()
+        _Search(cfg, found, draws, shared, space, hardware_slug(device)).run()
 
 
 def _sampler(seed: int, number: int) -> Any:
@@ -81,10 +94,16 @@ def _sampler(seed: int, number: int) -> Any:
 
 class _Search:
     def __init__(
-        self, cfg: DictConfig, found: Found, draws: Draws, shared: Shared, space: Space
+        self,
+        cfg: DictConfig,
+        found: Found,
+        draws: Draws,
+        shared: Shared,
+        space: Space,
+        hardware: str,
     ) -> None:
         self.cfg, self.found, self.draws, self.shared, self.space = cfg, found, draws, shared, space
-        self.study, self.rungs = found.study, found.rungs
+        self.study, self.rungs, self.hardware = found.study, found.rungs, hardware
         self.waiting: list[Any] = []  # trials measured, and not trained yet
 
     def run(self) -> None:
@@ -97,7 +116,8 @@ class _Search:
                 train_finally(self.cfg, self.found, self.shared, self.space)
         finally:  # when it is stopped, too
             if any(self.found.read().points):
-                log.info("%s", draw(self.found, self.cfg.variant, self.cfg.threads))
+                where = self.hardware, self.cfg.variant, self.cfg.threads
+                log.info("%s", draw(self.found, *where))
 
     def _train_rungs(self) -> None:
         now = self.found.read()
@@ -105,9 +125,13 @@ class _Search:
         while now.seconds < 3600 * self.cfg.hours and self._step(now):
             now = self.found.read()
             log.info("%s", self._state(now))
-        if not any(now.points):
-            raise RunFailed(f"{self.study.name}: no network could be trained")
-        log.info("\n%s", table(self.found))
+        now = self.found.read()
+        if any(now.points):
+            log.info("\n%s", table(self.found))
+        elif not self.study.others:
+            slow = len(now.too_slow(self.cfg.max_ms))
+            why = f"; {slow} are above max_ms={self.cfg.max_ms:g}" if slow else ""
+            raise RunFailed(f"{self.study.name}: no network could be trained{why}")
 
     def _step(self, now: Rungs) -> bool:
         """Train or measure one thing; False if nothing is left to do here."""
@@ -132,19 +156,20 @@ class _Search:
         """Train a trial for a rung; return its run, or why it can't be trained."""
         epochs = self.rungs[place]
         log.info("network %d, %s: %s", number, counted(epochs, "epoch"), " ".join(overrides))
+        begin = time.monotonic()
         ending = train(self.shared.overrides(*overrides, f"epochs={epochs}"), self.space)
         if isinstance(ending, Run):
             self.found.note_trained(number, place, ending)
             return ending
         log.warning("network %d failed: %s", number, ending.message)
-        self.found.note_failed(number, place, ending.message)
+        self.found.note_failed(number, place, ending.message, time.monotonic() - begin)
         return ending.message
 
     def _promote(self, now: Rungs, last: bool) -> bool:
         """Train the trial that most deserves it for its next rung; False if none does."""
         keep = [below / above for below, above in zip(self.rungs, self.rungs[1:], strict=False)]
         guessed = guesses(now, self.rungs, self.cfg)
-        taken = now.failed | self._elsewhere() | self._at_their_end(guessed)
+        taken = {*now.failed} | self._elsewhere() | self._at_their_end(guessed)
         slow = now.too_slow(self.cfg.max_ms)  # by an earlier limit they were not
         points = [
             {number: point for number, point in rung.items() if number not in slow}
@@ -196,7 +221,7 @@ class _Search:
 
     def _left_out(self, now: Rungs) -> list[int]:
         """Tell which networks were too slow for an earlier command, and are not for this one."""
-        fast = {*now.mean_ms} - now.too_slow(self.cfg.max_ms) - {*now.trained[0]}
+        fast = {*now.quiet_ms} - now.too_slow(self.cfg.max_ms) - {*now.trained[0]}
         return [
             trial.number
             for trial in self.study.trials

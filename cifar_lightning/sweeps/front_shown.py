@@ -31,7 +31,7 @@ FINAL, OTHERS = "#1a7f37", "#bc4c00"
 
 
 def state(now: Rungs, guessed: Mapping[int, Guess], rungs: Sequence[int], cfg: DictConfig) -> str:
-    """Say in a line how many networks were trained and left, and the best of each target so far."""
+    """Say in a line how many networks were trained and left, and which are the best so far."""
     trained = ", ".join(
         f"{len(of_rung)} for {counted(epochs, 'epoch')}"
         for epochs, of_rung in zip(rungs, now.trained, strict=True)
@@ -39,6 +39,10 @@ def state(now: Rungs, guessed: Mapping[int, Guess], rungs: Sequence[int], cfg: D
     hopeful = in_turns(guessed, cfg.targets) if cfg.targets else guessed
     pruned = now.too_slow(cfg.max_ms) | ({*now.points[0]} - {*hopeful})
     said = f"trained {trained}; {len(pruned)} too slow, dominated or hopeless"
+    if not cfg.targets and any(now.points):
+        highest = next(rung for rung in reversed(now.points) if rung)
+        members = [f"{number} ({highest[number].accuracy:.1f} %)" for number in front(highest)]
+        said += f"; front so far: networks {', '.join(members)}"
     for target in sorted(cfg.targets):
         first = next(iter(aimed(guessed, target)), None)
         if first is None or not guessed[first].reaches(target):
@@ -79,11 +83,11 @@ class _Other:
     accuracy: float
 
 
-def draw(found: Found, variant: str, threads: int) -> Path:
+def draw(found: Found, hardware: str, variant: str, threads: int) -> Path:
     """Draw validation accuracy against relative latency of all networks; return the PNG's path."""
     now = found.read()
     mine = {one.run for rung in now.trained for one in rung.values()} | now.final_runs
-    others = _others(found.study.outputs, variant, threads, mine)
+    others = _others(found.study.outputs, (hardware, variant, threads), mine)
     how = f"{variant}, {counted(threads, 'thread')}"
     names = [f"after {counted(epochs, 'epoch')}" for epochs in found.rungs] + ["final runs"]
     rungs = [*zip(names, [*now.points, now.final_points], strict=True)]
@@ -94,11 +98,11 @@ def draw(found: Found, variant: str, threads: int) -> Path:
     return Path(relative(folder / "front.png"))
 
 
-def _others(outputs: Path, variant: str, threads: int, mine: set[str]) -> list[_Other]:
+def _others(outputs: Path, where: tuple[str, str, int], mine: set[str]) -> list[_Other]:
     found = []
     for results in RunResults.read_all(outputs):
         for row, _ in results.lines:
-            if row.run in mine or (row.variant, row.threads) != (variant, threads):
+            if row.run in mine or (row.hardware, row.variant, row.threads) != where:
                 continue
             if row.lat_rel is not None and row.val_acc is not None:
                 found.append(_Other(row.id, row.lat_rel, row.val_acc))

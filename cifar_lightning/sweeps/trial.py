@@ -71,13 +71,15 @@ def key_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def checked(shared: Shared, space: Space, *own: str) -> tuple[jobs.Job, list[jobs.Job]]:
+def checked(
+    shared: Shared, space: Space, lengths: Sequence[str] = ()
+) -> tuple[jobs.Job, list[jobs.Job]]:
     """See that the space and its ends are allowed.
 
     Args:
         shared: Of all trials.
         space: The space.
-        own: Overrides beside these.
+        lengths: Overrides of each of which some trials have one; its ends are tried with the last.
 
     Returns:
         The job without a draw from it, and those of its ends.
@@ -85,9 +87,10 @@ def checked(shared: Shared, space: Space, *own: str) -> tuple[jobs.Job, list[job
     Raises:
         UserError: With a line for every mistake.
     """
-    (base,) = composed([shared.overrides(*own)])
-    found = composed([shared.overrides(*own, *end) for end in spaces.ends(space)])
-    for job in (base, *found):
+    each: list[tuple[str, ...]] = [(one,) for one in lengths] or [()]
+    *_, base = bases = composed([shared.overrides(*own) for own in each])
+    found = composed([shared.overrides(*lengths[-1:], *end) for end in spaces.ends(space)])
+    for job in (*bases, *found):
         if job.config["data"]["val_fraction"] == 0:
             raise bad_value("data.val_fraction", 0, "above 0: held-out images judge the trials")
         if job.config["trainer"].get("limit_val_batches") == 0:
