@@ -1,6 +1,7 @@
 """Plain networks: known sizes, the whitened stem, the executed form."""
 
 import copy
+import re
 from functools import partial
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from cifar_lightning.benchmark.evaluate import calibration
 from cifar_lightning.config.options import option, with_config_dir
+from cifar_lightning.config.schema import CONF_DIR
 from cifar_lightning.data.digits import DigitsDataModule
 from cifar_lightning.errors import UserError
 from cifar_lightning.models import branched
@@ -19,6 +21,7 @@ from cifar_lightning.models.complexity import count_macs, count_parameters
 from cifar_lightning.models.interfaces import reparameterized
 from cifar_lightning.models.layers import GlobalMaxPool
 from cifar_lightning.models.plain import cifarnet
+from cifar_lightning.runs import identity
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.training.module import INITIAL_IMAGES, ImageClassifier
 from cifar_lightning.variants.folding import fold_batchnorms
@@ -65,6 +68,20 @@ def test_what_is_fastest_with_85_percent_is_the_studys_network(resolved):
     assert chosen["model"] == "cifarnet_85"
     # What is measured or trained by a search is composed without Hydra.
     assert option("model", "cifarnet_85", TEN) == study["model"]
+
+
+def test_what_is_fastest_with_90_percent_is_repvgg_with_a_convolution_less():
+    ours, full = (option("model", name, TEN) for name in ("repvgg_90", "repvgg"))
+    assert {key for key in full if full[key] != ours[key]} == {"depth"}
+    assert sum(full["depth"]) - sum(ours["depth"]) == 1
+
+
+def test_the_teacher_of_what_has_90_percent_is_the_studys(resolved):
+    """By the beginning of its name, as several seeds have its ID."""
+    teacher = identity.run_name(*resolved("experiment=study/cifarnet32"))
+    preset = (CONF_DIR / "experiment" / "repvgg_90.yaml").read_text()
+    (given,) = re.findall(r"^  teacher: (\S+)", preset, re.M)
+    assert teacher.startswith(given)
 
 
 @pytest.mark.parametrize(
