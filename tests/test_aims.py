@@ -65,7 +65,7 @@ def known(*rungs, seconds=1.0, finals=None):
             for rung, epochs in zip(rungs, RUNGS, strict=False)
         ],
         [{n: Point(*one, 5000) for n, one in rung.items()} for rung in rungs],
-        mean_ms={n: one[0] for n, one in rungs[0].items()},
+        quiet_ms={n: one[0] for n, one in rungs[0].items()},
         finals=finals or {},
     )
 
@@ -134,7 +134,7 @@ def test_what_is_out_itself_puts_nothing_out():
     rung = {0: (0.30, 84.0), 1: (0.31, 79.0)}
     assert in_play(known(rung), None) == {0}
     slow = known(rung)
-    slow.mean_ms.update({0: 0.51, 1: 0.49})
+    slow.quiet_ms.update({0: 0.51, 1: 0.49})
     assert in_play(slow, 0.5) == {1}
     failed = known(rung, finals={(0, 60): {0: -math.inf}})
     assert 1 in in_play(failed, None)

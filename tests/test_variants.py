@@ -515,7 +515,13 @@ def test_a_network_that_an_engine_refuses_is_unsupported(monkeypatch, error):
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(28, "No space left"), MemoryError(), torch.OutOfMemoryError("1 GB")]
+    "error",
+    [
+        OSError(28, "No space left"),
+        MemoryError(),
+        torch.OutOfMemoryError("1 GB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
 )
 def test_what_the_machine_lacks_is_no_refusal(monkeypatch, error):
     monkeypatch.setitem(PARTS, "fp32", raising(error))
@@ -802,7 +808,7 @@ def test_a_failed_export_leaves_nothing_for_other_processes(tmp_path, monkeypatc
 
     monkeypatch.setattr(onnx, "export_onnx", fail)
     with (
-        pytest.raises(RuntimeError),
+        pytest.raises(Unsupported),
         prepare("onnx", small(0), CPU, calibration, kept=tmp_path / "kept"),
     ):
         pass

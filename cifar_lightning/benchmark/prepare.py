@@ -93,6 +93,7 @@ def first_that_works(
         try:
             return prepare(source)
         except Unsupported as error:
+            check_usable(device, error.__cause__ or error)
             return Failure(source.candidate, "unsupported", str(error))
         except (Interrupted, DeviceLost):
             raise

@@ -1,5 +1,6 @@
 """All parts of variants, and how a variant is prepared from them."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -77,7 +78,9 @@ FORMATS: dict[str, Format] = {
 }
 
 # They lay out memory themselves, and are given the network in fp32.
+# What a machine lacks, or has lost: types of errors, or words where the type says nothing.
 _OF_THE_MACHINE = (OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
+_WANT_OF_MEMORY = re.compile("(out of|allocate|enough|no) memory", re.IGNORECASE)
 
 _ALONE = {*FORMATS} - {"torch_export", "aot"}
 
@@ -207,7 +210,8 @@ def _told_as_unsupported() -> Iterator[None]:
     except (CifarLightningError, Unsupported):
         raise
     except Exception as error:
-        if isinstance(cause_of(error), _OF_THE_MACHINE):
+        cause = cause_of(error)
+        if isinstance(cause, _OF_THE_MACHINE) or _WANT_OF_MEMORY.search(str(cause)):
             raise
         raise Unsupported(f"can't be prepared: {reason_of(error)}") from error
 
