@@ -48,7 +48,7 @@ def benchmark(
     drift=0.05,
     calls=4,
     second=SECOND,
-    processes=1,
+    processes=None,
     between=0.0,
     seed=0,
     preempted=False,
@@ -59,12 +59,12 @@ def benchmark(
     Args:
         timed: Pairs of a candidate and its true latency, relative to the reference's.
         number: Names the benchmark; a later one is larger.
-        rounds: In each process.
+        rounds: In each process, or in all of eight together.
         noise: Standard deviation of a block's log.
         drift: Of the machine's log-speed, from round to round.
         calls: In a block.
         second: True relative latency of the second reference.
-        processes: Sessions.
+        processes: Sessions; None for the protocol's eight.
         between: Standard deviation of each candidate's log latency between processes.
         seed: Of all chance.
         preempted: Whether something else ran in every block's place.
@@ -80,10 +80,11 @@ def benchmark(
     truths = np.log([truth for _, truth in everyone])
     order = list(range(len(everyone)))
     sessions = []
-    for _ in range(processes):
+    shared = [len(part) for part in np.array_split(range(rounds), min(8, rounds))]
+    for of_one in shared if processes is None else [rounds] * processes:
         shift = between * rng.normal(size=len(everyone))
-        speed = np.cumsum(drift * rng.normal(size=rounds))[:, None]
-        means = truths + shift + speed + noise * rng.normal(size=(rounds, len(everyone)))
+        speed = np.cumsum(drift * rng.normal(size=of_one))[:, None]
+        means = truths + shift + speed + noise * rng.normal(size=(of_one, len(everyone)))
         spread = 1 + 0.1 * np.linspace(-1, 1, calls)
         sessions.append(
             Session(

@@ -76,6 +76,12 @@ def test_what_it_writes_is_reported_and_not_ranked(
     ranked, _, rest = ended.out.partition("## Not ranked")
     assert "tiny onnx" not in ranked
     assert f"is not ranked: timed by bench.py: {one.latency.mean_ms:.3f} ms" in rest
+    nothing = dict.fromkeys(("latency", "relative", "rounds", "ended", "converged", "preempted"))
+    replace(one, status="failed", reason="no such file", wall=None, **nothing).save(to)
+    ended = call(report_command.main, f"outputs={outputs}", "min_acc=0")
+    assert ended.status == 0, ended.err
+    assert "tiny onnx on" in ended.out
+    assert "is failed: no such file" in ended.out
     (row,) = (row for row in rows_of(to) if row.variant == "onnx")
     assert "bench.py" in row.marks.split(", ")
 

@@ -1,8 +1,10 @@
 """The records of benchmarks."""
 
 import math
+import os
 import signal
 import statistics
+import struct
 from dataclasses import replace
 from datetime import datetime
 
@@ -15,7 +17,7 @@ from test_results import MACHINE
 
 from cifar_lightning.benchmark import processes
 from cifar_lightning.benchmark.candidates import Source
-from cifar_lightning.benchmark.prepare import Failure
+from cifar_lightning.benchmark.prepare import Failure, Share
 from cifar_lightning.benchmark.processes import time_in_processes
 from cifar_lightning.benchmark.record import record_of, told_apart
 from cifar_lightning.benchmark.session import Timed
@@ -86,12 +88,15 @@ def test_round_trip_and_the_head_alone(tmp_path):
 
 
 def test_relative_latency_and_noise_floor():
-    made = record(candidate(), sessions=[steady(3.0, 2.0, 2.02, 4.0)])
+    made = record(candidate(), sessions=[steady(3.0, 2.0, 2.02, 4.0)] * 3)
     assert made.relative(0).ratio == pytest.approx((1.5, 1.5, 1.5))
     assert made.noise_floor.ratio[0] == pytest.approx(1.01)
     assert made.timing(0).relative == Relative.of(made.relative(0))
-    assert made.timing(0).latency.n == made.timing(0).rounds == 40
+    assert made.timing(0).latency.n == made.timing(0).rounds == 120
     assert made.ended == "converged"
+    for few in (1, 2):  # which is a look in the full protocol, and all that the quick one asks for
+        look = replace(made, sessions=made.sessions[:few])
+        assert (look.ended, replace(look, protocol="quick").ended) == ("few", "converged")
 
 
 def test_an_unbounded_interval_is_none():
@@ -274,6 +279,19 @@ def test_a_process_that_dies_costs_nothing_that_others_measured(dying, monkeypat
     assert (len(made.sessions), made.ended) == (2, "stopped")
 
 
+def dies_in_the_middle(sender, *_):
+    """Say that a long answer comes, and send its beginning."""
+    os.write(sender.fileno(), struct.pack("!i", 1000) + b"half")
+    os._exit(9)
+
+
+def test_a_process_that_dies_while_it_answers(monkeypatch):
+    """An answer is large: that is where memory runs short."""
+    monkeypatch.setattr(processes, "_measure", dies_in_the_middle)
+    with pytest.raises(RunFailed, match="a measuring process ended with status 9"):
+        processes._apart([], torch.device("cpu"), PROTOCOLS["full"], 0, (None, True), Share())
+
+
 def test_what_failed_in_one_process_is_not_tried_in_the_next(monkeypatch):
     tried = []
     failing, other = candidate(), candidate(variant="fused")
@@ -327,7 +345,9 @@ def test_who_has_not_converged_is_told_for_each_candidate():
     """One interval that stayed wide, and too few rounds, which nobody has enough of."""
     wide, narrow = candidate(), candidate(label="b", model={"depth": 20})
     rounds = [(2.0 + 0.5 * (n % 2), 3.0, 1.0, 1.0, 2.0) for n in range(300)]
-    made = record(wide, narrow, sessions=[session(*rounds, ended="time")])
+    one = session(*rounds, ended="time")
+    uneven = session(*((1.1 * row[0], *row[1:]) for row in rounds), ended="time")
+    made = record(wide, narrow, sessions=[one, uneven, one])
     assert [made.timing(number).converged for number in (0, 1)] == [False, True]
     assert {made.timing(number).ended for number in (0, 1)} == {"time"}
     short = record(wide, narrow, sessions=[session(*rounds[:20]), session(*rounds[:9])])

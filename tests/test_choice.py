@@ -1,6 +1,7 @@
 import math
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def test_a_benchmark_that_was_stopped_turns_no_verdict(later):
     """In a few rounds nothing is told apart, and the slowest is the most accurate."""
     plans = [entry("a", 86, 1.0), entry("b", 92, 3.0)]
     timed = [(of_run(one.run), one.truth) for one in plans]
-    records = [benchmark(timed, number=0), stop(benchmark(timed, number=1, rounds=6))]
+    records = [benchmark(timed, number=0), stop(benchmark(timed, number=1, rounds=6, processes=1))]
     found = comparison(*plans, records=records if later else records[::-1]).leaderboards[0]
     assert choose(found, 1, Need(85)).entry.label == "a"
     alone = comparison(*plans, records=records[1:]).leaderboards[0]  # all that is known
@@ -168,7 +169,8 @@ def test_threads_are_ranked_by_themselves():
 
 
 def test_ties_of_one_benchmark_are_measured_in_fresh_processes():
-    found = leaderboard(entry("a", 90, 1.0), entry("b", 91, 1.0, variant="fused"))
+    plans = entry("a", 90, 1.0), entry("b", 91, 1.0, variant="fused")
+    found = leaderboard(*plans, processes=1)
     assert verdict(found, 1, Need(85)).command == (
         "python -m cifar_lightning.measure run=a,b 'variants=[fp32,fused]' device=cpu"
     )
@@ -187,7 +189,7 @@ def test_benchmarks_that_can_not_be_related_are_named():
     choice = choose(found, 1, Need(85))
     assert (choice.entry, at_most_slower(found, choice)) == (b, math.inf)
     told = verdict(found, 1, Need(85))
-    assert "can't be related: their second references differ by over 6 %" in told.advice
+    assert "Not all benchmarks of b fp32, a fp32 can be related to each other" in told.advice
     assert "nobody knows how much slower" in told.advice
     assert told.command == (
         "python -m cifar_lightning.measure run=a,b 'variants=[fp32]' device=cpu"
@@ -208,9 +210,19 @@ def test_rows_that_can_not_be_related_to_each_other_are_named():
     found = leaderboard(*plans, records=records)
     assert choose(found, 1, Need(85)).entry.label == "b"
     assert labels(found.unrelated(1)) == {"a", "b", "c"}
-    assert "can't be related" in advice(found)
+    assert "Not all benchmarks of b fp32, a fp32, c fp32 can be related" in advice(found)
     near = leaderboard(*plans[:2], records=records[:2])
     assert near.unrelated(1) == []
+
+
+def test_what_is_said_to_be_measured_together_is_in_the_command():
+    """Though it is not accurate enough to be taken: its rank is open, and others tie."""
+    plans = [entry("a", 90, 1.0), entry("b", 89, 1.0), entry("c", 50, 1.0)]
+    timed = [(of_run(one.run), one.truth) for one in plans]
+    records = [benchmark(timed[:2], number=0), benchmark(timed[2:], number=1, second=3.0)]
+    found = verdict(leaderboard(*plans, records=records), 1, Need(85))
+    assert "Not all benchmarks of a fp32, b fp32, c fp32 can be related" in found.advice
+    assert "run=a,b,c " in found.command
 
 
 def test_the_command_has_rows_that_can_not_be_related_to_what_is_taken():
@@ -243,6 +255,56 @@ def test_the_most_accurate_that_is_surely_fast_enough():
     told = advice(leaderboard(*plans, drift=0, need=need), need)
     assert "of 3 rows whose mean is surely below 2.5 ms it is the most accurate" in told
     assert "Not surely less accurate: d fp32." in told
+    assert "lacks" not in told
+    need = Need(93, max_ms=2.5)
+    told = advice(leaderboard(*plans, drift=0, need=need), need)
+    assert "It lacks 1.00 points of 93 %." in told
+
+
+def test_of_equally_accurate_ones_the_fastest_is_taken():
+    """Where a latency is asked for, too: one that is dominated is never taken."""
+    plans = [
+        entry("slow", 92.56, 5.0, size_bytes=7_888_000),
+        entry("fast", 92.56, 2.0, size_bytes=7_894_000),
+        entry("faster", 92.40, 1.0),
+    ]
+    need = Need(85, max_ms=6)
+    found = leaderboard(*plans, drift=0, need=need)
+    (taken,) = (choice.entry for choice in found.choices.values())
+    assert taken.label == "fast"
+    assert taken not in found.dominated_by
+    assert "Take fast fp32" in advice(found, need)
+
+
+def test_a_few_rounds_bound_nothing():
+    """They don't show how the machine changes: such a benchmark was stopped."""
+    need = Need(85, max_ms=99)
+    record = benchmark([(candidate("a"), 1.0)], rounds=29)
+    assert bound_ms_of(record) == math.inf
+    assert bound_ms_of(benchmark([(candidate("a"), 1.0)], rounds=30)) < 2
+    few = leaderboard(entry("a", 90, 1.0), rounds=3, processes=1, need=need)
+    assert "There is no row whose mean is surely below 99 ms" in advice(few, need)
+
+
+def bound_ms_of(record):
+    """Bound the mean of its first candidate."""
+    return bound_ms(SimpleNamespace(timings=SimpleNamespace(timed=[Timed(record, 0)])), "mean")
+
+
+def test_fewer_than_three_processes_turn_no_verdict():
+    """One that errs by as much as processes differ would tell equal networks apart."""
+    plans = [entry("a", 90, 1.0), entry("b", 86, 1.0)]
+    timed = [(of_run(one.run), one.truth) for one in plans]
+    wrong = [(of_run(one.run), truth) for one, truth in zip(plans, (1.1, 1.0), strict=True)]
+    whole = benchmark(timed, number=0)
+    for processes, taken in ((1, "a"), (2, "a"), (3, "b")):
+        look = benchmark(wrong, number=1, processes=processes, noise=0.001)
+        found = comparison(*plans, records=[whole, look]).leaderboards[0]
+        assert choose(found, 1, Need(85)).entry.label == taken
+        alone = comparison(*plans, records=[look]).leaderboards[0]  # all that is known
+        assert choose(alone, 1, Need(85)).entry.label == "b" or processes == 2
+        marks = {mark for one in alone.entries for mark in one.marks}
+        assert ("few processes" in marks) == (processes < 3)
 
 
 def test_p95_is_asked_for_alone_with_a_latency():
@@ -262,7 +324,7 @@ def test_a_p95_of_too_few_calls_is_not_known():
     told = advice(replace(few, choices={1: choose(few, 1, need)}), need)
     assert told == (
         "There is no row whose p95 is surely below 99 ms: none's is known, as there are too few "
-        "calls."
+        "calls or rounds."
     )
     enough = leaderboard(entry("a", 90, 1.0), drift=0, rounds=65, calls=2)
     assert choose(enough, 1, need).eligible == [*enough.entries]
@@ -310,7 +372,7 @@ def brute(calls, statistic, seed=0):
 
 @pytest.mark.parametrize("statistic", ["mean", "p95"])
 def test_the_bound_is_a_bootstraps_over_whole_rounds(statistic):
-    record = benchmark([(candidate("a"), 1.0)], rounds=40, calls=5, noise=0.2, drift=0)
+    record = benchmark([(candidate("a"), 1.0)], rounds=40, calls=5, noise=0.2, drift=0, processes=1)
     calls = [one.calls_ms for one in record.blocks(0)]
     found = upper_end_ms(Timed(record, 0), statistic)
     assert found == upper_end_ms(Timed(record, 0), statistic)  # seeded
@@ -336,7 +398,7 @@ def test_the_bound_holds():
 def test_a_process_that_was_stopped_early_bounds_nothing():
     """Two rounds of another speed."""
     long = benchmark([(candidate("a"), 1.0)], rounds=40, processes=2, drift=0)
-    short = benchmark([(candidate("a"), 9.0)], rounds=2, drift=0).sessions
+    short = benchmark([(candidate("a"), 9.0)], rounds=2, drift=0, processes=1).sessions
     cut = stop(replace(long, sessions=[*long.sessions, *short]))
     assert upper_end_ms(Timed(cut, 0), "mean") == upper_end_ms(Timed(long, 0), "mean") < 1.1
 

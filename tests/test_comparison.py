@@ -12,6 +12,7 @@ from simulated import (
     leaderboard,
     measured,
     of_run,
+    stop,
 )
 from test_results import MEASUREMENT, RUN, place
 
@@ -209,6 +210,25 @@ def test_a_run_measured_twice_under_the_same_conditions_counts_once(tmp_path):
     assert [len(e.group.runs) for e in found.entries] == [1]
 
 
+@pytest.mark.parametrize("less", [{"processes": 1}, {"rounds": 5, "stopped": True}])
+def test_of_a_run_measured_twice_the_one_that_says_more_counts(tmp_path, less):
+    """Whichever outputs are named first, and whichever is later."""
+    run, less = a_run("a"), dict(less)
+    cut = stop if less.pop("stopped", False) else lambda record: record
+    for numbers in ((0, 1), (1, 0)):
+        whole = benchmark([(of_run(run), 1.0)], number=numbers[0])
+        look = cut(benchmark([(of_run(run), 1.3)], number=numbers[1], **less))
+        places = [
+            recorded(tmp_path / f"{number}-{record.ended}", (run, measured(run, record)))
+            for number, record in zip(numbers, (whole, look), strict=True)
+        ]
+        for one, two in (places, places[::-1]):
+            known = {record.id: record for record in (whole, look)}
+            (found,) = compare(Records([*one.runs, *two.runs], known, {}), NEED).leaderboards
+            assert [entry.measurement.benchmark for entry in found.entries] == [whole.id]
+            assert found.entries[0].relative == pytest.approx(1, abs=0.05)
+
+
 @pytest.mark.parametrize("status", ["unsupported", "failed"])
 def test_what_can_not_be_ranked_is_apart(tmp_path, status):
     run = a_run("a")
@@ -243,6 +263,14 @@ def test_the_baseline_is_its_plain_variant(tmp_path):
         compared(tmp_path, *pairs, baseline="c")
     with pytest.raises(UserError, match="baseline=net: must be one of a, b: it means them all"):
         compared(tmp_path, *pairs, baseline="net")
+    # One ID on two data sets is in two leaderboards: the error names what can be said instead.
+    other = a_run("b", fingerprint="e" * 16, epochs=8)
+    pairs.append((other, measured(other)))
+    with pytest.raises(UserError, match=f"one of {other.name}, {runs[1].name}: it means") as told:
+        compared(tmp_path / "two", *pairs, baseline="b")
+    assert compared(tmp_path / "two", *pairs, baseline=other.name).leaderboards
+    assert told.value.key == "baseline"
+    pairs.pop()
     # A filter does not take the baseline away.
     (only,) = compared(
         tmp_path, *pairs, baseline="b", keep=lambda _, one: one.label == "a"

@@ -291,6 +291,9 @@ def test_benchmarks_are_not_read_again(tmp_path, monkeypatch):
     assert known(second) == {}
     (tmp_path / ".benchmarks.index").write_text("damaged")
     assert known(first).keys() == {first.key}
+    # A later look of too few processes spares nothing.
+    look = keep(tmp_path, benchmark([(first, 1.0)], number=2, processes=2, **of_now))
+    assert known(first)[first.key] < look.id
 
 
 def test_how_long_variants_took_to_prepare(tmp_path):

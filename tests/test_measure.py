@@ -870,9 +870,9 @@ def test_a_failure_is_not_written_over_figures(outputs):
     bad = replace(good, status="failed", reason="no memory", test_acc=None, confusion=None)
     assert new_measurement(folder, bad)
     assert only_measurement(folder) == good
-    stopped = replace(good, ended="stopped", rounds=7)
-    assert new_measurement(folder, stopped)
-    assert only_measurement(folder) == good
+    for ended in ("stopped", "few"):
+        assert new_measurement(folder, replace(good, ended=ended, rounds=7))
+        assert only_measurement(folder) == good
     assert not new_measurement(folder, good)  # of the same protocol to its end
     assert not new_measurement(folder, replace(bad, recipe={"fp32": 2}))
     (row,) = rows_of(folder)

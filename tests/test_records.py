@@ -153,6 +153,22 @@ def test_a_row_is_measured_again_on_its_device(device):
     )
 
 
+@pytest.mark.parametrize("other", [{"seed": 1}, {"fingerprint": "e" * 16}])
+def test_an_id_that_another_run_has_is_not_said(other):
+    """Though that was never measured, or is of other data: `measure` would mean both."""
+    run, twin = a_run("B1"), a_run("B1", **other)
+    made = measured(run)
+    results = [
+        RunResults(Path("outputs", "runs", one.name), one, [(None, made)] if one is run else [], [])
+        for one in (run, twin)
+    ]
+    ((only,),) = (one.entries for one in compare(Records(results, {}, {}), NEED).leaderboards)
+    assert only.label == "B1"
+    assert f"run={run.name} " in measure_command([only])
+    ((alone,),) = (one.entries for one in compare(Records(results[:1]), NEED).leaderboards)
+    assert "run=B1 " in measure_command([alone])
+
+
 @pytest.mark.parametrize(
     ("processes", "protocol", "said"),
     [

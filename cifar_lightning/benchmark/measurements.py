@@ -12,6 +12,7 @@ from cifar_lightning.benchmark.candidates import Source
 from cifar_lightning.benchmark.prepare import Failure
 from cifar_lightning.errors import Interrupted
 from cifar_lightning.runs.benchmark import BenchmarkRecord
+from cifar_lightning.runs.latency import DECISIVE
 from cifar_lightning.runs.measurement import Measurement
 
 log = logging.getLogger(__name__)
@@ -54,14 +55,16 @@ def write_measurements(
         if not measurement.has_figures:
             log.info("%s is %s: %s%s", name, status, measurement.reason, stays)
         elif kept:
-            log.info("%s of %s was not timed to the end%s", name, measurement.run, stays)
+            few = "in fewer processes" if measurement.ended == "few" else "not to the end"
+            log.info("%s of %s was timed %s%s", name, measurement.run, few, stays)
     return made
 
 
 def new_measurement(folder: Path, measurement: Measurement) -> bool:
     """Write a measurement down, but none in place of one that says more.
 
-    Those without figures say nothing, and those of a stopped benchmark less than of one that ended.
+    Those without figures say nothing, and those of a stopped benchmark, or of few processes, less
+    than others.
 
     Returns:
         Whether an earlier one of the same weights was kept.
@@ -69,8 +72,8 @@ def new_measurement(folder: Path, measurement: Measurement) -> bool:
     with suppress(OSError, ValueError):
         earlier = Measurement.read(measurement.path(folder))
         of_these = (earlier.weights, earlier.recipe) == (measurement.weights, measurement.recipe)
-        stopped = measurement.ended == "stopped" and earlier.counts_for(measurement.protocol)
-        if of_these and earlier.has_figures and (stopped or not measurement.has_figures):
+        less = measurement.ended not in DECISIVE and earlier.counts_for(measurement.protocol)
+        if of_these and earlier.has_figures and (less or not measurement.has_figures):
             return True
     measurement.save(folder)
     return False

@@ -107,7 +107,7 @@ def _apart(
             process.terminate()  # it keeps what it has
     try:
         answer = receiver.recv()
-    except EOFError:
+    except (EOFError, OSError):  # before it answered, or in the middle
         process.join()
         signals.check()
         raise RunFailed(f"a measuring process ended with status {process.exitcode}") from None

@@ -39,6 +39,7 @@ def summary(record: BenchmarkRecord, failures: Sequence[Failure] = ()) -> str:
         rivals = record.rivals(one) if one in ranked else []
         marks = ["disturbed"] if timing.disturbed else []
         marks += [] if timing.converged or one in record.floors else ["not converged"]
+        marks += ["few processes"] if record.ended == "few" else []
         marks += ["by its weights"] if candidate.by_weights else []
         marks += [candidate.contradiction] if candidate.contradiction else []
         marks += [] if one in ranked else [NOT_RANKED[candidate.role]]

@@ -29,6 +29,8 @@ from cifar_lightning.variants import registry
 
 log = logging.getLogger(__name__)
 
+START_S = 5.0  # until a fresh process has imported what it needs
+
 Groups = list[list[Source]]
 
 
@@ -100,15 +102,16 @@ def _tell_duration(
     variants = [group[0].candidate.variant for group in groups]
     # What is shipped as files is exported by the first process, and loaded by the others.
     times = [1 if registry.format_of(variant) else processes for variant in variants]
-    exports_s = sum(n * prepared.get(one, 0.0) for n, one in zip(times, variants, strict=True))
+    besides_s = sum(n * prepared.get(one, 0.0) for n, one in zip(times, variants, strict=True))
+    besides_s += processes * START_S if processes > 1 else 0.0
     unknown = sorted({*variants} - {*prepared})
     log.info(
         "%s and 3 references in interleaved rounds (%s protocol%s): about %s, at most %s%s",
         counted(sum(group[0].candidate.role == "candidate" for group in groups), "candidate"),
         protocol.name,
         f", {processes} processes" if processes > 1 else "",
-        duration(timed * (protocol.warmup_s + blocks_s) + exports_s),
-        duration(timed * (protocol.warmup_max_s + protocol.budget_s) + exports_s),
+        duration(timed * (protocol.warmup_s + blocks_s) + besides_s),
+        duration(timed * (protocol.warmup_max_s + protocol.budget_s) + besides_s),
         f", and what the preparation of {', '.join(unknown)} takes" if unknown else "",
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from cifar_lightning.comparison.bootstrap import upper_end_ms
 from cifar_lightning.comparison.entry import Entry
 from cifar_lightning.comparison.leaderboard import Choice, Leaderboard
+from cifar_lightning.config.protocols import MIN_ROUNDS
 from cifar_lightning.errors import bad_value
 from cifar_lightning.runs.latency import MIN_SAMPLES
 
@@ -16,7 +17,7 @@ class Need:
     """What an entry must reach.
 
     Attributes:
-        min_acc: Test accuracy in percent; has no say where there is a ``max_ms``.
+        min_acc: Test accuracy in percent; where there is a ``max_ms``, a lack of it is told.
         max_ms: What the latency must surely be below; None asks for an accuracy.
         statistic: Of the latency: ``mean`` or ``p95``.
     """
@@ -44,15 +45,23 @@ def choose(leaderboard: Leaderboard, threads: int, need: Need) -> Choice:
     if not eligible:
         nearest = max(entries, key=lambda entry: (entry.accuracy.mean, -entry.relative))
         return Choice(nearest, [], [])
-    # Medians are not additive: each may be slower than another one.
-    fastest = leaderboard.not_slower(eligible) or [min(eligible, key=lambda entry: entry.relative)]
+    fastest = _fastest(leaderboard, eligible)
     return Choice(max(fastest, key=_merit), eligible, fastest)
+
+
+def _fastest(leaderboard: Leaderboard, entries: Sequence[Entry]) -> list[Entry]:
+    """Take those that are slower than none; medians are not additive: there may be none."""
+    return leaderboard.not_slower(entries) or [min(entries, key=lambda entry: entry.relative)]
 
 
 def _merit(entry: Entry) -> tuple[float, float, float]:
     """Sort the best last: accurate to 0.1 points, then small, then fast."""
     size = math.inf if entry.size_mb is None else entry.size_mb
-    return round(entry.accuracy.mean, 1), -size, -entry.relative
+    return _points(entry), -size, -entry.relative
+
+
+def _points(entry: Entry) -> float:
+    return round(entry.accuracy.mean, 1)
 
 
 def _most_accurate(
@@ -64,14 +73,21 @@ def _most_accurate(
     eligible = [entry for entry in entries if highest[entry] < max_ms]
     if not eligible:
         return Choice(min(entries, key=lambda entry: highest[entry]), [], [])
-    return Choice(max(eligible, key=_merit), eligible, leaderboard.not_below(eligible))
+    most = max(map(_points, eligible))
+    fastest = _fastest(leaderboard, [entry for entry in eligible if _points(entry) == most])
+    return Choice(max(fastest, key=_merit), eligible, leaderboard.not_below(eligible))
 
 
 def bound_ms(entry: Entry, statistic: str) -> float:
-    """Compute what an entry's latency is surely below; infinite where too few calls are there."""
+    """Compute what an entry's latency is surely below; infinite where that is not known.
+
+    A few rounds don't show how the machine changes, and a few calls no percentile.
+    """
     if not entry.timings.timed:
         return math.inf
     timed = entry.timings.timed[0]
+    if sum(map(len, timed.benchmark.counted)) < MIN_ROUNDS:
+        return math.inf
     if statistic == "p95":
         calls = sum(len(block.calls_ms) for block in timed.blocks)
         if calls < MIN_SAMPLES[95]:

@@ -1,12 +1,13 @@
 """From records to leaderboards."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from cifar_lightning.comparison.choice import Need, choose
 from cifar_lightning.comparison.conditions import TOYS, Conditions
-from cifar_lightning.comparison.entry import Entry, Group, by_weights
+from cifar_lightning.comparison.entry import Entry, Group, by_weights, says_most
 from cifar_lightning.comparison.leaderboard import Leaderboard, Place
 from cifar_lightning.comparison.records import Records
 from cifar_lightning.comparison.relation import Timed, between_std, timed
@@ -62,6 +63,7 @@ def compare(
     """
     unranked: list[Row] = []
     by_conditions: dict[Conditions, Groups] = defaultdict(lambda: defaultdict(dict))
+    more_told = partial(says_most, here=records.benchmarks)
     for one in sorted(records.runs, key=lambda one: one.run.started if one.run else ""):
         seeds = group_name(one.run.config, one.run.choices) if one.run else ""
         for row, measurement in one.lines:
@@ -71,7 +73,9 @@ def compare(
             group = measurement.candidate, seeds
             # The same run measured in two places under the same conditions counts once.
             members = by_conditions[Conditions.of(one.run, measurement)][group]
-            members[one.run.name] = one.run, measurement
+            known = members.get(one.run.name)
+            if known is None or more_told(measurement) >= more_told(known[1]):
+                members[one.run.name] = one.run, measurement
     names = _names(by_conditions)
     leaderboards: list[Leaderboard] = []
     everything: list[Place] = []
@@ -107,6 +111,7 @@ def _weight(leaderboard: Leaderboard) -> tuple[object, ...]:
 def _entries(groups: Groups, records: Records, where: Mapping[str, Sequence[Timed]]) -> list[Entry]:
     """Make an entry of each candidate."""
     labels, notes = _labels(groups), _notes(groups)
+    ids = Counter(one.run.label for one in records.runs if one.run is not None)
     candidates: dict[str, list[Group]] = defaultdict(list)
     for (candidate, seeds), members in groups.items():
         runs, measurements = zip(*members.values(), strict=True)
@@ -121,6 +126,7 @@ def _entries(groups: Groups, records: Records, where: Mapping[str, Sequence[Time
                 note=notes[candidate, seeds],
                 overrides=records.overrides.get(runs[0].name),
                 folder=records.folders[runs[0].name],
+                query=runs[0].label if ids[runs[0].label] == 1 else runs[0].name,
             )
         )
     return [
@@ -203,9 +209,11 @@ def places_of(places: Sequence[Place], query: str, key: str) -> list[Place]:
     if not found:
         labels = {group.label for _, group in places}
         raise unknown_name(f"{key}={query}", "row", query, labels)
-    if len({group.seeds_name for _, group in found}) > 1:
-        labels = {group.label for _, group in found}
-        raise bad_value(key, query, f"one of {', '.join(sorted(labels))}: it means them all")
+    if len(meant := {group.seeds_name: group for _, group in found}) > 1:
+        names = {group.label for group in meant.values()}
+        if len(names) < len(meant):  # rows of different leaderboards may share an ID
+            names = {group.runs[0].name for group in meant.values()}
+        raise bad_value(key, query, f"one of {', '.join(sorted(names))}: it means them all")
     return found
 
 

@@ -1,7 +1,7 @@
 """A row of a leaderboard: a candidate with the group of seeds that represents it."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +11,23 @@ from cifar_lightning.comparison.accuracy import Accuracy, Right
 from cifar_lightning.comparison.relation import Timed, Timings
 from cifar_lightning.runs.candidate import candidate_key
 from cifar_lightning.runs.identity import group_name
-from cifar_lightning.runs.latency import LatencyStats
+from cifar_lightning.runs.latency import DECISIVE, LatencyStats
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import MEGA, Run
+
+
+def says_most(measurement: Measurement, here: Collection[str]) -> tuple[bool, bool, str]:
+    """Sort the measurement that shows a latency last: the latest.
+
+    Those whose benchmark is here outweigh others, and then those that ended by themselves, in
+    enough processes.
+
+    Args:
+        measurement: One of several of a candidate.
+        here: Benchmarks' ids.
+    """
+    benchmark = measurement.benchmark or ""
+    return benchmark in here, measurement.ended in DECISIVE, benchmark
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +42,7 @@ class Group:
         note: What tells it from one whose variant was made by another recipe or engine.
         overrides: What the first run's command said; None if that is not known.
         folder: Of the first run.
+        query: What finds the first run: its ID where no other run has that, else its name.
     """
 
     label: str
@@ -37,6 +52,7 @@ class Group:
     note: str = ""
     overrides: Sequence[str] | None = None
     folder: Path = Path()
+    query: str = ""
 
     @property
     def variant(self) -> str:
@@ -124,8 +140,7 @@ class Entry:
 
     Attributes:
         groups: All that were trained, the one that represents it first.
-        measurement: The latest of all its runs, as they have one latency; where there are any, of
-            those whose benchmark is here and was not stopped.
+        measurement: What `says_most` of all its runs', as they have one latency.
         timings: Its latency beside others'.
     """
 
@@ -138,10 +153,7 @@ class Entry:
         """Make the entry of a candidate's groups and of where it was timed."""
         measurements = [one for group in groups for one in group.measurements]
         here = {one.benchmark.id for one in timed}
-        latest = max(
-            measurements,
-            key=lambda one: (one.benchmark in here, one.ended != "stopped", one.benchmark or ""),
-        )
+        latest = max(measurements, key=lambda one: says_most(one, here))
         ordered = sorted(groups, key=lambda one: one.represents, reverse=True)
         return cls(tuple(ordered), latest, Timings.of(latest, timed))
 

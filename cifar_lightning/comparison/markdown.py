@@ -115,7 +115,7 @@ def unranked_lines(comparison: Comparison) -> list[str]:
         if status in ("ok", "disturbed"):
             status = "not ranked"
         why = [row.error] if row.error else []
-        if row.protocol == BENCH:
+        if row.protocol == BENCH and row.lat_mean_ms is not None and row.lat_rel is not None:
             timed = f"{row.lat_mean_ms:.3f} ms, {row.lat_rel:.3f} of ResNet-8's in the same engine"
             why.insert(0, f"timed by bench.py: {timed}")
         lines.append(f"{row.id}{where} is {status}{': ' if why else ''}{'; '.join(why)}")

@@ -136,11 +136,10 @@ def _hydra_quoted(text: str) -> str:
 
 
 def _query(group: Group, outputs: Path | None) -> str:
-    """Name a run so that it is found: by its ID if no other has that, else its name or folder."""
-    run, here = group.runs[0], _outputs(group)
-    if here not in (None, outputs):
+    """Name a run so that it is found, by its folder where that is in other outputs."""
+    if _outputs(group) not in (None, outputs):
         return _hydra_quoted(str(relative(group.folder)))
-    return run.label if len(group.runs) == 1 and group.label == run.label else run.name
+    return group.query
 
 
 def _written(parts: Iterable[str]) -> str:

@@ -51,15 +51,16 @@ def verdict(
     choice = leaderboard.choices[threads]
     said = _by_accuracy if need.max_ms is None else _by_latency
     unrelated = leaderboard.unrelated(threads)
-    open_between: Sequence[Entry] = unrelated
+    open_between = {*unrelated}
     if need.max_ms is None and len(choice.best) > 1:
-        open_between = choice.best
+        open_between |= {*choice.best}
     elif need.max_ms is None and _circle(leaderboard, choice):
-        open_between = choice.eligible
-    open_between = _worth_measuring(leaderboard, choice.entry, open_between)
+        open_between |= {*choice.eligible}
+    asked = [entry for entry in leaderboard.peers(threads) if entry in open_between]
+    asked = _worth_measuring(leaderboard, choice.entry, asked)
     return Verdict(
         advice=" ".join([*said(leaderboard, choice, need), *_unrelated(unrelated)]),
-        command=measure_command(open_between) if open_between else None,
+        command=measure_command(asked) if asked else None,
         pareto_front=f"On the Pareto front, from fast to accurate: {front}{more}.",
         dominated=[
             f"{entry.name} is dominated: {_advantage(leaderboard, better, entry)}."
@@ -158,8 +159,10 @@ def _by_latency(leaderboard: Leaderboard, choice: Choice, need: Need) -> Iterato
         return
     yield (
         f"Take {_figures(leaderboard, entry)}: of {_rows(choice.eligible)} whose {what} it is the "
-        f"most accurate; {bound}"
+        f"most accurate to 0.1 points, of those alike in that one of the fastest; {bound}"
     )
+    if entry.accuracy.mean < need.min_acc:
+        yield f"It lacks {need.min_acc - entry.accuracy.mean:.2f} points of {need.min_acc:g} %."
     if ties := [one.name for one in choice.best if one is not entry]:
         yield f"Not surely less accurate: {some(ties)}."
 
@@ -170,14 +173,14 @@ def _unknown(entry: Entry) -> str:
         return "the benchmark's record is missing"
     if not entry.timings.has_calls:
         return "the benchmark's record holds means only"
-    return "there are too few calls"
+    return "there are too few calls or rounds"
 
 
 def _unrelated(entries: Sequence[Entry]) -> Iterator[str]:
     if entries:
         yield (
-            f"The benchmarks of {some([one.name for one in entries])} can't be related: their "
-            "second references differ by over 6 %. Measure them together."
+            f"Not all benchmarks of {some([one.name for one in entries])} can be related to each "
+            "other: their second references differ by over 6 %. Measure them together."
         )
 
 

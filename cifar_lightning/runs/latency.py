@@ -17,10 +17,14 @@ Milliseconds = Annotated[float, Meta(ge=0)]
 Seconds = Annotated[float, Meta(ge=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
-Ended = Literal["converged", "time", "stopped"]
+Ended = Literal["converged", "time", "few", "stopped"]
 ENDED_BY: dict[Ended, str] = {
-    "converged": "its rule", "time": "its time limit", "stopped": "a signal",
-}  # fmt: skip
+    "converged": "its rule",
+    "time": "its time limit",
+    "few": "its rule, in fewer than 3 processes, which is a look,",
+    "stopped": "a signal",
+}
+DECISIVE: tuple[Ended, ...] = ("converged", "time")  # what looks and stopped ones don't outweigh
 LAUNCH_BOUND_ABOVE = 1.3  # a call over the device's own time
 # The fewest samples from which a percentile is told: 99 % confidence (MLPerf LoadGen) and a margin
 # of about the distance to 100 %. The figures for 95 and 99 are those of docs/latency.md.

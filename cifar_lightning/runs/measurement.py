@@ -14,6 +14,7 @@ from cifar_lightning.runs.environment import Environment
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.gpu import GPUActivity
 from cifar_lightning.runs.latency import (
+    DECISIVE,
     Count,
     Ended,
     Fraction,
@@ -178,7 +179,8 @@ class Measurement(Record):
     ) -> bool:
         """Tell whether a run has it, on any CPU or any GPU and by this or the full protocol.
 
-        One that failed, was stopped by a signal, or is of an earlier recipe or protocol, is none;
+        One that failed, was stopped by a signal, was a look, or is of an earlier recipe or
+        protocol, is none;
         parts may come in any order.
         """
         try:
@@ -191,7 +193,7 @@ class Measurement(Record):
 
     def counts_for(self, protocol: str) -> bool:
         """Tell whether it need not be taken again for a protocol."""
-        version, done = self.protocol_version == PROTOCOL_VERSION, self.ended != "stopped"
+        version, done = self.protocol_version == PROTOCOL_VERSION, self.ended in (None, *DECISIVE)
         return version and done and not self.failed and self.protocol in (protocol, "full")
 
     @property
@@ -229,6 +231,7 @@ class Measurement(Record):
             "quick": self.protocol == "quick",
             "bench.py": self.protocol == BENCH,
             "not converged": self.converged is False,
+            "few processes": self.ended == "few",
             "no int8 instructions": "no_int8_instructions" in self.notes,
             "accuracy not checked": self.has_figures and self.test_acc is None,
         }

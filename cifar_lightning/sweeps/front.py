@@ -32,6 +32,7 @@ from cifar_lightning.sweeps.space import Space
 from cifar_lightning.sweeps.study import KILLED, Study
 from cifar_lightning.sweeps.trial import Shared, checked, key_of, study_name, train
 from cifar_lightning.sweeps.untrained import PROTOCOL
+from cifar_lightning.system.cores import usable_cores
 from cifar_lightning.system.devices import find_device, hardware_slug
 from cifar_lightning.system.formatting import counted, duration
 from cifar_lightning.variants import registry
@@ -62,8 +63,11 @@ def search_front(cfg: DictConfig) -> None:
             raise bad_value(key, "null", "given: it says which latency counts")
     space = spaces.flatten_space(OmegaConf.to_container(cfg.space, resolve=True))  # type: ignore[arg-type]
     rules.check(OmegaConf.to_container(OmegaConf.masked_copy(cfg, KEYS)))  # type: ignore[arg-type]
-    spec = BenchmarkSpec([cfg.variant], [cfg.threads], PROTOCOL).checked()
-    (cfg.variant,) = spec.variants
+    cfg.variant = registry.check(cfg.variant, "variant")
+    if not 1 <= cfg.threads <= (cores := usable_cores()):
+        allowed = f"a number from 1 to {cores}, the cores that can be used here"
+        raise bad_value("threads", cfg.threads, allowed)
+    spec = BenchmarkSpec([cfg.variant], [cfg.threads], PROTOCOL)
     shared = Shared.of(cfg.base or ())
     for override in shared.given:
         if (key := key_of(override)) in NOT_GIVEN:

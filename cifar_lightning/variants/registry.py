@@ -77,11 +77,11 @@ FORMATS: dict[str, Format] = {
     "litert": litert.LITERT,
 }
 
-# They lay out memory themselves, and are given the network in fp32.
 # What a machine lacks, or has lost: types of errors, or words where the type says nothing.
 _OF_THE_MACHINE = (OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
 _WANT_OF_MEMORY = re.compile("(out of|allocate|enough|no) memory", re.IGNORECASE)
 
+# They lay out memory themselves, and are given the network in fp32.
 _ALONE = {*FORMATS} - {"torch_export", "aot"}
 
 _ONNX_PACKAGES = ["onnxruntime", "onnxruntime-gpu", "onnxscript"]
