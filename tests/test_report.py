@@ -110,7 +110,7 @@ def test_everything_is_written_and_said(reported, outputs):
     )
     ending = "Benchmark 2026-01-01T00-00-00-abcd ended by its rule after 100 rounds. Its noise"
     assert f"{ending} floor: the reference's double" in ended.out
-    again = "python -m cifar_lightning.measure run=good 'variants=[int8]' device=cpu processes=1"
+    again = "python -m cifar_lightning.measure run=good 'variants=[int8]' device=cpu"
     assert f"was not recorded)` (commit abc, torch 2), then `{again}` (commit abc" in ended.out
     assert "rough tf32 on A | CPU is unsupported: needs a GPU" in ended.out
     folder = outputs / "report"

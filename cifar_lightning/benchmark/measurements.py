@@ -55,8 +55,9 @@ def write_measurements(
         if not measurement.has_figures:
             log.info("%s is %s: %s%s", name, status, measurement.reason, stays)
         elif kept:
-            few = "in fewer processes" if measurement.ended == "few" else "not to the end"
-            log.info("%s of %s was timed %s%s", name, measurement.run, few, stays)
+            few = measurement.ended == "few"
+            how = "timed in few processes" if few else "not timed to the end"
+            log.info("%s of %s was %s%s", name, measurement.run, how, stays)
     return made
 
 
