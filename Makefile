@@ -65,7 +65,7 @@ study: setup ## the project's answer: 13 networks, 30 minutes of 2 cores each, t
 rank: setup ## the study's networks on your machine: no training, no data; goes on where it was
 	@test -d docs/results/runs || { echo "error: docs/results/runs: the study's runs are not there yet" >&2; exit 2; }
 	@mkdir -p outputs/rank/runs
-	@for run in docs/results/runs/*; do \
+	@for run in $(wildcard docs/results/runs/* docs/results/found/runs/*); do \
 		test -e outputs/rank/runs/$${run##*/} || cp -R $$run outputs/rank/runs || exit 1; done
 	$(BIN)/python -m cifar_lightning.measure outputs=outputs/rank run=all 'variants=[fused,onnx,int8]' rerun=false $(ARGS)
 	$(BIN)/python -m cifar_lightning.report outputs=outputs/rank

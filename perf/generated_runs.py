@@ -298,10 +298,11 @@ def _benchmark(
                 order,
                 [
                     Round(order, [Block(ms.tolist(), s, s) for ms, s in zip(*row, strict=True)])
-                    for row in zip(calls, seconds.tolist(), strict=True)
+                    for row in zip(calls[part], seconds[part].tolist(), strict=True)
                 ],
                 "converged",
             )
+            for part in np.array_split(np.arange(rounds), PROTOCOLS["full"].processes)
         ],
     )
 

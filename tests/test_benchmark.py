@@ -17,12 +17,12 @@ from test_results import MACHINE
 
 from cifar_lightning.benchmark import processes
 from cifar_lightning.benchmark.candidates import Source
-from cifar_lightning.benchmark.prepare import Failure, Share
+from cifar_lightning.benchmark.prepare import Failure, Share, first_that_works
 from cifar_lightning.benchmark.processes import time_in_processes
 from cifar_lightning.benchmark.record import record_of, told_apart
 from cifar_lightning.benchmark.session import Timed
 from cifar_lightning.benchmark.summary import summary
-from cifar_lightning.config.protocols import PROTOCOLS
+from cifar_lightning.config.protocols import PROTOCOL_VERSION, PROTOCOLS
 from cifar_lightning.errors import RunFailed
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.blocks import Block, Round, Session
@@ -33,6 +33,7 @@ from cifar_lightning.runs.latency import Relative
 from cifar_lightning.runs.paired import one_sided
 from cifar_lightning.system import signals
 from cifar_lightning.system.environment import Code
+from cifar_lightning.variants.context import Unsupported
 
 MODEL = {"_target_": "cifar_lightning.models.resnet.resnet_cifar", "depth": 8, "dropout": 0.2}
 ENGINES = {"torch": "2"}
@@ -58,7 +59,7 @@ def record(*candidates, sessions):
         id="20260101-000000-abcdef",
         started="2026-01-01T00:00:00+00:00",
         protocol="full",
-        protocol_version=2,
+        protocol_version=PROTOCOL_VERSION,
         device="A CPU",
         hardware="a-cpu",
         clock="perf_counter",
@@ -97,6 +98,7 @@ def test_relative_latency_and_noise_floor():
     for few in (1, 2):  # which is a look in the full protocol, and all that the quick one asks for
         look = replace(made, sessions=made.sessions[:few])
         assert (look.ended, replace(look, protocol="quick").ended) == ("few", "converged")
+        assert replace(look, protocol_version=2).ended == "converged"  # when all had but one
 
 
 def test_an_unbounded_interval_is_none():
@@ -277,6 +279,18 @@ def test_a_process_that_dies_costs_nothing_that_others_measured(dying, monkeypat
     assert failed == "it ended with status -9; kept is what 2 of 8 have measured"
     made = record_of("a", datetime(2026, 1, 1), "full", torch.device("cpu"), found)
     assert (len(made.sessions), made.ended) == (2, "stopped")
+
+
+@pytest.mark.parametrize("error", [Unsupported("no such GPU"), RuntimeError("no such GPU")])
+def test_without_a_reference_nothing_can_be_timed(error):
+    def fails(source):
+        raise error
+
+    sources = [Source(candidate("reference", "reference"))]
+    with pytest.raises(RunFailed, match=r"the reference can't be timed: .*no such GPU"):
+        first_that_works(sources, torch.device("cpu"), fails)
+    others = first_that_works([Source(candidate())], torch.device("cpu"), fails)
+    assert others.status == ("unsupported" if isinstance(error, Unsupported) else "failed")
 
 
 def dies_in_the_middle(sender, *_):

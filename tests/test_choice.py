@@ -75,12 +75,14 @@ def test_alone_among_the_fastest():
     assert verdict(found, 1, Need(85)).command is None
 
 
+@pytest.mark.parametrize("whole", [None, 1, 2])
 @pytest.mark.parametrize("later", [True, False])
-def test_a_benchmark_that_was_stopped_turns_no_verdict(later):
+def test_a_benchmark_that_was_stopped_turns_no_verdict(later, whole):
     """In a few rounds nothing is told apart, and the slowest is the most accurate."""
     plans = [entry("a", 86, 1.0), entry("b", 92, 3.0)]
     timed = [(of_run(one.run), one.truth) for one in plans]
-    records = [benchmark(timed, number=0), stop(benchmark(timed, number=1, rounds=6, processes=1))]
+    first = benchmark(timed, number=0, processes=whole)
+    records = [first, stop(benchmark(timed, number=1, rounds=6, processes=1))]
     found = comparison(*plans, records=records if later else records[::-1]).leaderboards[0]
     assert choose(found, 1, Need(85)).entry.label == "a"
     alone = comparison(*plans, records=records[1:]).leaderboards[0]  # all that is known
@@ -282,6 +284,9 @@ def test_a_few_rounds_bound_nothing():
     record = benchmark([(candidate("a"), 1.0)], rounds=29)
     assert bound_ms_of(record) == math.inf
     assert bound_ms_of(benchmark([(candidate("a"), 1.0)], rounds=30)) < 2
+    for processes, known in ((1, False), (2, False), (3, True)):
+        record = benchmark([(candidate("a"), 1.0)], rounds=30, processes=processes)
+        assert math.isfinite(bound_ms_of(record)) == known
     few = leaderboard(entry("a", 90, 1.0), rounds=3, processes=1, need=need)
     assert "There is no row whose mean is surely below 99 ms" in advice(few, need)
 
@@ -324,7 +329,7 @@ def test_a_p95_of_too_few_calls_is_not_known():
     told = advice(replace(few, choices={1: choose(few, 1, need)}), need)
     assert told == (
         "There is no row whose p95 is surely below 99 ms: none's is known, as there are too few "
-        "calls or rounds."
+        "calls, rounds or processes."
     )
     enough = leaderboard(entry("a", 90, 1.0), drift=0, rounds=65, calls=2)
     assert choose(enough, 1, need).eligible == [*enough.entries]

@@ -56,7 +56,7 @@ BAD = {
     "scheduler=[cosine,step]": "scheduler: needs exactly one option",
     "model=mobilnetv3": "model=mobilnetv3: no such option; did you mean mobilenetv3?",
     "model=": "model",
-    "model=null": "model=null: must be cifarnet, cifarnet_85, mobilenetv2",
+    "model=null": "model=null: must be cifarnet, cifarnet_85, cifarnet_93",
     "augment=null": "augment=null: must be autoaugment",
     "model=_x": "model=_x: no such option; allowed: cifarnet",
     "data=_batches": "data=_batches: no such option; allowed: cifar10",
@@ -485,7 +485,7 @@ def test_help_lists_the_groups(forked):
     done = start("--help")
     assert done.returncode == 0
     for word in (
-        "model: cifarnet, cifarnet_85, mobilenetv2",
+        "model: cifarnet, cifarnet_85, cifarnet_93, mobilenetv2",
         "optim: adamw, muon, sgd",
         "label_smoothing",
         "output_stride",

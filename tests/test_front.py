@@ -4,8 +4,9 @@ import ast
 import sqlite3
 import sys
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import count, pairwise
+from types import SimpleNamespace
 
 import pytest
 from test_results import MEASUREMENT, RUN, place
@@ -15,7 +16,7 @@ from cifar_lightning.config.rules import check
 from cifar_lightning.errors import RunFailed, UserError
 from cifar_lightning.sweeps import drawn, finals, front, front_shown, space
 from cifar_lightning.sweeps.claims import KILLED_TOO_OFTEN, Claim
-from cifar_lightning.sweeps.found import Timed
+from cifar_lightning.sweeps.found import LATENCY, Found, Timed
 from cifar_lightning.sweeps.jobs import Job
 from cifar_lightning.sweeps.study import Study
 from cifar_lightning.sweeps.trial import checked, composed
@@ -117,7 +118,8 @@ class Pretending:
         for number, source in sources.items():
             width = source.candidate.model["channels"][0]
             ms = width / 100 * self.busy()
-            found[number] = Timed(width / 10, None, None, ms, "b", floor_ms=0.02)
+            floor_ms = 0.02 * self.busy()
+            found[number] = Timed(width / 10, None, None, ms, f"b{self.timed}", floor_ms)
         return found
 
     def train(self, overrides, searched):
@@ -302,8 +304,7 @@ def test_a_batch_of_slow_networks_does_not_end_it(search, pretending):
 
 def test_networks_that_were_timed_beside_other_work_are_not_too_slow_for_it(search, pretending):
     """Relative latency tells how long they take when the machine is quiet."""
-    quiet = iter([False, False, True])
-    pretending.busy = lambda: 1.0 if next(quiet, False) else 3.0
+    pretending.busy = lambda: 1.0 if 8 < pretending.timed <= 16 else 3.0  # in the second batch
     assert search("n_trials=20", "max_ms=0.5", "targets=[]")[0] == 0
     assert 40 <= max(width for width, _ in pretending.trained) <= 50
 
@@ -550,6 +551,30 @@ def test_the_last_of_several_processes_trains_the_final_runs(search, pretending,
     assert pretending.final == before
     assert search("n_trials=9")[0] == 0
     assert len(pretending.final) == 2 * len(before)
+
+
+def test_what_was_timed_on_a_busy_machine_refuses_no_limit(search, pretending):
+    """Its floor looked three times as high: as soon as a quieter batch is timed, it isn't."""
+    pretending.busy = lambda: 3.0
+    assert search("n_trials=8", "max_ms=9", "targets=[]")[0] == 0
+    pretending.busy = lambda: 1.0
+    status, _, err = search("n_trials=16", "max_ms=0.05", "targets=[]")
+    assert status != 2, err
+    assert pretending.timed == 16
+
+
+def test_one_networks_noise_does_not_move_the_limit():
+    """What the quietest ResNet-8 took is a median over the networks of a benchmark."""
+    study = SimpleNamespace(
+        trials=[
+            SimpleNamespace(number=n, user_attrs={LATENCY: asdict(Timed(rel, None, None, ms, b))})
+            for n, (rel, ms, b) in enumerate(
+                [(0.5, 0.5, "a"), (0.6, 0.6, "a"), (0.9, 0.9, "a"), (0.8, 0.45, "a"), (1, 3, "b")]
+            )
+        ],
+        optuna=SimpleNamespace(user_attrs={}),
+    )
+    assert Found(study, [1]).read().too_slow(0.55) == {1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("before", [(), ("max_ms=1",)])

@@ -875,6 +875,10 @@ def test_a_failure_is_not_written_over_figures(outputs):
     for ended in ("stopped", "few"):
         assert new_measurement(folder, replace(good, ended=ended, rounds=7))
         assert only_measurement(folder) == good
+    look = replace(good, ended="few")
+    look.save(folder)
+    assert new_measurement(folder, replace(good, ended="stopped", rounds=7))
+    assert only_measurement(folder) == look
     assert not new_measurement(folder, good)  # of the same protocol to its end
     assert not new_measurement(folder, replace(bad, recipe={"fp32": 2}))
     (row,) = rows_of(folder)

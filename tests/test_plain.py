@@ -76,6 +76,14 @@ def test_what_is_fastest_with_90_percent_is_repvgg_with_a_convolution_less():
     assert sum(full["depth"]) - sum(ours["depth"]) == 1
 
 
+def test_what_is_fastest_with_93_percent_is_what_its_preset_trains(resolved):
+    preset, _ = resolved("experiment=cifarnet_93")
+    assert preset["model"] == option("model", "cifarnet_93", TEN)
+    wider, _ = resolved("experiment=fast94")
+    different = {key for key in wider if wider[key] != preset[key]}
+    assert different == {"id", "model"}
+
+
 def test_the_teacher_of_what_has_90_percent_is_the_studys(resolved):
     """By the beginning of its name, as several seeds have its ID."""
     teacher = identity.run_name(*resolved("experiment=study/cifarnet32"))

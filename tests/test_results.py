@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT, write_and_read
 
 from cifar_lightning.comparison.publish import seeds_table
+from cifar_lightning.config.protocols import PROTOCOL_VERSION
 from cifar_lightning.runs.environment import Environment
 from cifar_lightning.runs.latency import LatencyStats, Relative
 from cifar_lightning.runs.layout import markdown, sweep_table
@@ -92,7 +93,7 @@ MEASUREMENT = Measurement(
     threads=1,
     clock="perf_counter",
     protocol="full",
-    protocol_version=1,
+    protocol_version=PROTOCOL_VERSION,
     test_acc=90.0,
     size_bytes=6_100_000,
     code=Code("abc", False),

@@ -251,6 +251,10 @@ def test_make_rank_copies_each_run_once_and_says_what_is_missing(tmp_path):
     assert "run=all variants=[fused,onnx,int8] rerun=false" in ended.stdout
     copy = tmp_path / "outputs" / "rank" / "runs" / "a" / "run.json"
     assert copy.read_text() == "theirs"
+    # What a search found is ranked, too.
+    (tmp_path / "docs" / "results" / "found" / "runs" / "b").mkdir(parents=True)
+    assert make().returncode == 0
+    assert {path.name for path in copy.parent.parent.iterdir()} == {"a", "b"}
     copy.write_text("mine")
     assert make().returncode == 0
     assert copy.read_text() == "mine"

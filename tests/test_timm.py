@@ -7,9 +7,11 @@ import torch
 from test_muon import check_that_scale_means_nothing
 from torch import nn
 
+from cifar_lightning.config.options import option
 from cifar_lightning.errors import UserError
 from cifar_lightning.models.interfaces import reparameterized
 from cifar_lightning.models.timm import timm_network
+from cifar_lightning.training.components import build_backbone
 from cifar_lightning.variants.registry import prepare
 
 pytest.importorskip("timm", reason="needs the extra `timm`")
@@ -122,6 +124,11 @@ def test_what_can_not_be_built_says_why(name, output_stride, message):
     with pytest.raises(ValueError, match=message) as caught:
         build(name, output_stride)
     assert str(caught.value).isprintable()
+    # A training sees how large it is beforehand, which changes no message.
+    model = option("model", "timm", {"data": {"num_classes": 10}})
+    model |= {"name": name, "output_stride": output_stride}
+    with pytest.raises(UserError, match=message):
+        build_backbone({"init": None, "model": model})
 
 
 def test_a_network_may_be_taken_as_it_is():

@@ -521,6 +521,9 @@ def test_a_network_that_an_engine_refuses_is_unsupported(monkeypatch, error):
         MemoryError(),
         torch.OutOfMemoryError("1 GB"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 28992 vs 28880"),
+        RuntimeError("CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("std::bad_alloc"),
     ],
 )
 def test_what_the_machine_lacks_is_no_refusal(monkeypatch, error):
@@ -530,6 +533,20 @@ def test_what_the_machine_lacks_is_no_refusal(monkeypatch, error):
     monkeypatch.setitem(PARTS, "fp32", raising(RuntimeError("while writing"), error))
     with (
         pytest.raises(RuntimeError, match="while writing"),
+        prepare("fp32", network(), CPU, calibration),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_fault_of_ours_is_no_refusal(monkeypatch, ours):
+    """What a library raises for a network, of the same type, is one."""
+    where = registry.__file__ if ours else "library.py"
+    code = compile("def part(variant):\n    variant.no_such_thing", where, "exec")
+    exec(code, space := {})
+    monkeypatch.setitem(PARTS, "fp32", (Kind.PRECISION, space["part"]))
+    with (
+        pytest.raises(AttributeError if ours else Unsupported, match="no_such_thing"),
         prepare("fp32", network(), CPU, calibration),
     ):
         pass

@@ -20,7 +20,7 @@ from cifar_lightning.config.protocols import PROTOCOLS
 from cifar_lightning.errors import Interrupted, RunFailed
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.find import load_run
-from cifar_lightning.runs.latency import DECISIVE
+from cifar_lightning.runs.latency import LESS
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.timed_before import measured_before
 from cifar_lightning.system.devices import hardware_slug
@@ -166,7 +166,7 @@ def measure(
     )
     first = timed([*groups, *checks(groups)])
     recorded, error = [(first, groups)], first.error
-    if (suspects := told_apart(first.record)) and first.record.ended in DECISIVE:
+    if (suspects := told_apart(first.record)) and first.record.ended not in LESS:
         # Noise does that once in a while, but hardly twice.
         split = {key: by_weights(group) for key, group in keyed(groups) if key in suspects}
         parts = {key: split.get(key, [group]) for key, group in keyed(groups)}

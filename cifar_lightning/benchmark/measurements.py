@@ -12,7 +12,7 @@ from cifar_lightning.benchmark.candidates import Source
 from cifar_lightning.benchmark.prepare import Failure
 from cifar_lightning.errors import Interrupted
 from cifar_lightning.runs.benchmark import BenchmarkRecord
-from cifar_lightning.runs.latency import DECISIVE
+from cifar_lightning.runs.latency import worth
 from cifar_lightning.runs.measurement import Measurement
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,8 @@ def new_measurement(folder: Path, measurement: Measurement) -> bool:
     with suppress(OSError, ValueError):
         earlier = Measurement.read(measurement.path(folder))
         of_these = (earlier.weights, earlier.recipe) == (measurement.weights, measurement.recipe)
-        less = measurement.ended not in DECISIVE and earlier.counts_for(measurement.protocol)
+        of_one_rule = earlier.protocol_version == measurement.protocol_version
+        less = of_one_rule and worth(measurement.ended) < worth(earlier.ended)
         if of_these and earlier.has_figures and (less or not measurement.has_figures):
             return True
     measurement.save(folder)

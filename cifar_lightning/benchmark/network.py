@@ -1,7 +1,6 @@
 """A run's network, built again from its files."""
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from safetensors.torch import load as from_bytes
 from torch import Tensor, nn
 
 from cifar_lightning.config import components
-from cifar_lightning.errors import UserError
+from cifar_lightning.errors import CifarLightningError, UserError
 from cifar_lightning.models.interfaces import reparameterized
 from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.folder import RunFolder
@@ -79,22 +78,27 @@ def check_size(name: str, build: Callable[[], nn.Module]) -> None:
     Raises:
         UserError: If it is too large; errors of ``build``, too.
     """
-    empty = _without_memory(build)
-    count = 0 if empty is None else sum(one.numel() for one in empty.parameters())
+    network = _without_memory(build)
+    if network is None:
+        network = build()
+    count = sum(one.numel() for one in network.parameters())
     if count > MOST_PARAMETERS:
         told = f"{count:.1e} parameters, {MOST_PARAMETERS:.0e} are the most"
         raise UserError(f"{name}: its network has {told}")
 
 
 def _without_memory(build: Callable[[], nn.Module]) -> nn.Module | None:
-    """Build a network without memory, as it may be of any size; None if that can't be."""
-    with (
-        suppress(NotImplementedError, RuntimeError),
-        torch.random.fork_rng(devices=[]),
-        torch.device("meta"),
-    ):
-        return build()
-    return None
+    """Build a network without memory, as it may be of any size; None if that can't be.
+
+    Why a wrong one can't be built is best told where there is memory.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return build()
+    except (CifarLightningError, ImportError):
+        raise
+    except Exception:
+        return None
 
 
 def _layout(weights: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:

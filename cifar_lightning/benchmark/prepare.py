@@ -94,6 +94,7 @@ def first_that_works(
             return prepare(source)
         except Unsupported as error:
             check_usable(device, error.__cause__ or error)
+            _check_needed(source.candidate, error)
             return Failure(source.candidate, "unsupported", str(error))
         except (Interrupted, DeviceLost):
             raise
@@ -113,9 +114,13 @@ def failed(candidate: Candidate, device: torch.device, error: BaseException) -> 
     """
     log.debug("%s %s failed", candidate.label, candidate.variant, exc_info=error)
     check_usable(device, error)
+    _check_needed(candidate, error)
+    return Failure(candidate, "failed", reason_of(error))
+
+
+def _check_needed(candidate: Candidate, error: BaseException) -> None:
     if candidate.role in REFERENCES:
         raise RunFailed(f"the {candidate.role} can't be timed: {reason_of(error)}") from error
-    return Failure(candidate, "failed", reason_of(error))
 
 
 def prepare(

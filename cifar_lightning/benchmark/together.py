@@ -74,7 +74,7 @@ def time_together(
         check_inside(place, path := BenchmarkRecord.path(place, record.id))
         write_atomically(path, record.to_json())
     rounds = sum(len(one.rounds) for one in record.sessions)
-    if record.ended == "time" and rounds < MIN_ROUNDS:
+    if any(one.ended == "time" for one in record.sessions) and rounds < MIN_ROUNDS:
         said = "only %d rounds in %g s for each candidate, %d are needed: kept, but not converged"
         log.warning(said, rounds, whole.budget_s, MIN_ROUNDS)
     failures = [failure for one in timed for failure in one.failures]

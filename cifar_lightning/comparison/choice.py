@@ -81,12 +81,13 @@ def _most_accurate(
 def bound_ms(entry: Entry, statistic: str) -> float:
     """Compute what an entry's latency is surely below; infinite where that is not known.
 
-    A few rounds don't show how the machine changes, and a few calls no percentile.
+    A few rounds don't show how the machine changes, a few processes not how those differ, and a
+    few calls no percentile.
     """
     if not entry.timings.timed:
         return math.inf
-    timed = entry.timings.timed[0]
-    if sum(map(len, timed.benchmark.counted)) < MIN_ROUNDS:
+    timed, counted = entry.timings.timed[0], entry.timings.timed[0].benchmark.counted
+    if len(counted) < timed.benchmark.fewest or sum(map(len, counted)) < MIN_ROUNDS:
         return math.inf
     if statistic == "p95":
         calls = sum(len(block.calls_ms) for block in timed.blocks)

@@ -11,23 +11,22 @@ from cifar_lightning.comparison.accuracy import Accuracy, Right
 from cifar_lightning.comparison.relation import Timed, Timings
 from cifar_lightning.runs.candidate import candidate_key
 from cifar_lightning.runs.identity import group_name
-from cifar_lightning.runs.latency import DECISIVE, LatencyStats
+from cifar_lightning.runs.latency import LatencyStats, worth
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import MEGA, Run
 
 
-def says_most(measurement: Measurement, here: Collection[str]) -> tuple[bool, bool, str]:
+def says_most(measurement: Measurement, here: Collection[str]) -> tuple[bool, int, str]:
     """Sort the measurement that shows a latency last: the latest.
 
-    Those whose benchmark is here outweigh others, and then those that ended by themselves, in
-    enough processes.
+    Those whose benchmark is here outweigh others, and then those of whole benchmarks.
 
     Args:
         measurement: One of several of a candidate.
         here: Benchmarks' ids.
     """
     benchmark = measurement.benchmark or ""
-    return benchmark in here, measurement.ended in DECISIVE, benchmark
+    return benchmark in here, worth(measurement.ended), benchmark
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from typing import Self
 
 from cifar_lightning.runs.blocks import Block
 from cifar_lightning.runs.interleaved import ERROR, Interleaved
-from cifar_lightning.runs.latency import DECISIVE
+from cifar_lightning.runs.latency import LESS, worth
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.paired import Difference, one_sided, two_sided
 
@@ -118,9 +118,9 @@ def difference(first: Timings, second: Timings, level: float, between: float) ->
     return Difference(centre, centre - reach, centre + reach, n, tau)
 
 
-def decides(benchmark: Interleaved) -> tuple[bool, str]:
-    """Sort the benchmark that decides last: the latest, and looks and stopped ones before all."""
-    return benchmark.ended in DECISIVE, benchmark.started
+def decides(benchmark: Interleaved) -> tuple[int, str]:
+    """Sort the benchmark that decides last: the latest; before all stopped ones, then looks."""
+    return worth(benchmark.ended), benchmark.started
 
 
 def related(*where: Sequence[Timed]) -> bool:
@@ -142,7 +142,7 @@ def between_std(candidates: Iterable[Sequence[Timed]]) -> float:
     """
     squares, freedom = 0.0, 0
     for timed in candidates:
-        centres = [one.relative.centre for one in timed if one.benchmark.ended in DECISIVE]
+        centres = [one.relative.centre for one in timed if one.benchmark.ended not in LESS]
         if len(centres) > 1:
             squares += statistics.variance(centres) * (len(centres) - 1)
             freedom += len(centres) - 1

@@ -173,7 +173,7 @@ def _unknown(entry: Entry) -> str:
         return "the benchmark's record is missing"
     if not entry.timings.has_calls:
         return "the benchmark's record holds means only"
-    return "there are too few calls or rounds"
+    return "there are too few calls, rounds or processes"
 
 
 def _unrelated(entries: Sequence[Entry]) -> Iterator[str]:

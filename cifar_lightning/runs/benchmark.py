@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Two or one say too little of how processes differ: equal networks were told apart in a fifth of
-# simulated benchmarks of one.
-FEWEST = 3
-
 
 @dataclass(frozen=True)
 class BenchmarkRecord(Interleaved):
@@ -87,7 +83,7 @@ class BenchmarkRecord(Interleaved):
     @property
     def ended(self) -> Ended:
         endings = {session.ended for session in self.sessions}
-        if len(self.sessions) < min(FEWEST, PROTOCOLS[self.protocol].processes):
+        if len(self.sessions) < self.fewest:
             endings.add("few")
         order: tuple[Ended, ...] = ("stopped", "few", "time", "converged")
         return next(one for one in order if one in endings)

@@ -21,10 +21,17 @@ Ended = Literal["converged", "time", "few", "stopped"]
 ENDED_BY: dict[Ended, str] = {
     "converged": "its rule",
     "time": "its time limit",
-    "few": "its rule, in fewer than 3 processes, which is a look,",
+    "few": "itself as a look, by fewer than 3 processes,",
     "stopped": "a signal",
 }
-DECISIVE: tuple[Ended, ...] = ("converged", "time")  # what looks and stopped ones don't outweigh
+LESS: tuple[Ended, ...] = ("stopped", "few")  # what says less than all else, the least first
+
+
+def worth(ended: Ended | None) -> int:
+    """Sort benchmarks that say more last, by how they ended."""
+    return LESS.index(ended) if ended in LESS else len(LESS)
+
+
 LAUNCH_BOUND_ABOVE = 1.3  # a call over the device's own time
 # The fewest samples from which a percentile is told: 99 % confidence (MLPerf LoadGen) and a margin
 # of about the distance to 100 %. The figures for 95 and 99 are those of docs/latency.md.

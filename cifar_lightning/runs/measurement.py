@@ -14,7 +14,7 @@ from cifar_lightning.runs.environment import Environment
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.gpu import GPUActivity
 from cifar_lightning.runs.latency import (
-    DECISIVE,
+    LESS,
     Count,
     Ended,
     Fraction,
@@ -193,7 +193,7 @@ class Measurement(Record):
 
     def counts_for(self, protocol: str) -> bool:
         """Tell whether it need not be taken again for a protocol."""
-        version, done = self.protocol_version == PROTOCOL_VERSION, self.ended in (None, *DECISIVE)
+        version, done = self.protocol_version == PROTOCOL_VERSION, self.ended not in LESS
         return version and done and not self.failed and self.protocol in (protocol, "full")
 
     @property

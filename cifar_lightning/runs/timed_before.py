@@ -12,7 +12,7 @@ from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.cache import IN_DOUBT, read_cache, stamp, write_cache
 from cifar_lightning.runs.folder import BENCHMARKS
 from cifar_lightning.runs.interleaved import BenchmarkHead
-from cifar_lightning.runs.latency import DECISIVE
+from cifar_lightning.runs.latency import LESS
 from cifar_lightning.system.files import finished_files
 
 CACHE = ".benchmarks.index"
@@ -62,7 +62,7 @@ def measured_before(
         if new and of_this and head.protocol in (protocol, "full"):
             with suppress(OSError, ValueError):  # removed meanwhile: it is timed again
                 record = BenchmarkRecord.read(outputs / BENCHMARKS / name)
-                if record.ended in DECISIVE:
+                if record.ended not in LESS:
                     found |= dict.fromkeys(new, record)
     return found
 

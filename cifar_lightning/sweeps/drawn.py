@@ -64,12 +64,12 @@ class Draws:
             UserError: If no network can be drawn, the variant can't be had, or no network can be as
                 fast as asked for.
         """
-        self._check_limit()
         while True:
             exhausted = self._study.in_vain >= IN_VAIN
             count = 0 if exhausted else self._cfg.n_trials
             batch = list(islice(iter(partial(self._study.take, count), None), BATCH))
             if not batch:
+                self._check_limit()  # it may be lower than the last time
                 break
             if waiting := self._measured(batch):
                 return waiting
@@ -152,11 +152,10 @@ class Draws:
         Raises:
             UserError: If a call takes longer by itself.
         """
-        floors = [one.floor_ms for one in self._found.latencies().values()]
-        floor_ms = min((ms for ms in floors if ms is not None), default=0.0)
-        if self._cfg.max_ms is not None and self._cfg.max_ms < floor_ms:
+        floor_ms, max_ms = self._found.read().floor_ms or 0.0, self._cfg.max_ms
+        if max_ms is not None and max_ms < floor_ms:
             allowed = f"above {floor_ms:.3g}, what a call of {self._cfg.variant} takes by itself"
-            raise bad_value("max_ms", self._cfg.max_ms, allowed)
+            raise bad_value("max_ms", max_ms, allowed)
 
     def _source(self, number: int, job: Job) -> Source:
         network = job.folder.name.partition("-")[0]

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -67,6 +68,7 @@ class Rungs:
             seconds that trying took.
         quiet_ms: Latencies in milliseconds, as if all were measured when the machine was quietest:
             another process may have trained meanwhile, which relative latency hardly sees.
+        floor_ms: What a call takes by itself then; None where it was not measured.
         finals: Validation accuracies by seed, by the trial and its epochs; one that can't be
             trained has minus infinity.
         final_runs: Their names.
@@ -76,6 +78,7 @@ class Rungs:
     points: list[dict[int, Point]]
     failed: dict[tuple[int, int], float] = field(default_factory=dict)
     quiet_ms: dict[int, float] = field(default_factory=dict)
+    floor_ms: float | None = None
     finals: dict[tuple[int, int], dict[int, float]] = field(default_factory=dict)
     final_runs: set[str] = field(default_factory=set)
 
@@ -154,9 +157,24 @@ class Found:
 
     def read(self) -> Rungs:
         """Read what is known of each rung by now."""
-        now, timed = Rungs([{} for _ in self.rungs], [{} for _ in self.rungs]), self.latencies()
-        reference_ms = min((one.mean_ms / one.relative for one in timed.values()), default=0.0)
-        now.quiet_ms.update({number: one.relative * reference_ms for number, one in timed.items()})
+        timed = self.latencies()
+        by_benchmark: dict[str, list[float]] = defaultdict(list)
+        for one in timed.values():
+            by_benchmark[one.benchmark].append(one.mean_ms / one.relative)
+        # A single network's figures err by a few percent.
+        reference_ms = min(map(statistics.median, by_benchmark.values()), default=0.0)
+        quiet_ms = {number: one.relative * reference_ms for number, one in timed.items()}
+        floors_ms = [
+            one.floor_ms * quiet_ms[number] / one.mean_ms
+            for number, one in timed.items()
+            if one.floor_ms is not None
+        ]
+        now = Rungs(
+            [{} for _ in self.rungs],
+            [{} for _ in self.rungs],
+            quiet_ms=quiet_ms,
+            floor_ms=min(floors_ms, default=None),
+        )
         for key, said in self.study.optuna.user_attrs.items():
             kind, *numbers = key.split()
             if kind == FINAL:
@@ -170,7 +188,7 @@ class Found:
                 if "failed" in said:
                     now.failed[place, number] = said["seconds"]
                     continue
-                one = now.trained[place][number] = Trained(**said)
+                run = now.trained[place][number] = Trained(**said)
                 latency = timed[number].relative
-                now.points[place][number] = Point(latency, one.val_acc, one.val_images)
+                now.points[place][number] = Point(latency, run.val_acc, run.val_images)
         return now

@@ -64,7 +64,8 @@ def search_front(cfg: DictConfig) -> None:
     space = spaces.flatten_space(OmegaConf.to_container(cfg.space, resolve=True))  # type: ignore[arg-type]
     rules.check(OmegaConf.to_container(OmegaConf.masked_copy(cfg, KEYS)))  # type: ignore[arg-type]
     cfg.variant = registry.check(cfg.variant, "variant")
-    if not 1 <= cfg.threads <= (cores := usable_cores()):
+    cores = usable_cores()
+    if not 1 <= cfg.threads <= cores:
         allowed = f"a number from 1 to {cores}, the cores that can be used here"
         raise bad_value("threads", cfg.threads, allowed)
     spec = BenchmarkSpec([cfg.variant], [cfg.threads], PROTOCOL)

@@ -2,6 +2,7 @@
 
 import re
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from cifar_lightning import errors
 from cifar_lightning.errors import (
     CifarLightningError,
     bad_value,
@@ -79,7 +81,11 @@ FORMATS: dict[str, Format] = {
 
 # What a machine lacks, or has lost: types of errors, or words where the type says nothing.
 _OF_THE_MACHINE = (OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
-_WANT_OF_MEMORY = re.compile("(out of|allocate|enough|no) memory", re.IGNORECASE)
+_WANT = re.compile(
+    "(out of|allocate|enough|no) memory|bad_alloc|alloc_failed|no space left|inline_container",
+    re.IGNORECASE,
+)
+_FAULTS = (AttributeError, NameError, LookupError, TypeError, AssertionError)
 
 # They lay out memory themselves, and are given the network in fp32.
 _ALONE = {*FORMATS} - {"torch_export", "aot"}
@@ -203,17 +209,24 @@ def prepare(
 def _told_as_unsupported() -> Iterator[None]:
     """Take what exporters, compilers and engines raise for a refusal of the network.
 
-    What the machine raises, such as a full disk, stays as it is.
+    What the machine raises, such as a full disk, stays as it is, and so do faults of ours.
     """
     try:
         yield
     except (CifarLightningError, Unsupported):
         raise
     except Exception as error:
-        cause = cause_of(error)
-        if isinstance(cause, _OF_THE_MACHINE) or _WANT_OF_MEMORY.search(str(cause)):
+        cause, texts = cause_of(error), "\n".join(str(one) for one in errors.chain(error))
+        if isinstance(cause, _OF_THE_MACHINE) or _WANT.search(texts) or _is_a_fault(cause):
             raise
         raise Unsupported(f"can't be prepared: {reason_of(error)}") from error
+
+
+def _is_a_fault(error: BaseException) -> bool:
+    """Tell whether this package's own code made a mistake, and no library refused something."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = bool(frames) and Path(frames[-1].filename).parent == Path(__file__).parent
+    return ours and isinstance(error, _FAULTS)
 
 
 def _weights_size(network: nn.Module) -> int:
