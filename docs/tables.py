@@ -189,15 +189,18 @@ def processors(study: Study) -> str:
             ms = COLUMNS["lat_mean_ms"].shown(board, choice.entry)
             cells.append(f"{choice.entry.name}, {ms} ms" if choice.eligible else "none")
         taken.append(cells)
-    shown = [
-        {one.name: COLUMNS["lat_rel"].shown(board, one) for one in board.peers(board.threads[0])}
-        for board in boards
-    ]
-    ranked = sorted(boards[0].peers(boards[0].threads[0]), key=speed)
+    timed = [{one.name: one for one in board.peers(board.threads[0])} for board in boards]
+
+    def relative(name: str) -> float:
+        return statistics.fmean(there[name].relative for there in timed if name in there)
+
     rows = [
-        [one.name, *(cells[one.name] for cells in shown)]
-        for one in ranked
-        if all(one.name in cells for cells in shown)
+        [name]
+        + [
+            COLUMNS["lat_rel"].shown(board, there[name]) if name in there else "-"
+            for board, there in zip(boards, timed, strict=True)
+        ]
+        for name in sorted(set().union(*timed[1:]), key=relative)
     ]
     names = [board.conditions.device for board in boards]
     figures = draw_table(["Relative latency", *names], rows, range(1, len(names) + 1))
