@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from itertools import cycle
 from types import SimpleNamespace
 
 import pytest
@@ -195,12 +196,12 @@ def test_states_are_not_asked_for_too_often(driver, clock, monkeypatch):
 
 def with_states(record, *states):
     """Put a state into each of a record's rounds, in turns."""
-    (session,) = record.sessions
-    rounds = [
-        replace(one, states=[states[index % len(states)]])
-        for index, one in enumerate(session.rounds)
+    turns = cycle(states)
+    sessions = [
+        replace(session, rounds=[replace(one, states=[next(turns)]) for one in session.rounds])
+        for session in record.sessions
     ]
-    return replace(record, clock="cuda_event", sessions=[replace(session, rounds=rounds)])
+    return replace(record, clock="cuda_event", sessions=sessions)
 
 
 HOT = {"throttle_reasons": ["SwThermalSlowdown"], "since_s": 1.0, "others": 0.0, "others_s": 1.0}

@@ -95,6 +95,7 @@ def test_a_processor_without_int8_instructions_is_marked(features, marked, monke
     measurement = SimpleNamespace(
         status="ok",
         protocol="full",
+        ended="converged",
         converged=True,
         delegated=None,
         has_figures=True,
