@@ -102,7 +102,9 @@ def compare(
 def _weight(leaderboard: Leaderboard) -> tuple[object, ...]:
     """Sort first what answers the question: real data, this machine, the full protocol."""
     conditions, entries = leaderboard.conditions, leaderboard.entries
-    machines = [one.measurement.environment.machine.processor for one in entries]
+    # What came without its benchmark was timed elsewhere, perhaps on such a processor.
+    here = [one for one in entries if one.timings.timed]
+    machines = [one.measurement.environment.machine.processor for one in here]
     elsewhere = processor() not in machines
     toy, look = conditions.dataset in TOYS, conditions.protocol != "full"
     return toy, elsewhere, look, -len(entries), conditions
