@@ -15,6 +15,7 @@ from conftest import ROOT, write_and_read
 from cifar_lightning.comparison.publish import seeds_table
 from cifar_lightning.config.protocols import PROTOCOL_VERSION
 from cifar_lightning.runs.environment import Environment
+from cifar_lightning.runs.interleaved import BenchmarkHead
 from cifar_lightning.runs.latency import LatencyStats, Relative
 from cifar_lightning.runs.layout import markdown, sweep_table
 from cifar_lightning.runs.measurement import Measurement
@@ -175,6 +176,11 @@ def test_measuring_again_replaces_and_full_outranks_quick(tmp_path):
     assert "(quick)" in markdown(rows_of(folder))
     MEASUREMENT.save(folder)
     replace(MEASUREMENT, test_acc=2.0).save(folder)
+    # What came without its benchmark was measured elsewhere, and outranks nothing.
+    assert {row.test_acc for row in rows_of(folder)} == {1.0, 2.0}
+    record = BenchmarkHead.path(tmp_path, MEASUREMENT.benchmark)
+    record.parent.mkdir()
+    record.touch()
     assert [row.test_acc for row in rows_of(folder)] == [2.0]
     replace(quick, threads=4).save(folder)
     assert len(rows_of(folder)) == 2

@@ -22,6 +22,7 @@ from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.find import load_run
 from cifar_lightning.runs.latency import LESS
 from cifar_lightning.runs.measurement import Measurement
+from cifar_lightning.runs.shown import is_recorded
 from cifar_lightning.runs.timed_before import measured_before
 from cifar_lightning.system.devices import hardware_slug
 from cifar_lightning.system.formatting import counted
@@ -114,11 +115,8 @@ def measured_here(source: Source, device: torch.device, protocol: str, outputs: 
     found, _ = Measurement.read_all(source.folder, load_run(source.folder))
     keys = {source.candidate.key, replace(source.candidate, by_weights=True).key}
     alike = [one for one in found if one.candidate in keys and one.counts_for(protocol)]
-    return any(
-        one.hardware == hardware_slug(device)
-        and (one.benchmark is None or BenchmarkRecord.path(outputs, one.benchmark).exists())
-        for one in alike
-    )
+    here = [one for one in alike if one.hardware == hardware_slug(device)]
+    return any(is_recorded(one, outputs) for one in here)
 
 
 def measure(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ERROR = 0.05  # how often a verdict may call something slower that is not
 # Two processes or one say too little of how processes differ: one told equal networks apart in a
-# fifth of simulated benchmarks. Before protocol version 3 there was never more than one.
+# quarter of simulated benchmarks. Before protocol version 3 there was never more than one.
 FEWEST, SEVERAL_SINCE = 3, 3
 
 

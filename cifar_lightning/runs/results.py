@@ -10,6 +10,7 @@ from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.identity import group_name
 from cifar_lightning.runs.measurement import Measurement
 from cifar_lightning.runs.run import MEGA, Run, left_out, listed_run, runs_of
+from cifar_lightning.runs.shown import shown
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +105,7 @@ class RunResults:
     def read(cls, folder: Path) -> Self:
         """Read a run's files; what is damaged or another run's is left out.
 
-        A run that is still under way gives no rows, and of two protocols on the same hardware only
-        ``full`` is shown.
+        A run that is still under way gives no rows; see `shown` for what others give.
         """
         try:
             return cls._of(folder, Run.load(folder))
@@ -130,7 +130,8 @@ class RunResults:
         if isinstance(run, str):
             return cls(folder, None, [], [run])
         measurements, damaged = Measurement.read_all(folder, run)
-        return cls(folder, run, _lines(run, measurements), damaged)
+        seen = shown(measurements, RunFolder(folder).outputs)
+        return cls(folder, run, _lines(run, seen), damaged)
 
 
 def rows_of(folder: Path) -> list[Row]:
@@ -149,16 +150,12 @@ def warned(recorded: Iterable[RunResults]) -> list[Row]:
 
 
 def _lines(run: Run, measurements: list[Measurement]) -> list[tuple[Row, Measurement | None]]:
-    fully = [(m.configuration, m.recipe) for m in measurements if m.protocol == "full"]
-    shown = [
-        m for m in measurements if m.protocol != "quick" or (m.configuration, m.recipe) not in fully
-    ]
     if run.status in ("running", "interrupted"):
         return []
-    if not shown or run.status == "failed":
+    if not measurements or run.status == "failed":
         return [(_run_row(run), None)]
-    rows = [_row(run, measurement) for measurement in shown]
-    return list(zip(_with_speedups(rows), shown, strict=True))
+    rows = [_row(run, measurement) for measurement in measurements]
+    return list(zip(_with_speedups(rows), measurements, strict=True))
 
 
 def _with_speedups(rows: list[Row]) -> Iterator[Row]:
