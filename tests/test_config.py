@@ -3,11 +3,13 @@ import re
 import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from cifar_lightning.cli.arguments import rename
 from cifar_lightning.config import components, options, rules, schema, texts
+from cifar_lightning.config.presets import set_over_options
 from cifar_lightning.errors import UserError
 from cifar_lightning.runs import identity, resolve
 from cifar_lightning.system import processor
@@ -374,3 +376,38 @@ def test_networks_are_called_model_on_the_command_line():
     assert rename("run=model=x", names) == "run=model=x"
     assert rename("model", names) == "networks"
     assert not schema.renamed_arguments(schema.TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("experiment=quick", []),
+        ("experiment=quick epochs=2 optim.lr=0.3 model.width=0.5", []),
+        ("optim=adamw optim.lr=0.3", []),
+        ("experiment=quick optim=adamw optim.lr=1e-3 optim.weight_decay=0.1", []),
+        (
+            "experiment=quick optim=adamw optim.weight_decay=0.1",
+            ["experiment=quick sets optim.lr=0.2 where optim=adamw has 0.002"],
+        ),
+        (
+            "experiment=fast94 model=cifarnet_85 seed=1",
+            ["experiment=fast94 sets model.channels=[64,256,256] where model=cifarnet_85 has [16,"],
+        ),
+        (
+            "experiment=[fast85,gpu] augment=[flip,crop]",
+            [
+                "experiment=[fast85,gpu] sets augment.crop.padding=2 where augment=crop has 4, "
+                "augment.crop.mode=reflect where augment=crop has null"
+            ],
+        ),
+    ],
+)
+def test_what_a_preset_sets_over_an_option_is_told(typed, told, monkeypatch):
+    resolve.register()
+    with initialize_config_dir(str(schema.CONF_DIR), version_base="1.3"):
+        config = compose("train", typed.split(), return_hydra_config=True)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", config)
+    lines = set_over_options(config)
+    assert len(lines) == len(told), lines
+    for line, begins in zip(lines, told, strict=True):
+        assert line.startswith(begins), line

@@ -80,3 +80,10 @@ def option(name: str, choice: str, around: Mapping[str, Any]) -> dict[str, Any]:
     resolved = OmegaConf.to_container(node, resolve=True)
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
+
+
+def as_override(key: str, value: Any) -> str:
+    """Write a setting as the command line takes it."""
+    if isinstance(value, list):
+        return f"{key}=[{','.join(map(str, value))}]"
+    return f"{key}={'null' if value is None else value}"

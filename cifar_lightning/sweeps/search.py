@@ -11,10 +11,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning.config import rules
+from cifar_lightning.config.options import as_override
 from cifar_lightning.errors import RunFailed
 from cifar_lightning.runs.run import Run
 from cifar_lightning.sweeps import space as spaces
-from cifar_lightning.sweeps.space import as_override
 from cifar_lightning.sweeps.study import KILLED, Study
 from cifar_lightning.sweeps.trial import Shared, checked, study_name, train
 from cifar_lightning.system.formatting import counted

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cifar_lightning.config.options import option
+from cifar_lightning.config.options import as_override, option
 from cifar_lightning.config.values import is_integer, is_number
 from cifar_lightning.errors import bad_value, unknown_name
 
@@ -113,13 +113,6 @@ def draw(trial: Any, space: Space) -> list[str]:
             options[key] = keys_of(key, value)
         overrides.append(as_override(key, value))
     return overrides
-
-
-def as_override(key: str, value: Any) -> str:
-    """Write a setting as the command line takes it."""
-    if isinstance(value, list):
-        return f"{key}=[{','.join(map(str, value))}]"
-    return f"{key}={'null' if value is None else value}"
 
 
 def flatten_space(node: Mapping[str, Any], prefix: str = "") -> Space:

@@ -18,6 +18,7 @@ from cifar_lightning.benchmark.load import RunData
 from cifar_lightning.benchmark.measure import Measured, measure_missing
 from cifar_lightning.comparison.publish import attempt, publish
 from cifar_lightning.config import schema
+from cifar_lightning.config.presets import set_over_options
 from cifar_lightning.errors import Interrupted, NotFinite, RunFailed, reason_of
 from cifar_lightning.runs import resolve
 from cifar_lightning.runs.completed import meet_again, show_files
@@ -61,6 +62,8 @@ def run(cfg: DictConfig) -> None:
             stack.enter_context(
                 alone(RunFolder(folder).lock, f"{folder.name}: already running in another process")
             )
+            for line in set_over_options(cfg):
+                log.warning("%s", line)
         try:
             _run(experiment, config, choices)
         except BaseException as error:
