@@ -14,7 +14,7 @@ from test_results import MEASUREMENT, RUN, place
 import tune as script
 from cifar_lightning.config.rules import check
 from cifar_lightning.errors import RunFailed, UserError
-from cifar_lightning.sweeps import drawn, finals, front, front_shown, space
+from cifar_lightning.sweeps import claims, drawn, finals, front, front_shown, space
 from cifar_lightning.sweeps.claims import KILLED_TOO_OFTEN, Claim
 from cifar_lightning.sweeps.found import LATENCY, Found, Timed
 from cifar_lightning.sweeps.jobs import Job
@@ -538,19 +538,97 @@ def test_a_network_that_kills_the_search_when_it_is_timed_is_given_up(
     assert len({width for width, _ in pretending.trained}) == 3
 
 
-def test_the_last_of_several_processes_trains_the_final_runs(search, pretending, study, outputs):
+def test_final_runs_are_chosen_when_all_networks_are_trained(
+    search, pretending, study, outputs, monkeypatch
+):
+    """A process that has nothing more to do waits for the others."""
     assert search("n_trials=9")[0] == 0
     before = [*pretending.final]
     assert before
     (folder,) = (outputs / "searches").iterdir()
-    with Claim.make(folder / "trial-3-rung-1.lock") as elsewhere:
-        elsewhere._note(0)
-        status, out, err = search("n_trials=9")
+    elsewhere = Claim.make(folder / "trial-3-rung-1.lock")
+    finals_then = []
+
+    def ends(seconds):
+        finals_then.append(len(pretending.final))
+        elsewhere.end()
+
+    monkeypatch.setattr(claims.time, "sleep", ends)
+    status, out, err = search("n_trials=9")
     assert status == 0, err
     assert "other processes are at work on 1 network" in out
-    assert pretending.final == before
-    assert search("n_trials=9")[0] == 0
+    assert "waiting for another process, which is at trial-3-rung-1" in out
+    assert finals_then == [len(before)]
     assert len(pretending.final) == 2 * len(before)
+    assert not [*folder.glob("trial-*")]
+
+
+@pytest.fixture
+def beside(search, pretending, outputs, monkeypatch):
+    """Searches while another process is at a network's final run with seed 0.
+
+    Returns the seeds of final runs before the other one has ended and after it, and the network.
+    """
+
+    def make(*settings, ending):
+        settings = "n_trials=20", *settings
+        assert search(*settings, "final_seeds=[7]")[0] == 0
+        width = min(width for width, _ in pretending.seeds if errors(width, 60) <= 20)
+        pretending.seeds.clear()
+        (folder,) = (outputs / "searches").iterdir()
+        with Study(outputs, folder.name, ["minimize", "maximize"], None, lambda _: None) as study:
+            found = Found(study, [1, 2, 4])
+            number = next(
+                number
+                for number in found.latencies()
+                if f"[{width}," in " ".join(found.overrides(number))
+            )
+            elsewhere, before = study.claim(f"final-{number}-60-0"), []
+
+            def ends(seconds):
+                before.extend(pretending.seeds)
+                pretending.seeds.clear()
+                if ending is not None:
+                    found.note_final(number, 60, 0, ending)
+                    elsewhere.end()
+                elsewhere.release()
+
+            monkeypatch.setattr(claims.time, "sleep", ends)
+            status, _, err = search(*settings, "final_seeds=[0,1,2]")
+            assert status == 0, err
+        return before, pretending.seeds, width
+
+    return make
+
+
+def ended(val_acc):
+    return Trained(name="elsewhere", val_acc=val_acc, val_images=100_000, train_seconds=60.0)
+
+
+def test_a_final_run_of_another_process_is_waited_for(beside):
+    before, after, width = beside("targets=[80]", ending=ended(81.0))
+    assert not before
+    assert after == [(width, 1), (width, 2)]
+
+
+def test_what_another_process_has_left_is_taken_up(beside):
+    before, after, width = beside("targets=[80]", ending=None)
+    assert not before
+    assert after == [(width, 0), (width, 1), (width, 2)]
+
+
+def test_another_target_is_trained_for_meanwhile(beside):
+    before, after, width = beside("targets=[80,85]", ending=ended(81.0))
+    assert [seed for _, seed in before] == [0, 1, 2]
+    assert {other for other, _ in before}.isdisjoint({width})
+    assert after == [(width, 1), (width, 2)]
+
+
+def test_a_network_that_misses_its_target_elsewhere_is_left(beside):
+    before, after, width = beside("targets=[80]", ending=ended(70.0))
+    assert not before
+    assert after
+    assert all(other != width for other, _ in after)
 
 
 def test_what_was_timed_on_a_busy_machine_refuses_no_limit(search, pretending):

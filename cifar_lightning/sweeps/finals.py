@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 def train_finally(cfg: DictConfig, found: Found, shared: Shared, searched: Collection[str]) -> None:
     """Find the fastest network of each target, train it with all seeds, and measure them.
 
+    Of several processes each trains other runs, and one measures.
+
     Args:
         cfg: Of the search.
         found: By it.
@@ -28,16 +31,12 @@ def train_finally(cfg: DictConfig, found: Found, shared: Shared, searched: Colle
     """
     if not cfg.targets or not cfg.final_seeds:
         return
+    finals = _Finals(cfg, found, shared, searched)
+    chosen = finals.train()
     if (claim := found.study.claim("final")) is None:
-        log.info("another process trains final runs; given again, this command trains the others")
+        log.info("another process measures them")
         return
     with claim:
-        finals = _Finals(cfg, found, shared, searched)
-        chosen = dict.fromkeys(
-            number
-            for target in sorted(cfg.targets)
-            if (number := finals.fastest(target)) is not None
-        )
         benchmark = [f"benchmark.variants=[{cfg.variant}]", f"benchmark.threads=[{cfg.threads}]"]
         overrides = [
             finals.overrides(number, *benchmark, f"seed={seed}")
@@ -49,6 +48,27 @@ def train_finally(cfg: DictConfig, found: Found, shared: Shared, searched: Colle
             run.run(composed(overrides), executors.LocalExecutor(1))
 
 
+@dataclass(frozen=True)
+class _Needed:
+    """A final run that a target needs.
+
+    Attributes:
+        target: Validation accuracy in percent.
+        number: Of the network.
+        seed: Of the run.
+        guess: What the network is guessed to have.
+    """
+
+    target: float
+    number: int
+    seed: int
+    guess: Guess
+
+    @property
+    def work(self) -> str:
+        return f"final-{self.number}-{self.guess.epochs}-{self.seed}"
+
+
 class _Finals:
     """Trains networks to the end, the fastest first, as far as it is needed."""
 
@@ -57,24 +77,28 @@ class _Finals:
     ) -> None:
         self._cfg, self._found, self._shared, self._searched = cfg, found, shared, searched
 
-    def fastest(self, target: float) -> int | None:
-        """Train those that may reach a validation accuracy, until one does; None if none does."""
-        while now := self._guesses():
-            number = next(iter(aimed(now, target)), None)
-            if number is None:
-                break
-            if now[number].complete:
-                return number
-            missed = [
-                one.accuracy
-                for one in now.values()
-                if one.final is not None and math.isfinite(one.final)
+    def train(self) -> list[int]:
+        """Train those that may reach a target, until one does; list the one of each target.
+
+        What another process trains is waited for where nothing else is needed.
+        """
+        while True:
+            now = self._guesses()
+            best = {target: self._best(now, target) for target in sorted(self._cfg.targets)}
+            needed = [
+                _Needed(target, number, seed, now[number])
+                for target, number in best.items()
+                if number is not None
+                for seed in self._seeds_needed(number, now[number])
             ]
-            if not now[number].reaches(target) and max(missed, default=0.0) > now[number].accuracy:
-                break  # one of which more was hoped has missed it already
-            self._train(number, now[number], target)
-        log.info("no network reaches %g %%", target)
-        return None
+            if not needed:
+                break
+            if not any(map(self._train, needed)):
+                self._found.study.wait_for(needed[0].work)
+        for target, number in best.items():
+            if number is None:
+                log.info("no network reaches %g %%", target)
+        return [*dict.fromkeys(number for number in best.values() if number is not None)]
 
     def overrides(self, number: int, *more: str) -> list[str]:
         """Give those of a network's final runs."""
@@ -89,29 +113,55 @@ class _Finals:
             number: one for number, one in found.items() if self._found.study.owns(trials[number])
         }
 
-    def _train(self, number: int, guess: Guess, target: float) -> None:
-        """Train a network with the first seed; with the others if that one reached the target."""
-        first, *others = self._cfg.final_seeds
-        epochs = counted(guess.epochs, "epoch")
-        drawn = " ".join(self._found.overrides(number))
-        log.info("network %d, %s: to the end, for %g %%: %s", number, epochs, target, drawn)
-        for seed in [first] if guess.final is None else others:
-            ending = self._trained(number, guess.epochs, seed)
-            if not isinstance(ending, Run):
-                self._found.note_final(number, guess.epochs, seed, None)
-                log.warning("network %d failed: %s", number, ending)
-                return
-            self._found.note_final(number, guess.epochs, seed, ending)
-            log.info("network %d: %.2f %%, guessed %.2f", number, ending.val_acc, guess.accuracy)
+    def _best(self, now: dict[int, Guess], target: float) -> int | None:
+        """Tell which network a target has, or is to be trained for it; None if none reaches it."""
+        number = next(iter(aimed(now, target)), None)
+        if number is None or now[number].complete or now[number].reaches(target):
+            return number
+        missed = [
+            one.accuracy
+            for one in now.values()
+            if one.final is not None and math.isfinite(one.final)
+        ]
+        # One of which more was hoped may have missed it already.
+        return None if max(missed, default=0.0) > now[number].accuracy else number
 
-    def _trained(self, number: int, epochs: int, seed: int) -> Run | str:
-        """Train a network to the end with one seed; return its run, or why it can't be trained."""
-        claim = self._found.study.claim(f"final-{number}-{epochs}-{seed}")
-        assert claim is not None  # one process trains final runs
+    def _seeds_needed(self, number: int, guess: Guess) -> list[int]:
+        """Tell which of a network's final runs are needed: the first; the others if it reached."""
+        if guess.complete:
+            return []
+        there = self._there(number, guess.epochs)
+        missing = [seed for seed in self._cfg.final_seeds if seed not in there]
+        return missing[:1] if guess.final is None else missing
+
+    def _there(self, number: int, epochs: int) -> Collection[int]:
+        return self._found.read().finals.get((number, epochs), {})
+
+    def _train(self, needed: _Needed) -> bool:
+        """Train a network to the end with one seed; False if another process does."""
+        number, seed, guess = needed.number, needed.seed, needed.guess
+        if (claim := self._found.study.claim(needed.work)) is None:
+            return False
         with claim:
-            if claim.hopeless:
-                return KILLED
-            with claim.work():
-                ending = train(self.overrides(number, f"seed={seed}"), self._searched)
+            if seed not in self._there(number, guess.epochs):  # nobody has ended it meanwhile
+                what = f"{counted(guess.epochs, 'epoch')}, seed {seed}"
+                drawn = " ".join(self._found.overrides(number))
+                where = f"network {number}, {what}: to the end, for {needed.target:g} %: {drawn}"
+                log.info("%s", where)
+                ending: Run | str = KILLED
+                if not claim.hopeless:
+                    with claim.work():
+                        trained = train(self.overrides(number, f"seed={seed}"), self._searched)
+                    ending = trained if isinstance(trained, Run) else trained.message
+                self._note(needed, ending)
             claim.end()
-        return ending if isinstance(ending, Run) else ending.message
+        return True
+
+    def _note(self, needed: _Needed, ending: Run | str) -> None:
+        number, guess = needed.number, needed.guess
+        trained = ending if isinstance(ending, Run) else None
+        self._found.note_final(number, guess.epochs, needed.seed, trained)
+        if trained is None:
+            log.warning("network %d failed: %s", number, ending)
+        else:
+            log.info("network %d: %.2f %%, guessed %.2f", number, trained.val_acc, guess.accuracy)

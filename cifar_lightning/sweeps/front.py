@@ -114,11 +114,12 @@ class _Search:
     def run(self) -> None:
         try:
             self._train_rungs()
-            self.study.release()
-            if others := self.study.others:  # the last process sees what all have found
-                log.info("other processes are at work on %s", counted(others, "network"))
-            else:
-                train_finally(self.cfg, self.found, self.shared, self.space)
+            while others := self.study.elsewhere:  # final runs are chosen by what all have found
+                log.info("other processes are at work on %s", counted(len(others), "network"))
+                self.study.wait_for(others[0])
+                self._train_rungs()  # what they have ended may let others go on
+            self._tell()
+            train_finally(self.cfg, self.found, self.shared, self.space)
         finally:  # when it is stopped, too
             if any(self.found.read().points):
                 where = self.hardware, self.cfg.variant, self.cfg.threads
@@ -130,10 +131,18 @@ class _Search:
         while now.seconds < 3600 * self.cfg.hours and self._step(now):
             now = self.found.read()
             log.info("%s", self._state(now))
+        self.study.release()
+
+    def _tell(self) -> None:
+        """Show what was found.
+
+        Raises:
+            RunFailed: If nothing was.
+        """
         now = self.found.read()
         if any(now.points):
             log.info("\n%s", table(self.found))
-        elif not self.study.others:
+        else:
             slow = len(now.too_slow(self.cfg.max_ms))
             why = f"; {slow} are above max_ms={self.cfg.max_ms:g}" if slow else ""
             raise RunFailed(f"{self.study.name}: no network could be trained{why}")

@@ -57,8 +57,8 @@ def search(cfg: DictConfig) -> None:
                 log.warning("this trial failed: %s", ending.message)
                 study.fail(trial, ending.message, f"{ending.kind} {ending.key}")
                 _end_if_hopeless(study)
-        if others := study.others:
-            log.info("other processes are at work on %s", counted(others, "trial"))
+        if others := study.elsewhere:
+            log.info("other processes are at work on %s", counted(len(others), "trial"))
         _show(study)
 
 

@@ -173,17 +173,27 @@ class Study:
         return bool(trial.user_attrs.get(OWNER) == self._owner)
 
     @property
-    def others(self) -> int:
-        """How many trials other processes with these outputs are at work on."""
+    def elsewhere(self) -> list[str]:
+        """The claims of trials that other processes with these outputs are at work on."""
         mine = {f"trial-{number}" for number in self.claims}
-        found = 0
+        found = []
         with self._beginning():
-            for work in {path.stem for path in self.folder.glob("trial-*.lock")} - mine:
+            for work in sorted({path.stem for path in self.folder.glob("trial-*.lock")} - mine):
                 if (claim := self.claim(work)) is None:
-                    found += 1
+                    found.append(work)
                 else:
                     claim.release()
         return found
+
+    def wait_for(self, work: str) -> None:
+        """Wait until no other process is at a piece of work.
+
+        Raises:
+            Interrupted: If a signal came while waiting.
+        """
+        with Claim.awaited(self.folder / f"{work}.lock") as claim:
+            if not claim.killed:
+                claim.end()  # it was ended, or this very claim has made its file
 
     def claim(self, work: str) -> Claim | None:
         """Claim work on this study, by a name; None if another process is at it."""
