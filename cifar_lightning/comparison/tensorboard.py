@@ -29,8 +29,8 @@ def draw(folder: Path) -> None:
     """Write a finished run's settings and results into its TensorBoard folder.
 
     The hparams tab gets every setting that changes the weights, and the figures of the chosen
-    weights; each undisturbed measurement gets its latency, size and a histogram of its calls, named
-    by its variant, and the first one its confusion matrix.
+    weights; each measurement gets its size, named by its variant, and if it was not disturbed its
+    latency and a histogram of its calls; the first one gets its confusion matrix.
 
     Args:
         folder: The run's.
@@ -43,7 +43,7 @@ def draw(folder: Path) -> None:
     RunFolder(folder).link_board(recorded.run.label)
     shown = [one for _, one in recorded.lines if one is not None]
     shown.sort(key=lambda one: (one.variant != "fp32", one.threads))
-    measured = {_name(one, shown[0]): one for one in reversed(shown) if one.status == "ok"}
+    measured = {_name(one, shown[0]): one for one in reversed(shown) if one.has_figures}
     confusion = next((one.confusion for one in shown if one.confusion is not None), None)
     for earlier in RunFolder(folder).drawings():
         earlier.unlink(missing_ok=True)  # another process may be drawing, too
@@ -60,7 +60,7 @@ def draw(folder: Path) -> None:
         for name, value in figures.items():
             writer.add_scalar(name, value, 0)
         for name, one in measured.items():
-            if (calls := _calls_ms(folder, one)) is not None:
+            if one.status == "ok" and (calls := _calls_ms(folder, one)) is not None:
                 writer.add_histogram(f"{GROUP}/calls_ms.{name}", np.array(calls), 0)
         if confusion is not None:
             figure = plots.confusion_matrix(confusion, recorded.run.class_names(len(confusion)))
@@ -102,7 +102,7 @@ def _figures(run: Run, measured: Mapping[str, Measurement]) -> dict[str, float]:
         "macs_m": run.macs / MEGA,
     }
     for name, one in measured.items():
-        if one.latency is not None:
+        if one.status == "ok" and one.latency is not None:
             figures[f"lat_mean_ms.{name}"] = one.latency.mean_ms
             figures[f"lat_p95_ms.{name}"] = one.latency.p95_ms
         figures[f"size_mb.{name}"] = one.size_bytes and one.size_bytes / MEGA
