@@ -24,6 +24,7 @@ from cifar_lightning.benchmark.evaluate import evaluate
 from cifar_lightning.benchmark.load import load_data
 from cifar_lightning.benchmark.measure import Measured
 from cifar_lightning.benchmark.network import load_backbone
+from cifar_lightning.cli import measure
 from cifar_lightning.data.digits import DigitsDataModule
 from cifar_lightning.runs.benchmark import BenchmarkRecord
 from cifar_lightning.runs.completed import finished
@@ -249,6 +250,35 @@ def test_an_interrupted_measurement_is_continued_without_training(command, outpu
     last = [Measurement.read(path) for path in sorted((folder / "measurements").iterdir())]
     assert last == whole
     assert len((outputs / "results.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("ema", [(), ("ema=0.5",)])
+def test_a_run_without_a_test_is_tested_when_it_is_asked_for(
+    ema, command, call, outputs, monkeypatch
+):
+    """By the weights that were chosen, and once."""
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageClassifier, "test_step", None)
+        ended = command(*COMMAND, *ema, "test=false")
+        assert ended.status == 0, ended.err
+        folder = only_run(outputs)
+        untested = Run.load(folder)
+        assert (untested.status, untested.test_acc) == ("finished", None)
+        assert untested.val_acc is not None
+        assert [row.test_acc for row in rows_of(folder)] == [None]
+        assert "is finished" in command(*COMMAND, *ema, "test=false").out
+        measured = call(measure.main, f"outputs={outputs}", "run=all")
+        assert measured.status == 2
+        assert "left out: 1 run without a test" in measured.out
+    monkeypatch.setattr(ImageClassifier, "training_step", no_training)
+    assert command(*COMMAND, *ema).status == 0
+    tested = Run.load(folder)
+    assert tested == replace(untested, test_acc=tested.test_acc)
+    assert [row.test_acc for row in rows_of(folder)] == [tested.test_acc]
+    expected = evaluate(load_backbone(folder), load_data(folder), torch.device("cpu"))
+    assert tested.test_acc == pytest.approx(expected.accuracy, abs=0.01)
+    monkeypatch.setattr(ImageClassifier, "test_step", None)
+    assert "is finished" in command(*COMMAND, *ema).out
 
 
 def broken(*arguments, **settings):

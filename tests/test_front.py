@@ -5,6 +5,7 @@ import sqlite3
 import sys
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import count, pairwise
 from types import SimpleNamespace
 
@@ -87,8 +88,8 @@ class Pretending:
         monkeypatch.setattr(finals.run, "run", self.run)
         monkeypatch.setattr(drawn, "composed", self.compose)
         monkeypatch.setattr(finals, "composed", self.compose)
-        monkeypatch.setattr(front, "train", self.train)
-        monkeypatch.setattr(finals, "train", self.train)
+        monkeypatch.setattr(front, "train", partial(self.train_checked, tested=False))
+        monkeypatch.setattr(finals, "train", partial(self.train_checked, tested=True))
         monkeypatch.setattr(front, "checked", self.check)
 
     def check(self, shared, space, lengths):
@@ -121,6 +122,10 @@ class Pretending:
             floor_ms = 0.02 * self.busy()
             found[number] = Timed(width / 10, None, None, ms, f"b{self.timed}", floor_ms)
         return found
+
+    def train_checked(self, overrides, searched, tested):
+        assert ("test=false" in overrides) != tested
+        return self.train(overrides, searched)
 
     def train(self, overrides, searched):
         said = dict(override.split("=", 1) for override in overrides)
@@ -682,17 +687,28 @@ def test_it_goes_on_where_it_was_stopped(search, pretending):
     assert len(pretending.trained) == whole
 
 
-def test_a_process_that_others_leave_nothing_to_has_not_failed(search, pretending, outputs):
+def test_a_process_that_others_leave_nothing_to_waits_for_them(
+    search, pretending, outputs, monkeypatch
+):
+    """And takes up what they leave."""
     pretending.stop_at = 0
     assert search("n_trials=3")[0] == 130
     (folder,) = (outputs / "searches").iterdir()
-    with ExitStack() as elsewhere:
-        for number in range(3):
-            elsewhere.enter_context(Claim.make(folder / f"trial-{number}.lock"))
-        status, out, err = search("n_trials=3")
+    elsewhere = ExitStack()
+    for number in range(3):
+        elsewhere.enter_context(Claim.make(folder / f"trial-{number}.lock"))
+    before = []
+
+    def leave(seconds):
+        before.append([*pretending.trained])
+        elsewhere.close()
+
+    monkeypatch.setattr(claims.time, "sleep", leave)
+    status, out, err = search("n_trials=3")
     assert status == 0, err
     assert "other processes are at work on 3 networks" in out
-    assert not pretending.trained
+    assert before == [[]]
+    assert len(of_epochs(pretending.trained, 1)) == 3
 
 
 def test_half_a_line_of_the_journal_is_no_end(search, pretending, outputs):

@@ -18,6 +18,7 @@ from cifar_lightning.runs.candidate import candidate_key
 from cifar_lightning.runs.find import find_run, load_run
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Run, runs_of
+from cifar_lightning.system.formatting import counted
 from cifar_lightning.system.progress import tracked
 from cifar_lightning.variants.context import Unsupported, example_images
 
@@ -123,10 +124,13 @@ def _all_measurable(outputs: Path, data: RunData) -> list[Path]:
     weights, and comes last.
     """
     whole: dict[Path, str] = {}
+    untested = 0
     lacking: list[tuple[Path, Run, UserError]] = []
     for folder, run in tracked([*runs_of(outputs)], "looking at", "runs", slow_steps=True):
         if isinstance(run, str):
             log.warning("%s", run)
+        elif run.status == "finished" and run.test_acc is None:
+            untested += 1
         elif run.status == "finished":
             try:
                 load_backbone(folder)
@@ -134,6 +138,8 @@ def _all_measurable(outputs: Path, data: RunData) -> list[Path]:
                 whole[folder] = _network(run)
             except UserError as error:
                 lacking.append((folder, run, error))
+    if untested:
+        log.info("left out: %s without a test", counted(untested, "run"))
     without_weights = []
     for folder, run, reason in lacking:
         try:
@@ -145,7 +151,7 @@ def _all_measurable(outputs: Path, data: RunData) -> list[Path]:
         except UserError as error:
             log.warning("left out: %s", error)
     if not whole and not without_weights:
-        none = "none that can be measured here" if lacking else "no finished run"
+        none = "none that can be measured here" if lacking or untested else "no finished run"
         allowed = f"used where there are finished runs; {outputs} has {none}"
         raise bad_value("run", "all", allowed)
     return [*whole, *without_weights]

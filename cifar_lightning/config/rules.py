@@ -59,6 +59,9 @@ def check(config: Mapping[str, Any]) -> None:
     ]
     if monitors and not config.get("logger"):
         raise UserError(f"callbacks={','.join(monitors)}: needs a logger, say logger=csv")
+    if config.get("test") is False and config["benchmark"]["variants"]:
+        allowed = "true where benchmark.variants are measured, which tests them, too"
+        raise bad_value("test", "false", allowed)
     data = config.get("data", {})
     if data.get("device") == "gpu" and data.get("num_workers"):
         raise bad_value("data.num_workers", data["num_workers"], "0 where data.device=gpu")

@@ -49,6 +49,7 @@ class TrainConfig:
     init: PathText | None = None
     id: str | None = MISSING
     outputs: PathText = MISSING
+    test: bool = MISSING
     rerun: bool = MISSING
 
 

@@ -41,10 +41,15 @@ def finished(folder: Path, config: Mapping[str, Any]) -> Run | None:
         for variant in benchmark["variants"]
         for threads in (benchmark["threads"][:1] if on_gpu else benchmark["threads"])
     )
-    if run.status != "finished" or not measured:
+    if run.status != "finished" or lacks_test(run, config) or not measured:
         return None
     read_weights(folder, run)
     return run
+
+
+def lacks_test(run: Run, config: Mapping[str, Any]) -> bool:
+    """Tell whether a run that validation alone has judged so far is to be tested now."""
+    return bool(config["test"]) and run.test_acc is None
 
 
 def take_up(folder: Path, run: Run, config: Mapping[str, Any]) -> Run:

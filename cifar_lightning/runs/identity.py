@@ -26,6 +26,7 @@ NON_IDENTITY_KEYS = {
     "logger",
     "outputs",
     "rerun",
+    "test",
     "data.eval_batch_size",
     "data.md5",
     "init.path",

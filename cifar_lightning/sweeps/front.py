@@ -171,7 +171,8 @@ class _Search:
         epochs = self.rungs[place]
         log.info("network %d, %s: %s", number, counted(epochs, "epoch"), " ".join(overrides))
         begin = time.monotonic()
-        ending = train(self.shared.overrides(*overrides, f"epochs={epochs}"), self.space)
+        own = [*overrides, f"epochs={epochs}", "test=false"]  # validation alone steers
+        ending = train(self.shared.overrides(*own), self.space)
         if isinstance(ending, Run):
             self.found.note_trained(number, place, ending)
             return ending

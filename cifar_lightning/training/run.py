@@ -16,12 +16,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cifar_lightning.benchmark.load import RunData
 from cifar_lightning.benchmark.measure import Measured, measure_missing
+from cifar_lightning.benchmark.network import load_backbone
 from cifar_lightning.comparison.publish import attempt, publish
 from cifar_lightning.config import schema
 from cifar_lightning.config.presets import set_over_options
 from cifar_lightning.errors import Interrupted, NotFinite, RunFailed, reason_of
 from cifar_lightning.runs import resolve
-from cifar_lightning.runs.completed import meet_again, show_files
+from cifar_lightning.runs.completed import lacks_test, meet_again, show_files
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Network, Run
 from cifar_lightning.system import progress, signals
@@ -86,9 +87,12 @@ def _run(experiment: Experiment, config: dict[str, Any], choices: dict[str, str]
         start = _agree(experiment.trainer, start)
     assert start is not None
     trained = start.record.status == "finished"
-    if not trained:
-        with signals.deferred():
-            test(experiment, fit(experiment, start))
+    with signals.deferred():
+        record = start.record if trained else fit(experiment, start)
+        if lacks_test(record, config):
+            record = test(experiment, record)
+        if not trained:
+            experiment.save(replace(record, status="finished"))
     if experiment.is_global_zero:
         _complete(experiment, config, trained)
 
@@ -186,13 +190,15 @@ def fit(experiment: Experiment, start: ResumeState) -> Run:
 
 
 def test(experiment: Experiment, record: Run) -> Run:
-    """Test the chosen checkpoint once; from here on the run is finished, whatever follows."""
-    classifier = experiment.classifier
+    """Test the chosen weights once; from here on the run is finished, whatever follows."""
+    classifier, checkpoint = experiment.classifier, experiment.chosen.best_model_path
+    if not checkpoint:  # it was trained earlier
+        classifier.backbone.load_state_dict(load_backbone(experiment.folder).state_dict())
     try:
         experiment.trainer.test(
             classifier,
             datamodule=experiment.data,
-            ckpt_path=experiment.chosen.best_model_path,
+            ckpt_path=checkpoint or None,
             weights_only=True,
             verbose=False,
         )
