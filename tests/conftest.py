@@ -53,6 +53,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # `make test` hands its own level and flags on; a `make` of a test begins anew.
 for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):
     os.environ.pop(name, None)
+# Under nohup a closed window is ignored, by child processes, too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 ROOT = Path(__file__).resolve().parent.parent
 # All of CIFAR-10 as an archive of class folders, where it lies beside the checkout.
 CIFAR10_COPY = ROOT.parent / "shared" / "data" / "cifar10-jpeg.tar.xz"
