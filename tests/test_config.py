@@ -393,6 +393,7 @@ def test_networks_are_called_model_on_the_command_line():
             "experiment=fast94 model=cifarnet_85 seed=1",
             ["experiment=fast94 sets model.channels=[64,256,256] where model=cifarnet_85 has [16,"],
         ),
+        ("experiment=fast85 augment=[crop] augment.crop={padding:3,mode:reflect}", []),
         (
             "experiment=[fast85,gpu] augment=[flip,crop]",
             [

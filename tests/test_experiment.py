@@ -252,33 +252,46 @@ def test_an_interrupted_measurement_is_continued_without_training(command, outpu
     assert len((outputs / "results.csv").read_text().splitlines()) == 3
 
 
-@pytest.mark.parametrize("ema", [(), ("ema=0.5",)])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("logger=csv",),
+        ("ema=0.5",),
+        ("model.branches=true", "model.scale=1.0"),  # another form is trained than executed
+    ],
+)
 def test_a_run_without_a_test_is_tested_when_it_is_asked_for(
-    ema, command, call, outputs, monkeypatch
+    more, command, call, outputs, monkeypatch
 ):
-    """By the weights that were chosen, and once."""
+    """By the weights that were chosen, and once; the curves stay."""
     with monkeypatch.context() as patch:
         patch.setattr(ImageClassifier, "test_step", None)
-        ended = command(*COMMAND, *ema, "test=false")
+        ended = command(*COMMAND, *more, "test=false")
         assert ended.status == 0, ended.err
         folder = only_run(outputs)
         untested = Run.load(folder)
         assert (untested.status, untested.test_acc) == ("finished", None)
         assert untested.val_acc is not None
         assert [row.test_acc for row in rows_of(folder)] == [None]
-        assert "is finished" in command(*COMMAND, *ema, "test=false").out
+        assert "is finished" in command(*COMMAND, *more, "test=false").out
         measured = call(measure.main, f"outputs={outputs}", "run=all")
         assert measured.status == 2
         assert "left out: 1 run without a test" in measured.out
+        before = [path.read_text() for path in folder.glob("csv/metrics.csv")]
     monkeypatch.setattr(ImageClassifier, "training_step", no_training)
-    assert command(*COMMAND, *ema).status == 0
+    assert command(*COMMAND, *more).status == 0
     tested = Run.load(folder)
+    for lines, path in zip(before, folder.glob("csv/metrics.csv"), strict=True):
+        said = [{*line.split(",")} for line in lines.splitlines()[1:]]
+        now = [{*line.split(",")} for line in path.read_text().splitlines()[1:]]
+        assert len(now) == len(said) + 1
+        assert all(one <= other | {""} for one, other in zip(said, now, strict=False))
     assert tested == replace(untested, test_acc=tested.test_acc)
     assert [row.test_acc for row in rows_of(folder)] == [tested.test_acc]
     expected = evaluate(load_backbone(folder), load_data(folder), torch.device("cpu"))
     assert tested.test_acc == pytest.approx(expected.accuracy, abs=0.01)
     monkeypatch.setattr(ImageClassifier, "test_step", None)
-    assert "is finished" in command(*COMMAND, *ema).out
+    assert "is finished" in command(*COMMAND, *more).out
 
 
 def broken(*arguments, **settings):

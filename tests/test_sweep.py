@@ -204,6 +204,17 @@ def test_jobs_that_come_to_the_same_are_one():
     assert found[0].label == "seed=0"
 
 
+@pytest.mark.parametrize("tests", [("true", "false"), ("false", "true"), ("false", "false")])
+def test_of_a_run_that_is_tested_and_a_run_that_is_not_the_former_is_made(tests):
+    resolve.register()
+    with initialize_config_dir(str(schema.CONF_DIR), version_base="1.3"):
+        (found,) = jobs.jobs(
+            [[*SMALL, "benchmark.variants=[]", f"test={value}"] for value in tests],
+            lambda overrides: compose("train", list(overrides), return_hydra_config=True),
+        )
+    assert found.config["test"] == ("true" in tests)
+
+
 def test_each_network_is_built_once(tmp_path, monkeypatch, caplog):
     """However jobs of several networks follow each other; what differs beside them is checked."""
     built = []

@@ -129,7 +129,7 @@ def _all_measurable(outputs: Path, data: RunData) -> list[Path]:
     for folder, run in tracked([*runs_of(outputs)], "looking at", "runs", slow_steps=True):
         if isinstance(run, str):
             log.warning("%s", run)
-        elif run.status == "finished" and run.test_acc is None:
+        elif run.status == "finished" and run.test_acc is None and not _measured(folder):
             untested += 1
         elif run.status == "finished":
             try:
@@ -155,6 +155,10 @@ def _all_measurable(outputs: Path, data: RunData) -> list[Path]:
         allowed = f"used where there are finished runs; {outputs} has {none}"
         raise bad_value("run", "all", allowed)
     return [*whole, *without_weights]
+
+
+def _measured(folder: Path) -> bool:
+    return any(RunFolder(folder).measurements.glob("*.json"))
 
 
 def _network(run: Run) -> str:

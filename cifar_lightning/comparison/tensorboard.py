@@ -43,7 +43,9 @@ def draw(folder: Path) -> None:
     RunFolder(folder).link_board(recorded.run.label)
     shown = [one for _, one in recorded.lines if one is not None]
     shown.sort(key=lambda one: (one.variant != "fp32", one.threads))
-    measured = {_name(one, shown[0]): one for one in reversed(shown) if one.has_figures}
+    # Of those that share a name an undisturbed one counts, and of these the first.
+    known = sorted(shown, key=lambda one: one.status != "ok")
+    measured = {_name(one, shown[0]): one for one in reversed(known) if one.has_figures}
     confusion = next((one.confusion for one in shown if one.confusion is not None), None)
     for earlier in RunFolder(folder).drawings():
         earlier.unlink(missing_ok=True)  # another process may be drawing, too

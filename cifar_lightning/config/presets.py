@@ -8,6 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from cifar_lightning.config.options import as_override, files_of, read_option
+from cifar_lightning.errors import UserError
 
 PRESET = "experiment"
 
@@ -29,7 +30,7 @@ def set_over_options(config: DictConfig) -> list[str]:
     return [
         f"{preset} sets {', '.join(changes)}"
         for group, chosen in typed.items()
-        if group in config
+        if OmegaConf.is_config(config.get(group))
         for name in (chosen if isinstance(chosen, list) else [chosen])
         if (changes := [*_changes(config, group, str(name), typed)])
     ]
@@ -38,8 +39,13 @@ def set_over_options(config: DictConfig) -> list[str]:
 def _changes(config: DictConfig, group: str, name: str, typed: Mapping[str, Any]) -> Iterator[str]:
     for path in (path for path in files_of(group) if path.stem == name):
         now = dict(_values(group, OmegaConf.to_container(config[group])))
-        for key, own in _values(group, OmegaConf.to_container(read_option(path))):
-            if key in now and now[key] != own and key not in typed:
+        try:
+            file = read_option(path)
+        except UserError:  # it stands on others in a way that Hydra alone knows
+            continue
+        for key, own in _values(group, OmegaConf.to_container(file)):
+            said = any(f"{key}.".startswith(f"{one}.") for one in typed if "." in one)
+            if key in now and now[key] != own and not said:
                 here = as_override(key, now[key])
                 yield f"{here} where {as_override(group, name)} has {as_override('', own)[1:]}"
 

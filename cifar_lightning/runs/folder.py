@@ -102,10 +102,11 @@ class RunFolder:
         return list(self.tensorboard.glob(f"*{DRAWN}"))
 
     def is_undrawn(self) -> bool:
-        """Tell whether TensorBoard lacks a finished run's results, or a measurement is newer."""
+        """Tell whether TensorBoard lacks a finished run's results, or they are newer."""
         drawn = [path.stat().st_mtime_ns for path in self.drawings()]
-        measured = [path.stat().st_mtime_ns for path in self.measurements.glob("*.json")]
-        return self.tensorboard.is_dir() and (not drawn or max(measured, default=0) > max(drawn))
+        results = self.record, *self.measurements.glob("*.json")
+        newest = max(path.stat().st_mtime_ns for path in results)
+        return self.tensorboard.is_dir() and (not drawn or newest > max(drawn))
 
     def measurement(self, variant: str, hardware: str, threads: int, protocol: str) -> Path:
         return self.measurements / f"{variant}@{hardware}-t{threads}-{protocol}.json"

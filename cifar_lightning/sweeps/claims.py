@@ -40,6 +40,8 @@ class Claim:
         Raises:
             Interrupted: If a signal came while waiting.
         """
+        if (claim := cls.make(path)) is not None:
+            return claim
         waiting = f"waiting for another process, which is at {path.stem}"
         log.info("%s", waiting)
         with Progress(waiting) as progress:

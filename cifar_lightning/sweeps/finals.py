@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 def train_finally(cfg: DictConfig, found: Found, shared: Shared, searched: Collection[str]) -> None:
     """Find the fastest network of each target, train it with all seeds, and measure them.
 
-    Of several processes each trains other runs, and one measures.
+    Of several processes each trains other runs, and the first one measures.
 
     Args:
         cfg: Of the search.
@@ -32,20 +32,17 @@ def train_finally(cfg: DictConfig, found: Found, shared: Shared, searched: Colle
     if not cfg.targets or not cfg.final_seeds:
         return
     finals = _Finals(cfg, found, shared, searched)
-    chosen = finals.train()
-    if (claim := found.study.claim("final")) is None:
-        log.info("another process measures them")
+    benchmark = [f"benchmark.variants=[{cfg.variant}]", f"benchmark.threads=[{cfg.threads}]"]
+    overrides = [
+        finals.overrides(number, epochs, *benchmark, f"seed={seed}")
+        for number, epochs in finals.train().items()
+        for seed in cfg.final_seeds
+    ]
+    if not overrides:
         return
-    with claim:
-        benchmark = [f"benchmark.variants=[{cfg.variant}]", f"benchmark.threads=[{cfg.threads}]"]
-        overrides = [
-            finals.overrides(number, *benchmark, f"seed={seed}")
-            for number in chosen
-            for seed in cfg.final_seeds
-        ]
-        if overrides:
-            log.info("final runs: %d", len(overrides))
-            run.run(composed(overrides), executors.LocalExecutor(1))
+    with found.study.awaited("final"):  # what another process has measured is shown alone
+        log.info("final runs: %d", len(overrides))
+        run.run(composed(overrides), executors.LocalExecutor(1))
 
 
 @dataclass(frozen=True)
@@ -77,10 +74,13 @@ class _Finals:
     ) -> None:
         self._cfg, self._found, self._shared, self._searched = cfg, found, shared, searched
 
-    def train(self) -> list[int]:
-        """Train those that may reach a target, until one does; list the one of each target.
+    def train(self) -> dict[int, int]:
+        """Train those that may reach a target, until one does.
 
         What another process trains is waited for where nothing else is needed.
+
+        Returns:
+            The targets' networks, with the epochs of their final runs.
         """
         while True:
             now = self._guesses()
@@ -98,12 +98,11 @@ class _Finals:
         for target, number in best.items():
             if number is None:
                 log.info("no network reaches %g %%", target)
-        return [*dict.fromkeys(number for number in best.values() if number is not None)]
+        return {number: now[number].epochs for number in best.values() if number is not None}
 
-    def overrides(self, number: int, *more: str) -> list[str]:
+    def overrides(self, number: int, epochs: int, *more: str) -> list[str]:
         """Give those of a network's final runs."""
-        epochs = f"epochs={self._guesses()[number].epochs}"
-        return self._shared.overrides(*self._found.overrides(number), epochs, *more)
+        return self._shared.overrides(*self._found.overrides(number), f"epochs={epochs}", *more)
 
     def _guesses(self) -> dict[int, Guess]:
         """Guess of the networks of these outputs: others have where their runs lie."""
@@ -151,7 +150,8 @@ class _Finals:
                 ending: Run | str = KILLED
                 if not claim.hopeless:
                     with claim.work():
-                        trained = train(self.overrides(number, f"seed={seed}"), self._searched)
+                        own = self.overrides(number, guess.epochs, f"seed={seed}")
+                        trained = train(own, self._searched)
                     ending = trained if isinstance(trained, Run) else trained.message
                 self._note(needed, ending)
             claim.end()

@@ -7,7 +7,6 @@ measured in batches, those that are too slow are left, and the others trained by
 import logging
 import math
 import time
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from cifar_lightning.sweeps.finals import train_finally
 from cifar_lightning.sweeps.found import OVERRIDES, Found, Rungs
 from cifar_lightning.sweeps.front_shown import draw, state, table
 from cifar_lightning.sweeps.ladder import Rung, best_first, promotion
+from cifar_lightning.sweeps.sampler import of_networks
 from cifar_lightning.sweeps.space import Space
 from cifar_lightning.sweeps.study import KILLED, Study
 from cifar_lightning.sweeps.trial import Shared, checked, key_of, study_name, train
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 NOT_GIVEN = {
     "epochs": "rungs and final_minutes say how long networks are trained",
     "rerun": "what is trained is not trained again",
+    "test": "final runs are tested, and they alone",
 }
 KEYS = ["n_trials", "max_ms", "rungs", "hours", "targets", "final_minutes", "final_seeds"]
 
@@ -81,20 +82,11 @@ def search_front(cfg: DictConfig) -> None:
     engines = {"torch": torch.__version__} | registry.engines(cfg.variant)
     where = [hardware_slug(device), cfg.variant, cfg.threads, recipe(cfg.variant), engines]
     name = study_name(base, spaces.as_plain(space), *where, [*cfg.rungs])
-    outputs, sampler = Path(base.config["outputs"]), partial(_sampler, base.config["seed"])
+    outputs, sampler = Path(base.config["outputs"]), partial(of_networks, base.config["seed"])
     with Study(outputs, name, ["minimize", "maximize"], cfg.storage, sampler) as study:
         found = Found(study, [*cfg.rungs])
         draws = Draws(cfg, found, space, shared, spec, device)
         _Search(cfg, found, draws, shared, space, hardware_slug(device)).run()
-
-
-def _sampler(seed: int, number: int) -> Any:
-    from optuna.exceptions import ExperimentalWarning
-    from optuna.samplers import TPESampler
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return TPESampler(seed=seed + number, multivariate=True, group=True)
 
 
 class _Search:
@@ -113,11 +105,8 @@ class _Search:
 
     def run(self) -> None:
         try:
-            self._train_rungs()
-            while others := self.study.elsewhere:  # final runs are chosen by what all have found
-                log.info("other processes are at work on %s", counted(len(others), "network"))
-                self.study.wait_for(others[0])
-                self._train_rungs()  # what they have ended may let others go on
+            log.info("study %s: %s", self.study.name, self._state(self.found.read()))
+            self._train_all()  # final runs are chosen by what all processes have found
             self._tell()
             train_finally(self.cfg, self.found, self.shared, self.space)
         finally:  # when it is stopped, too
@@ -125,20 +114,30 @@ class _Search:
                 where = self.hardware, self.cfg.variant, self.cfg.threads
                 log.info("%s", draw(self.found, *where))
 
-    def _train_rungs(self) -> None:
-        now = self.found.read()
-        log.info("study %s: %s", self.study.name, self._state(now))
+    def _train_all(self) -> None:
+        """Train until nothing is left, here or elsewhere."""
+        while True:
+            before = self.study.elsewhere
+            if self._train_rungs():
+                continue
+            # Looked at twice: between two networks a process is at none.
+            if not before and not self.study.elsewhere:
+                return
+            for work in before[:1]:
+                log.info("other processes are at work on %s", counted(len(before), "network"))
+                self.study.wait_for(work)
+
+    def _train_rungs(self) -> bool:
+        """Train what there is to train here; tell whether there was anything."""
+        trained, now = False, self.found.read()
         while now.seconds < 3600 * self.cfg.hours and self._step(now):
-            now = self.found.read()
+            trained, now = True, self.found.read()
             log.info("%s", self._state(now))
         self.study.release()
+        return trained
 
     def _tell(self) -> None:
-        """Show what was found.
-
-        Raises:
-            RunFailed: If nothing was.
-        """
+        """Show what was found, or raise `RunFailed` if nothing was."""
         now = self.found.read()
         if any(now.points):
             log.info("\n%s", table(self.found))

@@ -15,6 +15,7 @@ from cifar_lightning.config.options import as_override
 from cifar_lightning.errors import RunFailed
 from cifar_lightning.runs.run import Run
 from cifar_lightning.sweeps import space as spaces
+from cifar_lightning.sweeps.sampler import of_settings
 from cifar_lightning.sweeps.study import KILLED, Study
 from cifar_lightning.sweeps.trial import Shared, checked, study_name, train
 from cifar_lightning.system.formatting import counted
@@ -41,7 +42,7 @@ def search(cfg: DictConfig) -> None:
     shared = Shared.of()
     base, _ = checked(shared, space)
     name = study_name(base, spaces.as_plain(space))
-    outputs, sampler = Path(base.config["outputs"]), partial(_sampler, base.config["seed"])
+    outputs, sampler = Path(base.config["outputs"]), partial(of_settings, base.config["seed"])
     with Study(outputs, name, ["maximize"], cfg.storage, sampler) as study:
         log.info("study %s: %d of %d trials are done", name, study.ended, cfg.n_trials)
         while (trial := study.take(cfg.n_trials)) is not None:
@@ -60,12 +61,6 @@ def search(cfg: DictConfig) -> None:
         if others := study.elsewhere:
             log.info("other processes are at work on %s", counted(len(others), "trial"))
         _show(study)
-
-
-def _sampler(seed: int, number: int) -> Any:
-    from optuna.samplers import TPESampler
-
-    return TPESampler(seed=seed + number)
 
 
 def _end_if_hopeless(study: Study) -> None:

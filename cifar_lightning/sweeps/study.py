@@ -178,7 +178,8 @@ class Study:
         mine = {f"trial-{number}" for number in self.claims}
         found = []
         with self._beginning():
-            for work in sorted({path.stem for path in self.folder.glob("trial-*.lock")} - mine):
+            there = {path.stem for path in self.folder.glob("trial-*.lock")} - mine
+            for work in sorted(there, key=lambda one: (len(one), one)):
                 if (claim := self.claim(work)) is None:
                     found.append(work)
                 else:
@@ -186,14 +187,14 @@ class Study:
         return found
 
     def wait_for(self, work: str) -> None:
-        """Wait until no other process is at a piece of work.
-
-        Raises:
-            Interrupted: If a signal came while waiting.
-        """
-        with Claim.awaited(self.folder / f"{work}.lock") as claim:
+        """Wait until no other process is at a piece of work."""
+        with self.awaited(work) as claim:
             if not claim.killed:
                 claim.end()  # it was ended, or this very claim has made its file
+
+    def awaited(self, work: str) -> Claim:
+        """Claim work as `claim` does, as soon as no other process is at it."""
+        return Claim.awaited(self.folder / f"{work}.lock")
 
     def claim(self, work: str) -> Claim | None:
         """Claim work on this study, by a name; None if another process is at it."""

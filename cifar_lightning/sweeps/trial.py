@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from cifar_lightning.config.schema import TrainConfig, TuneConfig
 from cifar_lightning.errors import RunFailed, UserError, bad_value
 from cifar_lightning.runs import identity
+from cifar_lightning.runs.completed import lacks_test
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Run
 from cifar_lightning.sweeps import executors, jobs, run
@@ -88,8 +89,10 @@ def checked(
         UserError: With a line for every mistake.
     """
     each: list[tuple[str, ...]] = [(one,) for one in lengths] or [()]
-    *_, base = bases = composed([shared.overrides(*own) for own in each])
-    found = composed([shared.overrides(*lengths[-1:], *end) for end in spaces.ends(space)])
+    trained = run.SKIP_BENCHMARK  # as trials are
+    *_, base = bases = composed([shared.overrides(*own, trained) for own in each])
+    ends = [(*lengths[-1:], *end, trained) for end in spaces.ends(space)]
+    found = composed([shared.overrides(*own) for own in ends])
     for job in (*bases, *found):
         if job.config["data"]["val_fraction"] == 0:
             raise bad_value("data.val_fraction", 0, "above 0: held-out images judge the trials")
@@ -135,7 +138,8 @@ def train(overrides: Sequence[str], searched: Collection[str]) -> Run | Outcome:
     failures = run.attempt([job], executors.LocalExecutor(1))
     with suppress(FileNotFoundError, ValueError):
         record = Run.load(job.folder)
-        if record.status == "finished":  # trained and tested; what failed, if anything, came after
+        # What failed after the training, if anything, is none of the trial's.
+        if record.status == "finished" and not lacks_test(record, job.config):
             return record
     (outcome,) = (failure.outcome for failure in failures)
     refused = outcome.kind == UserError.kind

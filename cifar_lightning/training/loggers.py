@@ -1,6 +1,7 @@
 """Where metrics go: Lightning's loggers, of which TensorBoard's and CSV's also continue a run."""
 
 import csv
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -93,6 +94,13 @@ def build_loggers(nodes: Mapping[str, Any], folder: Path, failures: list[str]) -
 def _close(finalize: Callable[[str], None], what: str, failures: list[str], status: str) -> None:
     with attempt(what, failures):
         finalize(status)
+
+
+def keep_logging(found: list[Logger]) -> None:
+    """Let the loggers of a run that is trained add to what they have of it."""
+    for logger in found:
+        if isinstance(logger, CSVLogger):
+            logger.continue_at(sys.maxsize)
 
 
 def begin_logging(found: list[Logger], config: Mapping[str, Any], continued_at: int | None) -> None:

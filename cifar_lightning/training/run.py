@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from cifar_lightning.benchmark.load import RunData
 from cifar_lightning.benchmark.measure import Measured, measure_missing
-from cifar_lightning.benchmark.network import load_backbone
+from cifar_lightning.benchmark.network import trained_network
 from cifar_lightning.comparison.publish import attempt, publish
 from cifar_lightning.config import schema
 from cifar_lightning.config.presets import set_over_options
@@ -25,13 +25,14 @@ from cifar_lightning.runs import resolve
 from cifar_lightning.runs.completed import lacks_test, meet_again, show_files
 from cifar_lightning.runs.folder import RunFolder
 from cifar_lightning.runs.run import Network, Run
+from cifar_lightning.runs.weights import read_weights
 from cifar_lightning.system import progress, signals
 from cifar_lightning.system.files import write_atomically
 from cifar_lightning.system.locks import alone
 from cifar_lightning.system.openmp_waiting import computing
 from cifar_lightning.training.build import Experiment, build
 from cifar_lightning.training.failure import classify_failure, record_failure
-from cifar_lightning.training.loggers import begin_logging
+from cifar_lightning.training.loggers import begin_logging, keep_logging
 from cifar_lightning.training.resume import ResumeState, prepare_run
 
 log = logging.getLogger(__name__)
@@ -193,7 +194,11 @@ def test(experiment: Experiment, record: Run) -> Run:
     """Test the chosen weights once; from here on the run is finished, whatever follows."""
     classifier, checkpoint = experiment.classifier, experiment.chosen.best_model_path
     if not checkpoint:  # it was trained earlier
-        classifier.backbone.load_state_dict(load_backbone(experiment.folder).state_dict())
+        keep_logging(experiment.trainer.loggers)
+        weights = RunFolder(experiment.folder).weights
+        content = read_weights(experiment.folder, record)
+        chosen = trained_network(Network.of(record), content, weights)
+        classifier.backbone.load_state_dict(chosen.state_dict())
     try:
         experiment.trainer.test(
             classifier,
