@@ -145,7 +145,7 @@ def test_bad_overrides(override, command, outputs):
             ("trainer.devices=2", "trainer.strategy=ddp", "batch_size=648"),
             "batch_size=648: must be 2 to 647 for 2 processes (the training split has 1295",
         ),
-        (("test=false",), "test=false: must be true where benchmark.variants are measured"),
+        (("test=false",), "test=false: must be true, or benchmark.variants=[]"),
         (("augment=mixup", "augment.mixup.alpha=0"), "augment.mixup.alpha=0: must be a number"),
         (
             ("augment=cutmix", "augment.cutmix.alpha=0.001"),

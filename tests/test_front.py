@@ -15,12 +15,13 @@ from test_results import MEASUREMENT, RUN, place
 import tune as script
 from cifar_lightning.config.rules import check
 from cifar_lightning.errors import RunFailed, UserError
-from cifar_lightning.sweeps import claims, drawn, finals, front, front_shown, space
+from cifar_lightning.sweeps import drawn, finals, front, front_shown, space
 from cifar_lightning.sweeps.claims import KILLED_TOO_OFTEN, Claim
 from cifar_lightning.sweeps.found import LATENCY, Found, Timed
 from cifar_lightning.sweeps.jobs import Job
 from cifar_lightning.sweeps.study import Study
 from cifar_lightning.sweeps.trial import checked, composed
+from cifar_lightning.system import locks
 from cifar_lightning.system.outcome import Outcome
 
 optuna = pytest.importorskip("optuna", reason="needs the extra `tune`")
@@ -558,7 +559,7 @@ def test_final_runs_are_chosen_when_all_networks_are_trained(
         finals_then.append(len(pretending.final))
         elsewhere.end()
 
-    monkeypatch.setattr(claims.time, "sleep", ends)
+    monkeypatch.setattr(locks.time, "sleep", ends)
     status, out, err = search("n_trials=9")
     assert status == 0, err
     assert "other processes are at work on 1 network" in out
@@ -598,7 +599,7 @@ def beside(search, pretending, outputs, monkeypatch):
                     elsewhere.end()
                 elsewhere.release()
 
-            monkeypatch.setattr(claims.time, "sleep", ends)
+            monkeypatch.setattr(locks.time, "sleep", ends)
             status, _, err = search(*settings, "final_seeds=[0,1,2]")
             assert status == 0, err
         return before, pretending.seeds, width
@@ -703,7 +704,7 @@ def test_a_process_that_others_leave_nothing_to_waits_for_them(
         before.append([*pretending.trained])
         elsewhere.close()
 
-    monkeypatch.setattr(claims.time, "sleep", leave)
+    monkeypatch.setattr(locks.time, "sleep", leave)
     status, out, err = search("n_trials=3")
     assert status == 0, err
     assert "other processes are at work on 3 networks" in out

@@ -60,7 +60,7 @@ def check(config: Mapping[str, Any]) -> None:
     if monitors and not config.get("logger"):
         raise UserError(f"callbacks={','.join(monitors)}: needs a logger, say logger=csv")
     if config.get("test") is False and config["benchmark"]["variants"]:
-        allowed = "true where benchmark.variants are measured, which tests them, too"
+        allowed = "true, or benchmark.variants=[]: what is measured is tested"
         raise bad_value("test", "false", allowed)
     data = config.get("data", {})
     if data.get("device") == "gpu" and data.get("num_workers"):

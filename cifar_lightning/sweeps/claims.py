@@ -1,20 +1,13 @@
 """Work that one process at a time is at, and none any more where it killed them again and again."""
 
-import logging
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
-from cifar_lightning.system import signals
-from cifar_lightning.system.locks import claimed
-from cifar_lightning.system.progress import Progress
-
-log = logging.getLogger(__name__)
+from cifar_lightning.system.locks import claimed, locked
 
 KILLED_TOO_OFTEN = 3  # times, and nobody takes the work up any more
-WAITING_S = 1.0  # between two looks at what another process does
 
 
 class Claim:
@@ -40,16 +33,10 @@ class Claim:
         Raises:
             Interrupted: If a signal came while waiting.
         """
-        if (claim := cls.make(path)) is not None:
-            return claim
+        lock = ExitStack()
         waiting = f"waiting for another process, which is at {path.stem}"
-        log.info("%s", waiting)
-        with Progress(waiting) as progress:
-            while (claim := cls.make(path)) is None:
-                signals.check()
-                time.sleep(WAITING_S)
-                progress.at(0)
-        return claim
+        lock.enter_context(locked(path, waiting))
+        return cls(path, lock)
 
     def __enter__(self) -> Self:
         return self

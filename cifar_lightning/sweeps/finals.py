@@ -143,10 +143,10 @@ class _Finals:
             return False
         with claim:
             if seed not in self._there(number, guess.epochs):  # nobody has ended it meanwhile
-                what = f"{counted(guess.epochs, 'epoch')}, seed {seed}"
+                epochs = counted(guess.epochs, "epoch")
                 drawn = " ".join(self._found.overrides(number))
-                where = f"network {number}, {what}: to the end, for {needed.target:g} %: {drawn}"
-                log.info("%s", where)
+                what = f"{epochs}, seed {seed}: to the end, for {needed.target:g} %: {drawn}"
+                log.info("network %d, %s", number, what)
                 ending: Run | str = KILLED
                 if not claim.hopeless:
                     with claim.work():

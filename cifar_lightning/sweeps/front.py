@@ -123,9 +123,9 @@ class _Search:
             # Looked at twice: between two networks a process is at none.
             if not before and not self.study.elsewhere:
                 return
-            for work in before[:1]:
+            if before:
                 log.info("other processes are at work on %s", counted(len(before), "network"))
-                self.study.wait_for(work)
+                self.study.wait_for(before[0])
 
     def _train_rungs(self) -> bool:
         """Train what there is to train here; tell whether there was anything."""

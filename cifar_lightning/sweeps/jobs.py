@@ -86,10 +86,9 @@ def jobs(
         varied = [text for text in overrides if counts[text] < len(job_overrides)]
         with _noted(mistakes, number):
             job = _composed(number, overrides, varied, compose, here)
-            which = job.folder, job.benchmark
-            if job.config["test"] and which in found and not found[which].config["test"]:
-                del found[which]  # the same run, which is tested by this one alone
-            known = found.setdefault(which, job)
+            known = found.setdefault(which := (job.folder, job.benchmark), job)
+            if job.config["test"] and not known.config["test"]:  # it does what the other does
+                known = found[which] = job
             if known is job and job.finished is None:
                 missing[number] = job
     _build(missing, mistakes, here)

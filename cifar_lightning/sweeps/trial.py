@@ -89,10 +89,8 @@ def checked(
         UserError: With a line for every mistake.
     """
     each: list[tuple[str, ...]] = [(one,) for one in lengths] or [()]
-    trained = run.SKIP_BENCHMARK  # as trials are
-    *_, base = bases = composed([shared.overrides(*own, trained) for own in each])
-    ends = [(*lengths[-1:], *end, trained) for end in spaces.ends(space)]
-    found = composed([shared.overrides(*own) for own in ends])
+    *_, base = bases = composed([shared.overrides(*own) for own in each])
+    found = composed([shared.overrides(*lengths[-1:], *end) for end in spaces.ends(space)])
     for job in (*bases, *found):
         if job.config["data"]["val_fraction"] == 0:
             raise bad_value("data.val_fraction", 0, "above 0: held-out images judge the trials")
