@@ -287,6 +287,7 @@ def test_a_run_without_a_test_is_tested_when_it_is_asked_for(
         assert len(now) == len(said) + 1
         assert all(one <= other | {""} for one, other in zip(said, now, strict=False))
     assert tested == replace(untested, test_acc=tested.test_acc)
+    assert "test" not in tested.config  # its accuracy tells it
     assert [row.test_acc for row in rows_of(folder)] == [tested.test_acc]
     expected = evaluate(load_backbone(folder), load_data(folder), torch.device("cpu"))
     assert tested.test_acc == pytest.approx(expected.accuracy, abs=0.01)
@@ -345,7 +346,7 @@ def test_a_finished_run_that_can_not_get_another_id(command, trained, monkeypatc
             patch.setattr("cifar_lightning.runs.run.write_atomically", broken)
             ended = command(*settings, "id=other")
         assert ended.status == 1
-        assert "trained and tested, but giving it the ID: PermissionError: " in ended.err
+        assert "finished, but giving it the ID: PermissionError: " in ended.err
         assert Run.load(trained) == before
 
 
@@ -370,7 +371,7 @@ def test_a_finished_training_stays_finished(what, command, outputs, trained_once
         return
     assert ended.status == 1
     line = ended.err.splitlines()[-1]  # behind the progress bar
-    assert line.startswith(f"error: {folder.name}: trained and tested, but {said}")
+    assert line.startswith(f"error: {folder.name}: finished, but {said}")
     assert "the same command again does what is missing" in line
     if "measuring fp32" in said:  # and its row says why there is no latency
         assert "Permission denied" in (outputs / "results.csv").read_text()
@@ -390,7 +391,7 @@ def test_a_measuring_process_that_died_is_told(command, outputs, trained_once, m
     monkeypatch.setattr("cifar_lightning.training.run.measure_missing", lambda *_: died)
     ended = command(*COMMAND, MEASURED)
     assert ended.status == 1
-    assert "trained and tested, but measuring: it died; the same command" in ended.err
+    assert "finished, but measuring: it died; the same command" in ended.err
 
 
 @pytest.mark.parametrize("lock", ["device", "table"])

@@ -251,6 +251,13 @@ def test_a_batch_of_each_split_leaves_nothing(command, outputs):
     assert "trainer.fast_dev_run=True: must be false in a sweep" in refused.err
 
 
+def test_batches_of_a_training_without_a_test_leave_the_test_split_alone(command, monkeypatch):
+    monkeypatch.setattr(ImageClassifier, "test_step", None)
+    ended = command(*SMALL, "epochs=3", "+trainer.fast_dev_run=true", "test=false")
+    assert ended.status == 0, ended.err
+    assert "fast_dev_run: training and validation work" in ended.out
+
+
 @pytest.mark.parametrize(
     ("terminal", "disabled", "wanted"), [(True, "", True), (True, "1", False), (False, "", False)]
 )

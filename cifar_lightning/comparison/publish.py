@@ -132,5 +132,5 @@ def publish_finished(cfg: DictConfig) -> bool:
         show_files(folder)
     if failures:
         again = "the same command again does what is missing"
-        raise RunFailed(f"{folder.name}: trained and tested, but {'; '.join(failures)}; {again}")
+        raise RunFailed(f"{folder.name}: finished, but {'; '.join(failures)}; {again}")
     return True

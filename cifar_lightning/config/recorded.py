@@ -10,7 +10,7 @@ from cifar_lightning.config.schema import TrainConfig
 from cifar_lightning.errors import UserError
 from cifar_lightning.system.untrusted import Unreadable, check_plain, convert
 
-LATER = ("init", "test")  # keys that older records lack
+OPTIONAL = ("init", "test")  # older records lack both, newer ones the second
 # One number a channel; those that images are divided by are not 0.
 Colours = Annotated[list[float], Meta(min_length=3, max_length=3)]
 Deviations = Annotated[list[Annotated[float, Meta(gt=0)]], Meta(min_length=3, max_length=3)]
@@ -26,7 +26,7 @@ def check_recorded(config: dict[str, Any]) -> None:
     try:
         check_plain(config, REINSTANTIATED_GROUPS)
         for option in fields(TrainConfig):
-            if option.name not in config and option.name not in LATER:
+            if option.name not in config and option.name not in OPTIONAL:
                 raise Unreadable(f"{option.name}: missing")
         convert(config | {"init": None}, TrainConfig)
         if config.get("init") is not None:

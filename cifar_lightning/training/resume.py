@@ -125,14 +125,16 @@ def prepare_run(
 def _recorded(config: dict[str, Any]) -> dict[str, Any]:
     """Write down where the data are so that it means the same in another folder.
 
-    Where initial weights lay is left out: by what they are, they are known.
+    Left out are where initial weights lay, which are known by what they are, and whether to test:
+    the accuracy tells whether that was done.
     """
     data, init = config["data"], config["init"]
     if "root" in data:
         data = data | {"root": str(Path(data["root"]).absolute())}
     if init is not None:
         init = {key: value for key, value in init.items() if key != "path"}
-    return config | {"data": data, "init": init}
+    kept = {key: value for key, value in config.items() if key != "test"}
+    return kept | {"data": data, "init": init}
 
 
 def _fp32_precision(device: torch.device) -> Fp32Precision | None:

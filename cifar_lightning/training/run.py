@@ -81,7 +81,7 @@ def run(cfg: DictConfig) -> None:
 
 def _run(experiment: Experiment, config: dict[str, Any], choices: dict[str, str]) -> None:
     if config["trainer"].get("fast_dev_run"):
-        _try_batches(experiment)
+        _try_batches(experiment, test=config["test"])
         return
     start = prepare_run(experiment, config, choices) if experiment.is_global_zero else None
     if experiment.trainer.world_size > 1:
@@ -98,18 +98,20 @@ def _run(experiment: Experiment, config: dict[str, Any], choices: dict[str, str]
         _complete(experiment, config, trained)
 
 
-def _try_batches(experiment: Experiment) -> None:
-    """Take a few batches of each split through everything that a training run does."""
+def _try_batches(experiment: Experiment, test: bool) -> None:
+    """Take a few batches of each split through everything that this training run does."""
     trainer = experiment.trainer
     experiment.data.prepare_data()
     experiment.data.check_batches(trainer)
     with signals.deferred():
         trainer.fit(experiment.classifier, datamodule=experiment.data)
-        trainer.test(experiment.classifier, datamodule=experiment.data, verbose=False)
+        if test:
+            trainer.test(experiment.classifier, datamodule=experiment.data, verbose=False)
     if experiment.is_global_zero:
         log.info(
-            "fast_dev_run: training, validation and test work (batches of each: %d); "
+            "fast_dev_run: %s work (batches of each: %d); "
             "nothing is kept: no run, no row, no checkpoint",
+            "training, validation and test" if test else "training and validation",
             trainer.num_training_batches,
         )
 
@@ -151,7 +153,7 @@ def _complete(experiment: Experiment, config: dict[str, Any], trained: bool) -> 
         show_files(folder)
     if failures:
         raise RunFailed(
-            f"{folder.name}: trained and tested, but {'; '.join(failures)}; "
+            f"{folder.name}: finished, but {'; '.join(failures)}; "
             "the same command again does what is missing"
         )
 
