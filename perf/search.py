@@ -13,15 +13,16 @@ search without targets the best accuracy within each latency.
 from __future__ import annotations
 
 import csv
-import json
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 
 from cifar_lightning.sweeps.aims import Guess, in_turns
 from cifar_lightning.sweeps.curve import guess
@@ -45,13 +46,13 @@ class Network:
         relative: Latency, to ResNet-8's.
         images_s: Trained in a second on two cores.
         accuracies: Of validation, in percent, after each rung's epochs.
-        settings: Of ``model``.
+        settings: Of ``model``, by key.
     """
 
     relative: float
     images_s: float
     accuracies: tuple[float, ...]
-    settings: dict[str, str]
+    settings: Mapping[str, Any]
 
     def hours(self, epochs: int) -> float:
         return epochs * IMAGES / self.images_s / 3600
@@ -67,36 +68,38 @@ def read(path: Path = TABLE) -> list[Network]:
             float(row["relative"]),
             float(row["images_s"]),
             tuple(map(float, accuracies)),
-            dict(one.removeprefix("model.").split("=", 1) for one in row["settings"].split()),
+            _values(row["settings"]),
         )
         for row, accuracies in zip(rows, known, strict=True)
         if all(accuracies)
     ]
 
 
-def described(network: Network) -> dict[str, float]:
+def _values(overrides: str) -> dict[str, Any]:
+    pairs = (one.removeprefix("model.").split("=", 1) for one in overrides.split())
+    return {key: yaml.safe_load(value) for key, value in pairs}
+
+
+def described(settings: Mapping[str, Any]) -> dict[str, float]:
     """Describe a network by numbers, for a regression."""
-    of, log = network.settings, math.log(network.relative)
-    channels, stem = json.loads(of["channels"]), of["stem"] != "null"
+    of, channels, stem = settings, settings["channels"], settings["stem"] is not None
     return {
         "1": 1.0,
-        "log latency": log,
-        "its square": log**2,
         "stages": len(channels),
-        "convolutions a stage": float(of["depth"]),
+        "convolutions a stage": of["depth"],
         "log growth a stage": math.log(channels[-1] / channels[0]) / (len(channels) - 1),
         "stem": stem,
-        "stem of stride 2": stem and of["stem_stride"] == "2",
-        "stem of 3x3": stem and of["stem_kernel"] == "3",
-        "whitened": of["whiten"] == "True",
+        "stem of stride 2": stem and of["stem_stride"] == 2,
+        "stem of 3x3": stem and of["stem_kernel"] == 3,
+        "whitened": of["whiten"],
         "pool instead of stride": of["downsample"] == "pool",
         **{name: of["activation"] == name for name in ("gelu", "silu", "hardswish")},
         "average at the end": of["pool"] == "avg",
-        "logits not divided": of["scale"] == "1.0",
-        "residual": of["residual"] == "True",
-        "branches": of["branches"] == "True",
-        "24 pixels": of["resolution"] == "24",
-        "16 pixels": of["resolution"] == "16",
+        "logits not divided": of["scale"] == 1.0,
+        "residual": of["residual"] is True,
+        "branches": of["branches"] is True,
+        "24 pixels": of["resolution"] == 24,
+        "16 pixels": of["resolution"] == 16,
     }
 
 
@@ -106,7 +109,10 @@ def effects(networks: Sequence[Network]) -> tuple[dict[str, tuple[float, float]]
     Returns:
         By setting how many fewer errors there are and the standard error; and what is left over.
     """
-    rows = [described(one) for one in networks]
+    rows = []
+    for one in networks:
+        log = math.log(one.relative)
+        rows.append(described(one.settings) | {"log latency": log, "its square": log**2})
     design = np.array([[float(value) for value in row.values()] for row in rows])
     errors = np.array([-100 * math.log(100 - one.accuracies[-1]) for one in networks])
     found, *_ = np.linalg.lstsq(design, errors, rcond=None)
@@ -117,7 +123,7 @@ def effects(networks: Sequence[Network]) -> tuple[dict[str, tuple[float, float]]
     return named, math.sqrt(variance)
 
 
-def at_once(networks: Sequence[Network], hours: float) -> list[Network]:
+def at_once(networks: Iterable[Network], hours: float) -> list[Network]:
     """Train one network after the other for the last rung's epochs; return those trained."""
     trained = []
     for one in networks:
@@ -129,11 +135,15 @@ def at_once(networks: Sequence[Network], hours: float) -> list[Network]:
 
 
 def by_halving(
-    networks: Sequence[Network], hours: float, targets: Sequence[float] = ()
+    networks: Iterable[Network], hours: float, targets: Sequence[float] = ()
 ) -> list[Network]:
-    """Train as a search for a front does; return those that reached the last rung."""
+    """Train as a search for a front does; return those that reached the last rung.
+
+    Another network is asked for when the one before has been trained for the first rung.
+    """
     rungs: list[dict[int, Point]] = [{} for _ in RUNGS]
-    waiting = [*range(len(networks))][::-1]
+    coming, tried = iter(networks), list[Network]()
+    waiting = next(coming, None)
 
     def order(rung: Rung) -> list[int]:
         worse = dominated(rung)
@@ -143,18 +153,21 @@ def by_halving(
         return in_turns(guesses(rungs, left), targets)
 
     while True:
-        if (chosen := promotion(rungs, KEEP, order, set(), last=not waiting)) is not None:
+        if (chosen := promotion(rungs, KEEP, order, set(), last=waiting is None)) is not None:
             place, number = chosen
-        elif waiting:
-            place, number = 0, waiting.pop()
+        elif waiting is not None:
+            place, number = 0, len(tried)
+            tried.append(waiting)
         else:
             break
-        one = networks[number]
+        one = tried[number]
         hours -= one.hours(RUNGS[place])
         if hours < 0:
             break
         rungs[place][number] = Point(one.relative, one.accuracies[place], HELD_OUT)
-    return [networks[number] for number in rungs[-1]]
+        if place == 0:
+            waiting = next(coming, None)
+    return [tried[number] for number in rungs[-1]]
 
 
 def guesses(rungs: Sequence[Rung], left: Rung) -> dict[int, Guess]:

@@ -53,7 +53,7 @@ def test_an_effect_is_found_where_there_is_one(networks):
         Network(
             one.relative,
             one.images_s,
-            (50.0, 100 - 20 / (1 + (one.settings["residual"] == "True"))),
+            (50.0, 100 - 20 / (1 + (one.settings["residual"] is True))),
             one.settings,
         )
         for one in networks
