@@ -105,6 +105,18 @@ def attempt(what: str, failures: list[str]) -> Iterator[None]:
         failures.append(f"{what}: {reason_of(error)}")
 
 
+def check_complete(folder: Path, failures: Sequence[str]) -> None:
+    """Raise `RunFailed` if anything went wrong after a run was finished.
+
+    Args:
+        folder: The run's.
+        failures: A line for each step that went wrong.
+    """
+    if failures:
+        again = "the same command again does what is missing"
+        raise RunFailed(f"{folder.name}: finished, but {'; '.join(failures)}; {again}")
+
+
 def publish_finished(cfg: DictConfig) -> bool:
     """Publish the configured run again if there is nothing left to do for it.
 
@@ -130,7 +142,5 @@ def publish_finished(cfg: DictConfig) -> bool:
     failures += publish(Path(config["outputs"]), [folder], draw=True)
     with attempt("showing its files", failures):
         show_files(folder)
-    if failures:
-        again = "the same command again does what is missing"
-        raise RunFailed(f"{folder.name}: finished, but {'; '.join(failures)}; {again}")
+    check_complete(folder, failures)
     return True

@@ -17,10 +17,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from cifar_lightning.benchmark.load import RunData
 from cifar_lightning.benchmark.measure import Measured, measure_missing
 from cifar_lightning.benchmark.network import trained_network
-from cifar_lightning.comparison.publish import attempt, publish
+from cifar_lightning.comparison.publish import attempt, check_complete, publish
 from cifar_lightning.config import schema
 from cifar_lightning.config.presets import set_over_options
-from cifar_lightning.errors import Interrupted, NotFinite, RunFailed, reason_of
+from cifar_lightning.errors import Interrupted, NotFinite, reason_of
 from cifar_lightning.runs import resolve
 from cifar_lightning.runs.completed import lacks_test, meet_again, show_files
 from cifar_lightning.runs.folder import RunFolder
@@ -151,11 +151,7 @@ def _complete(experiment: Experiment, config: dict[str, Any], trained: bool) -> 
     signals.check()  # what was measured until then is in the table
     with attempt("showing its files", failures):
         show_files(folder)
-    if failures:
-        raise RunFailed(
-            f"{folder.name}: finished, but {'; '.join(failures)}; "
-            "the same command again does what is missing"
-        )
+    check_complete(folder, failures)
 
 
 def fit(experiment: Experiment, start: ResumeState) -> Run:
