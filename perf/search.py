@@ -209,39 +209,35 @@ def main() -> None:
         what = "percent faster for" if targets else "points more accurate, no targets: at most"
         print(f"{what}\nhours | networks | " + " | ".join(map(str, targets or LATENCIES)))
         for hours in HOURS:
-            counts, gains = replayed(networks, hours, targets)
-            cells = [
-                f"{statistics.fmean(gain):+.2f} ± {standard_error(gain):.2f}" for gain in gains
-            ]
-            print(f"{hours:g} | {counts[0]:.0f}, {counts[1]:.0f} | " + " | ".join(cells))
+            pairs = []
+            for seed in range(REPEATS):
+                order = random.Random(seed).sample(networks, len(networks))
+                pairs.append((at_once(order, hours), by_halving(order, hours, targets)))
+            print(f"{hours:g} | {compared(pairs, targets, () if targets else LATENCIES)}")
 
 
-def replayed(
-    networks: Sequence[Network], hours: float, targets: Sequence[float]
-) -> tuple[list[float], list[list[float]]]:
-    """Replay both ways in random orders.
+def compared(
+    pairs: Sequence[tuple[Sequence[Network], Sequence[Network]]],
+    targets: Sequence[float],
+    latencies: Sequence[float],
+) -> str:
+    """Draw what the second of two searches gains, in a table's cells: mean and standard error.
 
-    Returns:
-        How many networks either trains on average, and what halving gains each time: in accuracy
-        within each latency; where there are targets, in latency for each of them, in percent.
+    Args:
+        pairs: The networks that each of the two has trained, by replay.
+        targets: For each: how many percent faster its fastest network that reaches it is.
+        latencies: For each: how many points more accurate its best network within it is.
     """
-    counts: list[tuple[int, int]] = []
-    gains: list[tuple[float, ...]] = []
-    for seed in range(REPEATS):
-        order = random.Random(seed).sample(networks, len(networks))
-        first, second = at_once(order, hours), by_halving(order, hours, targets)
-        counts.append((len(first), len(second)))
-        gains.append(
-            tuple(100 * math.log(fastest(first, one) / fastest(second, one)) for one in targets)
-            or tuple(best(second, one) - best(first, one) for one in LATENCIES)
-        )
-    means = [statistics.fmean(of_way) for of_way in zip(*counts, strict=True)]
-    return means, [[*gain] for gain in zip(*gains, strict=True)]
-
-
-def standard_error(gain: Sequence[float]) -> float:
-    """Tell how far a mean of so many may be off."""
-    return statistics.stdev(gain) / math.sqrt(len(gain))
+    counts = [statistics.fmean(len(one) for one in way) for way in zip(*pairs, strict=True)]
+    gains = [
+        [100 * math.log(fastest(first, one) / fastest(second, one)) for first, second in pairs]
+        for one in targets
+    ] + [[best(second, one) - best(first, one) for first, second in pairs] for one in latencies]
+    cells = [
+        f"{statistics.fmean(one):+.2f} ± {statistics.stdev(one) / math.sqrt(len(one)):.2f}"
+        for one in gains
+    ]
+    return " | ".join([", ".join(f"{count:.0f}" for count in counts), *cells])
 
 
 if __name__ == "__main__":

@@ -5,15 +5,10 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from torch import nn
 
-from cifar_lightning.config.components import construct
-from cifar_lightning.config.options import option
-from cifar_lightning.models.complexity import count_macs
-from perf.sampler import SLOWEST, SPACE, Landscape, drawn, size
+from cifar_lightning.errors import UserError
+from perf.sampler import SLOWEST, SPACE, Landscape, drawn
 from perf.search import read
-
-MODEL = option("model", "cifarnet", {"data": {"num_classes": 10}})
 
 
 @pytest.fixture(scope="module")
@@ -21,23 +16,25 @@ def landscape():
     return Landscape(read())
 
 
-def test_sizes_are_those_of_networks_that_are_built(landscape):
-    for one in [*islice(drawn(landscape, "random", 0), 6), *read()[::16]]:
-        network = construct("model", MODEL | dict(one.settings) | {"branches": None})
-        filters = [it.weight for it in network.modules() if isinstance(it, nn.Conv2d)]
-        linear = network.fc.in_features * network.fc.out_features
-        macs = count_macs(network) - linear
-        assert size(one.settings) == (macs, sum(it.numel() for it in filters), len(filters))
-
-
 @pytest.mark.parametrize(
     "change",
     [{"stem": None, "whiten": True}, {"resolution": 16, "channels": [16] * 5, "stem_stride": 2}],
 )
-def test_what_can_not_be_built_has_no_size(change):
+def test_what_can_not_be_built_is_not_made_up(change, landscape):
     settings = dict(read()[0].settings) | change
-    with pytest.raises(ValueError):
-        size(settings)
+    with pytest.raises(UserError):
+        landscape.network(settings, 0)
+
+
+def test_a_network_is_the_same_whatever_its_settings_without_effect(landscape):
+    """A stem's kernel matters where there is a stem, branches where training is concerned."""
+    settings = dict(read()[0].settings) | {"stem": None, "whiten": False, "stem_kernel": 2}
+    first, same, other = (
+        landscape.network(settings | change, 0)
+        for change in ({}, {"stem_kernel": 3}, {"stem": 24, "stem_kernel": 3})
+    )
+    assert (first.relative, first.accuracies) == (same.relative, same.accuracies)
+    assert first.relative != other.relative
 
 
 def test_networks_made_up_are_like_those_they_are_made_after(landscape):
@@ -62,3 +59,15 @@ def test_a_replay_draws_what_is_fast_enough_and_the_same_again(sampler, landscap
     assert networks == [*islice(drawn(landscape, sampler, 1), 20)]
     assert all(one.relative <= SLOWEST for one in networks)
     assert {f"model.{key}" for key in networks[0].settings} == {*SPACE}
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_no_network_is_trained_twice(sampler, landscape, monkeypatch):
+    """Not even where only channels and a kernel that has no effect are drawn."""
+    few = {key: SPACE[key] for key in ("model.channels", "model.stem_kernel")}
+    fixed = dict(read()[0].settings) | {"stem": None, "whiten": False}
+    make = landscape.network
+    monkeypatch.setattr("perf.sampler.SPACE", few)
+    monkeypatch.setattr(landscape, "network", lambda drawn, seed: make(fixed | drawn, seed))
+    networks = [*islice(drawn(landscape, sampler, 0), 24)]
+    assert len({one.relative for one in networks}) == len(networks)
