@@ -71,7 +71,7 @@ rank: setup ## the study's networks on your machine: no training, no data; goes 
 	$(BIN)/python -m cifar_lightning.report outputs=outputs/rank
 
 results: setup ## write the study's tables and plot in README.md and docs/ anew from docs/results
-	$(BIN)/python -m cifar_lightning.report outputs=docs/results to=outputs/results
+	$(BIN)/python -m cifar_lightning.report outputs=docs/results,docs/results/found to=outputs/results
 	$(BIN)/python docs/tables.py
 	cp outputs/results/accuracy-latency-*-t1.svg docs/results/accuracy-latency.svg
 

@@ -57,6 +57,7 @@ class Study:
     """What the tables are made of.
 
     Attributes:
+        records: Of the study, and of networks found since, each with a recipe of its own.
         published: By the networks' ids.
         engines: Some of the networks in every engine, which another benchmark has timed.
         presets: Runs of the fast presets, alone on a CPU.
@@ -79,15 +80,20 @@ class Study:
             name: Published(float(row["accuracy"]), row["epochs"], row["how"], row["source"])
             for name, row in rows.items()
         }
-        engines = folder / "engines"
+        engines, found = folder / "engines", folder / "found"
         return cls(
-            Records.read([folder]),
+            Records.read([folder, found] if found.exists() else [folder]),
             published,
             Records.read([engines]) if engines.exists() else None,
             _runs(folder / "presets"),
             _runs(folder / "seeds"),
             [Records.read([one]) for one in sorted(folder.glob("processors/*"))],
         )
+
+    @property
+    def runs(self) -> list[Run]:
+        """All training runs of the networks."""
+        return [*(one.run for one in self.records.runs if one.run is not None), *self.seeds]
 
     @cached_property
     def leaderboard(self) -> Leaderboard:
@@ -238,8 +244,8 @@ def _rows(leaderboard: Leaderboard, most: int = sys.maxsize) -> str:
 
 def _benchmarks(leaderboard: Leaderboard) -> str:
     """Name those that a leaderboard's latencies are of."""
-    names = {str(entry.measurement.benchmark) for entry in leaderboard.entries}
-    return " and ".join(sorted(names))
+    names = sorted({str(entry.measurement.benchmark) for entry in leaderboard.entries})
+    return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
 
 
 def trained(study: Study) -> str:
@@ -248,7 +254,7 @@ def trained(study: Study) -> str:
     for entry in sorted(study.leaderboard.entries, key=lambda one: one.label):
         if entry.variant != "fp32" or entry.threads > 1:
             continue
-        runs = [*entry.group.runs, *(one for one in study.seeds if one.id == entry.label)]
+        runs = [one for one in study.runs if one.id == entry.label]
         tests = [run.test_acc or math.nan for run in runs]
         minutes = statistics.fmean(run.train_seconds or 0.0 for run in runs) / 60
         rows.append(

@@ -131,6 +131,22 @@ def test_what_to_take_with_every_engine_is_of_a_benchmark_of_its_own(study, tmp_
     assert floor.split("|")[-2].strip() == "0.010"
 
 
+def test_what_was_found_since_stands_among_the_study(study, outputs):
+    """With all seeds that were trained, be they timed or not."""
+    run, other = (a_run("found", seed, epochs=7) for seed in (0, 1))
+    record = benchmark([(of_run(run), 0.1)], number=9)
+    found = outputs / "found"
+    keep(found, record)
+    place(found, replace(run, test_acc=93.5), measured(run, record, 93.5))
+    place(found, replace(other, test_acc=94.5))
+    study = tables.Study.read(outputs)  # again
+    assert tables.taken(study).count("| found fp32: 93.50 ± ") == 3
+    assert record.id in tables.taken(study).splitlines()[-1]
+    (row,) = [line for line in tables.trained(study).splitlines() if line.startswith("| found")]
+    cells = [cell.strip() for cell in row.split("|")[2:-1]]
+    assert (cells[0], cells[1], cells[3]) == ("2", "7", "94.00")
+
+
 def test_processors_stand_beside_each_other(study, tmp_path):
     """With what is taken on each; a row that one of them lacks is in no comparison."""
     run = next(one.run for one in study.records.runs if one.run.label == "fast")
