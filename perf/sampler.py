@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import torch
 import yaml
 from optuna.samplers import BaseSampler, RandomSampler
 from torch import nn
@@ -137,18 +138,23 @@ def _sampler(name: str, seed: int, number: int) -> BaseSampler:
 def main() -> None:
     """Print what Optuna's sampler gains over random draws."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    torch.set_num_threads(1)  # more would only wait for each other: sizes need one image
     landscape = Landscape(read())
     latency, time, *errors = (f"{left:.0%}" for left in landscape.left.std(axis=0))
     print(f"left open: {latency} of latency, {time} of training time, {errors[-1]} of errors")
     targets = TARGETS[0]
     print("hours | networks: random, TPE | percent faster for", *targets, end="")
     print(" | points more accurate, at most", *LATENCIES)
-    for hours in HOURS:
-        pairs = []
-        for seed in range(REPEATS):
-            one, other = (drawn(landscape, name, seed) for name in ("random", "tpe"))
+    found: list[list[tuple[list[Network], list[Network]]]] = [[] for _ in HOURS]
+    for seed in range(REPEATS):
+        # What is drawn in the first hour is the same, however many follow.
+        ways = (
+            itertools.tee(drawn(landscape, name, seed), len(HOURS)) for name in ("random", "tpe")
+        )
+        for hours, pairs, one, other in zip(HOURS, found, *ways, strict=True):
             pairs.append((by_halving(one, hours, targets), by_halving(other, hours, targets)))
-        print(f"{hours:g} | {compared(pairs, targets, LATENCIES)}", flush=True)
+    for hours, pairs in zip(HOURS, found, strict=True):
+        print(f"{hours:g} | {compared(pairs, targets, LATENCIES)}")
 
 
 if __name__ == "__main__":

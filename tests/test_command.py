@@ -430,6 +430,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigKeyError
 real = DictConfig.merge_with
 def merge_with(self, *others):
+    DictConfig.merge_with = real  # twice would be a second Ctrl-C
     try:
         disturbed("{signal}")
     except KeyboardInterrupt:

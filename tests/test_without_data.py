@@ -92,7 +92,10 @@ def test_latency_is_measured_and_accuracy_carried_over(again, outputs, call):
     told = ended.out.partition("## Not ranked")[0]
     # Rows have other names where noise tells seeds apart.
     assert re.search(r"Accuracy of .*\bf\w+.* is carried over from: benchmark ", told)
-    assert "is not ranked: accuracy not checked: the run's data are not here" in ended.out
+    # Before that may stand that something else ran beside it.
+    assert re.search(
+        r"is not ranked: .*accuracy not checked: the run's data are not here", ended.out
+    )
     assert "net onnx" not in told
 
 
