@@ -1,6 +1,6 @@
 """Whether Optuna's sampler finds better networks than random draws do, in the same time.
 
-    python -m perf.sampler
+    python -m perf.sampler     # half an hour of one core
 
 Replays searches on a model of networks, as training them would take weeks. Regressions on the
 networks of docs/results/search that were drawn at random tell a network's latency, training time
@@ -49,7 +49,7 @@ class Landscape:
     """
 
     def __init__(self, networks: list[Network]) -> None:
-        rows = np.array([_row(one.settings) for one in networks])
+        rows = np.array([regressors(one.settings) for one in networks])
         known = np.array(
             [
                 [math.log(value) for value in (one.relative, one.images_s, *_errors(one))]
@@ -67,7 +67,7 @@ class Landscape:
         Raises:
             UserError: If it can't be built.
         """
-        row = _row(settings)
+        row = regressors(settings)
         logs = np.array(row) @ self._weights + random.Random(f"{seed} {row}").choice(self.left)
         relative, images_s, *errors = np.exp(logs).tolist()
         return Network(
@@ -79,7 +79,12 @@ def _errors(network: Network) -> list[float]:
     return [100 - accuracy for accuracy in network.accuracies]
 
 
-def _row(settings: Mapping[str, Any]) -> list[float]:
+def regressors(settings: Mapping[str, Any]) -> list[float]:
+    """Describe a network by numbers.
+
+    The last ones are the logarithm of its MACs and the square of that, the logarithm of its
+    parameters, and its convolutions.
+    """
     # Branches are merged before anything is executed.
     network = construct("model", MODEL | dict(settings) | {"branches": None})
     macs = math.log(count_macs(network))

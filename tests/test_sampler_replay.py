@@ -7,13 +7,26 @@ import numpy as np
 import pytest
 
 from cifar_lightning.errors import UserError
-from perf.sampler import SLOWEST, SPACE, Landscape, drawn
+from perf.sampler import SLOWEST, SPACE, Landscape, drawn, regressors
 from perf.search import read
 
 
 @pytest.fixture(scope="module")
 def landscape():
     return Landscape(read())
+
+
+def test_sizes_are_of_the_network_as_it_is_executed():
+    """A convolution a stage, each behind a stride of 2, and a linear layer."""
+    plain = {"channels": [16, 32], "depth": 1, "downsample": "stride", "stem": None}
+    settings = dict(read()[0].settings) | plain | {"whiten": False, "resolution": None}
+    filters, linear = (3 * 16 * 9, 16 * 32 * 9), 32 * 10
+    for branches in (None, True):
+        macs, squared, parameters, convolutions = regressors(settings | {"branches": branches})[-4:]
+        assert math.exp(macs) == pytest.approx(filters[0] * 16**2 + filters[1] * 8**2 + linear)
+        assert squared == macs**2
+        assert sum(filters) + linear < math.exp(parameters) < sum(filters) + linear + 150
+        assert convolutions == 2
 
 
 @pytest.mark.parametrize(
@@ -27,7 +40,7 @@ def test_what_can_not_be_built_is_not_made_up(change, landscape):
 
 
 def test_a_network_is_the_same_whatever_its_settings_without_effect(landscape):
-    """A stem's kernel matters where there is a stem, branches where training is concerned."""
+    """A stem's kernel matters where there is a stem."""
     settings = dict(read()[0].settings) | {"stem": None, "whiten": False, "stem_kernel": 2}
     first, same, other = (
         landscape.network(settings | change, 0)
