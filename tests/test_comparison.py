@@ -16,6 +16,7 @@ from simulated import (
 )
 from test_results import MEASUREMENT, RUN, place
 
+from cifar_lightning.comparison import markdown
 from cifar_lightning.comparison.changes import changes, effect
 from cifar_lightning.comparison.choice import choose
 from cifar_lightning.comparison.collect import compare
@@ -252,6 +253,23 @@ def test_failed_and_unmeasured_runs_are_apart(tmp_path):
     found = compared(tmp_path, (failed,), (a_run("b", epochs=9),))
     assert not found.leaderboards
     assert {row.id for row in found.unranked} == {"a", "b"}
+
+
+@pytest.mark.parametrize("different", [3, markdown.UNRANKED + 3])
+def test_each_row_that_is_not_ranked_is_named_or_counted(different, tmp_path):
+    """Rows of which the same is said, as seeds of one ID, have one line."""
+    failed = replace(a_run("a"), status="failed", error="out of luck")
+    found = compared(tmp_path, (failed,))
+    (row,) = found.unranked
+    others = tuple(replace(row, error=f"reason {number}") for number in range(different))
+    found = replace(found, unranked=(row, *others, row))
+    first, *lines = markdown.unranked_lines(found)
+    assert first == "a is failed: out of luck (2 rows)"
+    assert lines[1] == "a is failed: reason 1"
+    if different == 3:
+        assert len(lines) == 3
+    else:
+        assert (len(lines), lines[-1]) == (markdown.UNRANKED, "4 more, which results.csv lists")
 
 
 def test_the_baseline_is_its_plain_variant(tmp_path):

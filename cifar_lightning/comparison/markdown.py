@@ -1,5 +1,7 @@
 """The report as Markdown and CSV: everything that can be said without plots."""
 
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 
 from cifar_lightning.comparison.collect import Comparison
@@ -9,9 +11,10 @@ from cifar_lightning.comparison.section import SIGNS, Section
 from cifar_lightning.comparison.tables import table
 from cifar_lightning.config.protocols import BENCH
 from cifar_lightning.runs.layout import csv_text
+from cifar_lightning.runs.results import Row
 from cifar_lightning.system import escaping
 
-UNRANKED = 100  # rows that are named
+UNRANKED = 100  # lines of rows that are named
 LEGEND = f"{SIGNS} All columns are in `table.csv` and on the page."
 
 
@@ -107,18 +110,24 @@ def _titled(title: str, lines: Sequence[str]) -> list[str]:
 
 
 def unranked_lines(comparison: Comparison) -> list[str]:
-    """Name each row that is not ranked, and say why."""
-    lines = []
-    for row in comparison.unranked[:UNRANKED]:
-        where = f" {row.variant} on {row.device}" if row.variant else ""
-        status = row.status if row.variant or row.status == "failed" else "not measured"
-        if status in ("ok", "disturbed"):
-            status = "not ranked"
-        why = [row.error] if row.error else []
-        if row.protocol == BENCH and row.lat_mean_ms is not None and row.lat_rel is not None:
-            timed = f"{row.lat_mean_ms:.3f} ms, {row.lat_rel:.3f} of ResNet-8's in the same engine"
-            why.insert(0, f"timed by bench.py: {timed}")
-        lines.append(f"{row.id}{where} is {status}{': ' if why else ''}{'; '.join(why)}")
-    if (more := len(comparison.unranked) - UNRANKED) > 0:
+    """Name each row that is not ranked, and say why; rows of which the same is said are counted."""
+    same = Counter(_unranked(row) for row in comparison.unranked)
+    lines = [
+        line if count == 1 else f"{line} ({count} rows)"
+        for line, count in itertools.islice(same.items(), UNRANKED)
+    ]
+    if more := sum(itertools.islice(same.values(), UNRANKED, None)):
         lines.append(f"{more} more, which results.csv lists")
     return lines
+
+
+def _unranked(row: Row) -> str:
+    where = f" {row.variant} on {row.device}" if row.variant else ""
+    status = row.status if row.variant or row.status == "failed" else "not measured"
+    if status in ("ok", "disturbed"):
+        status = "not ranked"
+    why = [row.error] if row.error else []
+    if row.protocol == BENCH and row.lat_mean_ms is not None and row.lat_rel is not None:
+        timed = f"{row.lat_mean_ms:.3f} ms, {row.lat_rel:.3f} of ResNet-8's in the same engine"
+        why.insert(0, f"timed by bench.py: {timed}")
+    return f"{row.id}{where} is {status}{': ' if why else ''}{'; '.join(why)}"
