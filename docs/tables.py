@@ -60,6 +60,7 @@ class Study:
         records: Of the study, and of networks found since, each with a recipe of its own.
         published: By the networks' ids.
         engines: Some of the networks in every engine, which another benchmark has timed.
+        timm: Networks of timm's, trained for a look.
         presets: Runs of the fast presets, alone on a CPU.
         seeds: Further runs of the networks, of which there are neither weights nor measurements.
         elsewhere: The networks on other processors, a benchmark each.
@@ -68,6 +69,7 @@ class Study:
     records: Records
     published: dict[str, Published]
     engines: Records | None = None
+    timm: Records | None = None
     presets: Sequence[Run] = ()
     seeds: Sequence[Run] = ()
     elsewhere: Sequence[Records] = ()
@@ -80,11 +82,11 @@ class Study:
             name: Published(float(row["accuracy"]), row["epochs"], row["how"], row["source"])
             for name, row in rows.items()
         }
-        engines, found = folder / "engines", folder / "found"
+        found = folder / "found"
         return cls(
             Records.read([folder, found] if found.exists() else [folder]),
             published,
-            Records.read([engines]) if engines.exists() else None,
+            *(_records(folder / name) for name in ("engines", "timm")),
             _runs(folder / "presets"),
             _runs(folder / "seeds"),
             [Records.read([one]) for one in sorted(folder.glob("processors/*"))],
@@ -105,6 +107,10 @@ class Study:
         found = self.published.get(entry.label)
         short = found is not None and entry.accuracy.mean <= found.accuracy - LIMITED
         return found if short else None
+
+
+def _records(outputs: Path) -> Records | None:
+    return Records.read([outputs]) if outputs.exists() else None
 
 
 def _runs(outputs: Path) -> list[Run]:
@@ -182,6 +188,11 @@ def ranked(study: Study) -> str:
 def engines(study: Study) -> str:
     """Draw rows of the networks in every engine, and what its calls take by themselves."""
     return "" if study.engines is None else _rows(_ranked(study.engines), most=LISTED)
+
+
+def timm(study: Study) -> str:
+    """Draw rows of the networks of timm's."""
+    return "" if study.timm is None else _rows(_ranked(study.timm))
 
 
 def processors(study: Study) -> str:
@@ -307,6 +318,7 @@ TABLES = {
     "ranked": ranked,
     "trained": trained,
     "engines": engines,
+    "timm": timm,
     "processors": processors,
     "presets": presets,
 }
