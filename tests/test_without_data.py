@@ -1,13 +1,17 @@
 """Measuring runs whose data, or weights, are not on this machine."""
 
+import pickle
 import re
 import shutil
 from dataclasses import replace
+from hashlib import md5
 
+import numpy as np
 import pytest
-from conftest import TINY, call_once, write_and_read
+from conftest import TINY, call_once, cifar10, pack_archive, write_and_read
 
 from cifar_lightning.benchmark import accuracy, processes, together
+from cifar_lightning.benchmark.data_check import summary
 from cifar_lightning.benchmark.load import load_data
 from cifar_lightning.cli import export
 from cifar_lightning.cli import report as report_command
@@ -292,6 +296,80 @@ def test_what_is_different_about_other_data_is_said(again, outputs, image_folder
     ours, _ = found(folder, "fp32")
     assert ours.carried_over is None
     assert sum(map(sum, ours.confusion)) == 100
+
+
+def packed_images(seed, more=()):
+    """Write a small archive in CIFAR-10's format, as bytes, with three images of each class."""
+    generator = np.random.default_rng(seed)
+    files = {"batches.meta": {"label_names": [f"class {number}" for number in range(10)]}}
+    for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
+        pixels = generator.integers(256, size=(30, 3072), dtype=np.uint8)
+        files[name] = {"data": pixels, "labels": [*range(10)] * 3}
+    pickled = [
+        (f"cifar-10-batches-py/{name}", pickle.dumps(content, protocol=2))
+        for name, content in files.items()
+    ]
+    return pack_archive([*pickled, *more])
+
+
+@pytest.fixture
+def trained_on_an_archive(outputs, tmp_path):
+    """A run's folder and its archive, which is not the original."""
+    folder, root = folders(outputs)[0], tmp_path / "data"
+    root.mkdir()
+    archive = root / "cifar-10-python.tar.gz"
+    archive.write_bytes(packed_images(0))
+    data = cifar10(root, [], md5(archive.read_bytes()).hexdigest())
+    run, images = Run.load(folder), data.images
+    recorded = {key: run.config["data"][key] for key in ("mean", "std", "batch_size", "seed")}
+    recorded |= {
+        "_target_": "cifar_lightning.data.cifar10.CIFAR10DataModule", "name": "rebuilt",
+        "md5": data.md5, "root": str(root), "mirrors": [], "connect_timeout": 1.0,
+        "val_fraction": 0.0, "split_seed": 0, "num_workers": 0, "num_classes": 10,
+        "eval_batch_size": 2,
+    }  # fmt: skip
+    replace(
+        run, config=run.config | {"data": recorded}, data=summary(images),
+        data_fingerprint=images.fingerprint, classes=[*images.classes],
+    ).save(folder)  # fmt: skip
+    return folder, archive
+
+
+def test_an_archive_is_known_by_its_images(trained_on_an_archive, caplog):
+    """Packed in another way it is the same; the original is told from a copy, and can be taken."""
+    folder, archive = trained_on_an_archive
+    expected = load_data(folder, str(archive.parent)).images.fingerprint
+    archive.write_bytes(packed_images(0, [("cifar-10-batches-py/readme.html", b"")]))
+    assert load_data(folder, str(archive.parent)).images.fingerprint == expected
+    archive.write_bytes(packed_images(1))
+    with pytest.raises(UserError) as refused:
+        load_data(folder, str(archive.parent))
+    assert "trained on other data than these" in str(refused.value)
+    assert str(refused.value).endswith("or data_check=false to go on")
+    assert load_data(folder, str(archive.parent), check=False).images.fingerprint != expected
+    assert "trained on other data than these" in caplog.messages[-1]
+    archive.write_bytes(packed_images(0)[:-40])  # not whole
+    with pytest.raises(UserError, match=f"^{archive}: "):
+        load_data(folder, str(archive.parent), check=False)
+
+
+def test_the_original_is_not_downloaded_for_a_run_of_another_archive(
+    trained_on_an_archive, monkeypatch
+):
+    folder, archive = trained_on_an_archive
+    archive.unlink()
+    asked = []
+
+    def download(path, mirrors, md5, timeout):
+        asked.append((len(mirrors), md5))
+        raise UserError("not there")
+
+    monkeypatch.setattr("cifar_lightning.data.cifar10.download_archive", download)
+    for check in (True, False):
+        with pytest.raises(UserError, match="not there"):
+            load_data(folder, str(archive.parent), check=check)
+    original = CIFAR10DataModule.layout.md5
+    assert asked == [(0, original), (3, original)]
 
 
 def test_pixels_that_differ_by_a_decoders_rounding_are_the_same_data(outputs, image_folder, caplog):

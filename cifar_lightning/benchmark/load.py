@@ -198,6 +198,10 @@ def load_data(
             hint = ""
         elif "mirrors" in node:
             node["mirrors"] = []  # they are probably there
+    if "md5" in node:
+        if check and components.configured("data", node, outputs, ["md5"]) != {"md5": node["md5"]}:
+            node["mirrors"] = []  # they have another archive
+        node["md5"] = None  # what there is in the archive is compared below
     try:
         data: ImageDataModule = components.construct("data", node)
         if download:

@@ -3,7 +3,7 @@
 import inspect
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -81,14 +81,25 @@ def of_this_machine(name: str, node: Mapping[str, Any], outputs: Path) -> dict[s
         The node; without the keys that the configuration leaves open.
     """
     keys = {key.partition(".")[2] for key in MACHINE if key.startswith(f"{name}.")}
-    path = _builders(name).get(str(node.get("_target_")))
     kept = {key: value for key, value in node.items() if key not in keys}
+    return kept | configured(name, node, outputs, keys)
+
+
+def configured(
+    name: str, node: Mapping[str, Any], outputs: Path, keys: Collection[str]
+) -> dict[str, Any]:
+    """Read what this machine's configuration says of a component that a record names.
+
+    Returns:
+        The values of ``keys``; without those that it leaves open.
+    """
+    path = _builders(name).get(str(node.get("_target_")))
     if path is None:
-        return kept
+        return {}
     ours = OmegaConf.create({"outputs": str(outputs), "here": read_option(path)}).here
-    return kept | {
+    return {
         key: OmegaConf.to_container(ours[key]) if OmegaConf.is_config(ours[key]) else ours[key]
-        for key in sorted(keys & {str(key) for key in ours})
+        for key in sorted({*keys} & {str(key) for key in ours})
         if not OmegaConf.is_missing(ours, key)
     }
 

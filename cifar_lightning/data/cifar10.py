@@ -33,7 +33,7 @@ class CIFAR10DataModule(ImageDataModule):
     Args:
         root: Folder that holds or will hold the archive, under its own name; or what was unpacked.
         mirrors: URLs of byte-identical archives, tried in turn.
-        md5: Checksum of the archive.
+        md5: Checksum of the archive; null takes any that is there, and downloads the original.
         connect_timeout: Seconds to wait for a connection, and for each piece of the download.
     """
 
@@ -41,7 +41,7 @@ class CIFAR10DataModule(ImageDataModule):
 
     root: str
     mirrors: list[str]
-    md5: str
+    md5: str | None
     connect_timeout: float
 
     @property
@@ -53,7 +53,7 @@ class CIFAR10DataModule(ImageDataModule):
         """What the original archive was unpacked to, where it is not there itself."""
         folder = Path(self.root) / self.layout.folder
         there = not self.archive.exists() and folder.is_dir()
-        return folder if there and self.md5 == self.layout.md5 else None
+        return folder if there and self.md5 in (None, self.layout.md5) else None
 
     def prepare_data(self) -> None:
         """Download the archive where it is not there yet.
@@ -63,7 +63,8 @@ class CIFAR10DataModule(ImageDataModule):
         """
         archive = self.archive
         if not archive.exists() and self.unpacked is None:
-            download_archive(archive, self.mirrors, self.md5, self.connect_timeout)
+            md5 = self.md5 or self.layout.md5
+            download_archive(archive, self.mirrors, md5, self.connect_timeout)
 
     def read(self) -> ImageData:
         """Read the archive, or what was unpacked.
@@ -78,7 +79,7 @@ class CIFAR10DataModule(ImageDataModule):
             found = md5_of(archive)
         except OSError as error:
             raise UserError(f"{archive}: {error.strerror}") from error
-        if found != self.md5:
+        if self.md5 not in (None, found):
             raise UserError(
                 f"{archive}: md5 is {found}, expected {self.md5}; "
                 "delete the file to download it again"
