@@ -59,7 +59,8 @@ class Study:
     Attributes:
         records: Of the study, and of networks found since, each with a recipe of its own.
         published: By the networks' ids.
-        engines: Some of the networks in every engine, which another benchmark has timed.
+        engines: Those that are taken in every engine, which another benchmark has timed.
+        engines_before: More of the networks, by an earlier protocol.
         timm: Networks of timm's, trained for a look.
         presets: Runs of the fast presets, alone on a CPU.
         seeds: Further runs of the networks, of which there are neither weights nor measurements.
@@ -69,6 +70,7 @@ class Study:
     records: Records
     published: dict[str, Published]
     engines: Records | None = None
+    engines_before: Records | None = None
     timm: Records | None = None
     presets: Sequence[Run] = ()
     seeds: Sequence[Run] = ()
@@ -86,10 +88,12 @@ class Study:
         return cls(
             Records.read([folder, found] if found.exists() else [folder]),
             published,
-            *(_records(folder / name) for name in ("engines", "timm")),
-            _runs(folder / "presets"),
-            _runs(folder / "seeds"),
-            [Records.read([one]) for one in sorted(folder.glob("processors/*"))],
+            engines=_records(folder / "engines"),
+            engines_before=_records(folder / "engines-before"),
+            timm=_records(folder / "timm"),
+            presets=_runs(folder / "presets"),
+            seeds=_runs(folder / "seeds"),
+            elsewhere=[Records.read([one]) for one in sorted(folder.glob("processors/*"))],
         )
 
     @property
@@ -187,7 +191,12 @@ def ranked(study: Study) -> str:
 
 def engines(study: Study) -> str:
     """Draw rows of the networks in every engine, and what its calls take by themselves."""
-    return "" if study.engines is None else _rows(_ranked(study.engines), most=LISTED)
+    return "" if study.engines is None else _rows(_ranked(study.engines))
+
+
+def engines_before(study: Study) -> str:
+    """Draw the same of more networks, by an earlier protocol."""
+    return "" if study.engines_before is None else _rows(_ranked(study.engines_before), LISTED)
 
 
 def timm(study: Study) -> str:
@@ -318,6 +327,7 @@ TABLES = {
     "ranked": ranked,
     "trained": trained,
     "engines": engines,
+    "engines_before": engines_before,
     "timm": timm,
     "processors": processors,
     "presets": presets,
