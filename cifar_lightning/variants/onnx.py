@@ -1,4 +1,4 @@
-"""ONNX Runtime in fp32 and int8, and the ONNX export that it runs."""
+"""ONNX Runtime in fp32, and the ONNX export that it runs."""
 
 import io
 import logging
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from functools import cache, partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ from cifar_lightning.variants.context import (
     on_arrays,
 )
 from cifar_lightning.variants.folding import folded_where_traceable
-from cifar_lightning.variants.quantization import quantized
 
 
 def load_onnx(path: str, threads: int) -> Call:
@@ -47,7 +45,6 @@ def load_onnx(path: str, threads: int) -> Call:
 
 
 ONNX = Format(("model.onnx",), load_onnx, ("onnxruntime",))
-INT8 = Format(("model-int8.onnx",), load_onnx, ("onnxruntime",))
 
 
 def use_onnx(variant: VariantContext) -> None:
@@ -55,57 +52,6 @@ def use_onnx(variant: VariantContext) -> None:
     ort = import_onnxruntime(variant.device)
     (path,) = variant.ship(ONNX, partial(export_onnx, variant))
     run_onnx(variant, ort, path)
-
-
-def use_int8(variant: VariantContext) -> None:
-    """Quantize weights and activations after training, for the CPU, with ONNX Runtime.
-
-    Layers are quantized, per channel, with what lies between them, so that nothing turns to fp32
-    and back there. In fp32 stay the first convolution and the last linear layer, which cost less
-    than quantizing what goes in and comes out, and depthwise convolutions: channels before them
-    differ too much for one scale. The reasons are in ``docs/decisions.md``.
-    """
-    quantized(variant)
-    ort = import_onnxruntime(variant.device)
-    (path,) = variant.ship(INT8, partial(_quantize, variant))
-    run_onnx(variant, ort, path)
-
-
-def _quantize(variant: VariantContext, path: Path) -> None:
-    import onnx
-    from onnx.helper import set_model_props
-    from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    folder = variant.folder()
-    export_onnx(variant, folder / "fp32.onnx")
-    feeds = ({"images": batch.numpy()} for batch in variant.calibration().split(64))
-    with silenced():
-        quant_pre_process(folder / "fp32.onnx", folder / "ready.onnx", skip_symbolic_shape=True)
-        ready = onnx.load(folder / "ready.onnx").graph
-        quantization.quantize_static(
-            folder / "ready.onnx",
-            path,
-            SimpleNamespace(get_next=lambda: next(feeds, None)),
-            quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Relu", "MaxPool", "Add", "Gemm"],
-            nodes_to_exclude=_kept_in_fp32(ready),
-            per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-        )
-        model = onnx.load(path)
-        set_model_props(model, dict(variant.metadata))
-        onnx.save(model, path)
-
-
-def _kept_in_fp32(graph: Any) -> list[str]:
-    """Name an ONNX graph's first convolution, the depthwise ones, and the last linear layer."""
-    shapes = {weights.name: weights.dims for weights in graph.initializer}
-    convolutions = [node for node in graph.node if node.op_type == "Conv"]
-    linear = [node for node in graph.node if node.op_type == "Gemm"]
-    depthwise = [node for node in convolutions if shapes[node.input[1]][1] == 1]
-    return [node.name for node in (*convolutions[:1], *depthwise, *linear[-1:])]
 
 
 def import_onnxruntime(device: torch.device) -> Any:
