@@ -59,7 +59,7 @@ class Study:
     Attributes:
         records: Of the study, and of networks found since, each with a recipe of its own.
         published: By the networks' ids.
-        engines: Those that are taken in every engine, which another benchmark has timed.
+        engines: Those that are taken in further engines, which another benchmark has timed.
         engines_before: More of the networks, by an earlier protocol.
         timm: Networks of timm's, trained for a look.
         presets: Runs of the fast presets, alone on a CPU.
@@ -132,8 +132,8 @@ def taken(study: Study) -> str:
             len({entry.label for entry in one.entries}) for one in (every, study.leaderboard)
         )
         some = f", {number} of the networks" if number < all_of else ""
-        ways[f"with every engine{some}"] = every
-        lines.append(f"; with every engine in {_benchmarks(every)}")
+        ways[f"with further engines{some}"] = every
+        lines.append(f"; with further engines in {_benchmarks(every)}")
     rows = []
     for least in NEEDED:
         cells = [f"at least {least} %"]
@@ -190,7 +190,7 @@ def ranked(study: Study) -> str:
 
 
 def engines(study: Study) -> str:
-    """Draw rows of the networks in every engine, and what its calls take by themselves."""
+    """Draw rows of networks in further engines, and what its calls take by themselves."""
     return "" if study.engines is None else _rows(_ranked(study.engines))
 
 

@@ -115,16 +115,16 @@ def test_what_to_take_eager_and_with_an_engine(study):
     assert tables.taken(study).endswith(f"\nTimed in benchmark {benchmark}.\n")
 
 
-def test_what_to_take_with_every_engine_is_of_a_benchmark_of_its_own(study, tmp_path):
+def test_what_to_take_with_further_engines_is_of_a_benchmark_of_its_own(study, tmp_path):
     run = a_run("new")
     record = benchmark([(of_run(run, variant="ncnn"), 0.1)], number=5)
     keep(tmp_path, record)
     place(tmp_path, run, replace(measured(run, record, 93, variant="ncnn"), floor_ms=0.01))
     study = replace(study, engines=Records.read([tmp_path]))
     header, _, *rows, _, told = tables.taken(study).splitlines()
-    assert "| with every engine, 1 of the networks " in header
+    assert "| with further engines, 1 of the networks " in header
     assert all("| new ncnn: 93.00 ± " in row for row in rows)
-    assert told.endswith(f"; with every engine in {record.id}.")
+    assert told.endswith(f"; with further engines in {record.id}.")
     drawn = tables.engines(study)
     assert f"Benchmark {record.id}." in drawn
     (floor,) = [line for line in drawn.splitlines() if line.startswith("| ncnn ")]
