@@ -198,12 +198,14 @@ def load_data(
             hint = ""
         elif "mirrors" in node:
             node["mirrors"] = []  # they are probably there
-    if "md5" in node:
-        if check and components.configured("data", node, outputs, ["md5"]) != {"md5": node["md5"]}:
-            node["mirrors"] = []  # they have another archive
-        node["md5"] = None  # what there is in the archive is compared below
+    if "md5" in node:  # of what the mirrors have, which may be another archive than the run's
+        served = components.configured("data", node, outputs, ["md5"]).get("md5", node["md5"])
+        if check and served != node["md5"]:
+            node["mirrors"] = []
+        node["md5"] = served
     try:
         data: ImageDataModule = components.construct("data", node)
+        data.known_by_images()
         if download:
             data.prepare_data()
         other = difference(run, data.images)

@@ -8,7 +8,7 @@ import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,7 +33,7 @@ class CIFAR10DataModule(ImageDataModule):
     Args:
         root: Folder that holds or will hold the archive, under its own name; or what was unpacked.
         mirrors: URLs of byte-identical archives, tried in turn.
-        md5: Checksum of the archive; null takes any that is there, and downloads the original.
+        md5: Checksum of the archive.
         connect_timeout: Seconds to wait for a connection, and for each piece of the download.
     """
 
@@ -41,8 +41,9 @@ class CIFAR10DataModule(ImageDataModule):
 
     root: str
     mirrors: list[str]
-    md5: str | None
+    md5: str
     connect_timeout: float
+    any_archive: bool = field(init=False, default=False)  # whatever its checksum
 
     @property
     def archive(self) -> Path:
@@ -53,7 +54,7 @@ class CIFAR10DataModule(ImageDataModule):
         """What the original archive was unpacked to, where it is not there itself."""
         folder = Path(self.root) / self.layout.folder
         there = not self.archive.exists() and folder.is_dir()
-        return folder if there and self.md5 in (None, self.layout.md5) else None
+        return folder if there and self.md5 == self.layout.md5 else None
 
     def prepare_data(self) -> None:
         """Download the archive where it is not there yet.
@@ -63,8 +64,10 @@ class CIFAR10DataModule(ImageDataModule):
         """
         archive = self.archive
         if not archive.exists() and self.unpacked is None:
-            md5 = self.md5 or self.layout.md5
-            download_archive(archive, self.mirrors, md5, self.connect_timeout)
+            download_archive(archive, self.mirrors, self.md5, self.connect_timeout)
+
+    def known_by_images(self) -> None:
+        self.any_archive = True
 
     def read(self) -> ImageData:
         """Read the archive, or what was unpacked.
@@ -79,7 +82,7 @@ class CIFAR10DataModule(ImageDataModule):
             found = md5_of(archive)
         except OSError as error:
             raise UserError(f"{archive}: {error.strerror}") from error
-        if self.md5 not in (None, found):
+        if found != self.md5 and not self.any_archive:
             raise UserError(
                 f"{archive}: md5 is {found}, expected {self.md5}; "
                 "delete the file to download it again"

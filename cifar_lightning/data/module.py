@@ -80,6 +80,9 @@ class ImageDataModule(LightningDataModule, ABC):
         """Read the data set, in each process."""
         _ = self.images
 
+    def known_by_images(self) -> None:
+        """Read what is there, whatever the checksum of its files: the caller compares images."""
+
     @abstractmethod
     def read(self) -> ImageData:
         """Read the whole data set into memory."""
